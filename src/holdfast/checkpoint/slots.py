@@ -1,0 +1,168 @@
+"""The hand-over of a state from the trainer to the archiver and back: memory that outlives either.
+
+A slot is a memfd made by the shim. Its first page is a header of 64-bit words; after it come chunks, each starting on
+a page boundary and padded with zeros to one (so that they can be written with O_DIRECT straight from here), and last
+the table: UTF-8 JSON that says what lies where.
+
+Who may touch a slot is told by its `state` word alone, and every transition has one writer:
+
+    FREE ──rank──► WRITING ──rank──► SEALED ──archiver──► FREE          a save
+    FREE ──archiver──► FILLING ──archiver──► RESTORED ──rank──► FREE    a restore
+
+So any process may die at any moment: a WRITING slot of a dead rank is torn and is taken over by its successor, a
+SEALED one belongs to the archiver whoever that is by then, a FILLING one to the archiver's successor. Doorbells
+(eventfds) only save the other side from polling; losing a ring loses nothing.
+
+Standard library only: both ends use it.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+PAGE = 4096
+HEADER_BYTES = PAGE
+MAGIC = 0x31544F4C_53464C48  # b"HLFSLOT1", little endian
+SLOTS_PER_RANK = 3
+TABLE_VERSION = 1
+_MESSAGE_AT = 2048  # UTF-8 text of a failure, NUL-terminated, to the end of the header page
+
+
+class State(IntEnum):
+    """Who owns the slot; see the module's diagram."""
+
+    FREE = 0
+    WRITING = 1
+    SEALED = 2
+    FILLING = 3
+    RESTORED = 4
+
+
+class Result(IntEnum):
+    """What became of the save that the slot last held."""
+
+    NONE = 0
+    COMMITTED = 1
+    FAILED = 2
+
+
+_WORDS = {
+    "magic": 0,
+    "state": 1,
+    "sequence": 2,  # of the save it holds; rises by one with each save of a rank
+    "step": 3,
+    "term": 4,
+    "table_offset": 5,
+    "table_bytes": 6,
+    "used_bytes": 7,  # header, chunks and table
+    "result": 8,  # written by the archiver before it frees the slot
+    "result_sequence": 9,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotSet:
+    """What the shim hands out for one rank: file descriptors, owned by the receiver."""
+
+    rank: int
+    to_archiver: int  # eventfd: the rank rings it after sealing
+    to_rank: int  # eventfd: the archiver rings it after freeing or filling
+    slots: tuple[int, ...]  # memfds
+
+    def fds(self) -> list[int]:
+        """In the order in which they travel over a socket."""
+        return [self.to_archiver, self.to_rank, *self.slots]
+
+    @classmethod
+    def of(cls, rank: int, fds: list[int]) -> SlotSet:
+        """The inverse of `fds`."""
+        return cls(rank=rank, to_archiver=fds[0], to_rank=fds[1], slots=tuple(fds[2:]))
+
+
+def align(offset: int, to: int = PAGE) -> int:
+    """The next multiple of `to` at or after `offset`, in bytes."""
+    return -(-offset // to) * to
+
+
+class Slot:
+    """One mapped slot. `view` is the whole mapping, header included, as writable bytes."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Map the memfd; an empty one gets its header page. The descriptor stays the caller's."""
+        self.descriptor = descriptor
+        if os.fstat(descriptor).st_size < HEADER_BYTES:
+            os.ftruncate(descriptor, HEADER_BYTES)
+        self._map_now()
+        if self.get("magic") != MAGIC:
+            self.set(state=State.FREE, magic=MAGIC)
+
+    def _map_now(self) -> None:
+        self._map = mmap.mmap(self.descriptor, os.fstat(self.descriptor).st_size)
+        self.view = memoryview(self._map)
+        self._words = self.view[:HEADER_BYTES].cast("Q")
+
+    def refresh(self) -> None:
+        """Map again if the other side has grown the slot since. Nobody may hold a slice of `view` then."""
+        if os.fstat(self.descriptor).st_size != len(self.view):
+            self.close()
+            self._map_now()
+
+    def reserve(self, size_bytes: int) -> None:
+        """Grow to at least `size_bytes` and fault the pages in. Raises OSError (ENOSPC, ENOMEM) when there is no room.
+
+        Only the owner calls it, and it never shrinks. Nobody may hold a slice of `view`.
+        """
+        size = align(size_bytes)
+        if size > os.fstat(self.descriptor).st_size:
+            os.posix_fallocate(self.descriptor, 0, size)
+            self.close()
+            self._map_now()
+
+    def get(self, name: str) -> int:
+        """The header word called `name`."""
+        return self._words[_WORDS[name]]
+
+    def set(self, **words: int) -> None:
+        """Store each word in the order given: put `state` last."""
+        for name, value in words.items():
+            self._words[_WORDS[name]] = value
+
+    @property
+    def state(self) -> State:
+        """The owner, now."""
+        return State(self.get("state"))
+
+    def write_table(self, table: dict[str, Any], offset: int) -> None:
+        """Put the table at `offset`, which the owner has reserved room behind, and say so in the header."""
+        raw = json.dumps(table, separators=(",", ":"), allow_nan=False).encode()
+        self.reserve(offset + len(raw))
+        self.view[offset : offset + len(raw)] = raw
+        self.set(table_offset=offset, table_bytes=len(raw), used_bytes=offset + len(raw))
+
+    def read_table(self) -> dict[str, Any]:
+        """The table of a SEALED or RESTORED slot. Raises ValueError when it is not JSON of this version."""
+        start = self.get("table_offset")
+        table = json.loads(bytes(self.view[start : start + self.get("table_bytes")]))
+        if not isinstance(table, dict) or table.get("version") != TABLE_VERSION:
+            raise ValueError(f"slot table version {table.get('version') if isinstance(table, dict) else table!r}")
+        return table
+
+    def write_message(self, text: str) -> None:
+        """Why the last save failed, cut to what the header page holds."""
+        raw = text.encode()[: HEADER_BYTES - _MESSAGE_AT - 1] + b"\0"
+        self.view[_MESSAGE_AT : _MESSAGE_AT + len(raw)] = raw
+
+    def read_message(self) -> str:
+        """The text left by `write_message`, or an empty one."""
+        return bytes(self.view[_MESSAGE_AT:HEADER_BYTES]).split(b"\0", 1)[0].decode(errors="replace")
+
+    def close(self) -> None:
+        """Unmap; the memory lives on while anyone holds its descriptor."""
+        self._words.release()
+        self.view.release()
+        self._map.close()

@@ -1,0 +1,85 @@
+"""Every error that reaches a person: one sentence with the values, and a hint of one thing to do.
+
+    HoldfastError                1   a bug, or something nobody foresaw
+    ├── UsageError               2   the command line is off
+    ├── RunFileError             3   the run file is wrong
+    ├── RunNotFound              2   no run of that name here
+    ├── HostUnreachable         10
+    ├── LeaseHeld               11   the run is live elsewhere
+    ├── NoValidCheckpoint       12
+    ├── BudgetSpent             13   restarts used up, or no progress between them
+    └── StoreRefused            14
+
+`STOPPED_WITH_CHECKPOINT` (75, EX_TEMPFAIL) and `INTERRUPTED` (130) are exit codes without an error: nothing failed.
+"""
+
+from __future__ import annotations
+
+STOPPED_WITH_CHECKPOINT = 75
+INTERRUPTED = 130
+
+
+class HoldfastError(Exception):
+    """Base of all. `hint` is one thing the reader can do, or empty."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(HoldfastError):
+    """The call itself is wrong: an argument, a name, a combination."""
+
+    exit_code = 2
+
+
+class RunFileError(HoldfastError):
+    """The run file says something that cannot be."""
+
+    exit_code = 3
+
+
+class RunNotFound(UsageError):
+    """No run of that name on this machine."""
+
+    def __init__(self, run: str, *, near: str = "") -> None:
+        said = f"; did you mean {near!r}?" if near else ""
+        super().__init__(f"no run named {run!r}{said}", hint="holdfast ps --all lists every run")
+
+
+class LeaseHeld(HoldfastError):
+    """Another live process holds this run directory."""
+
+    exit_code = 11
+
+    def __init__(self, directory: str, pid: int) -> None:
+        super().__init__(
+            f"{directory} is in use by process {pid}", hint=f"holdfast attach, or stop process {pid} first"
+        )
+        self.pid = pid
+
+
+class NoValidCheckpoint(HoldfastError):
+    """Every candidate failed verification; nothing was loaded."""
+
+    exit_code = 12
+
+    def __init__(self, run: str, tried: int, *, why: str = "") -> None:
+        super().__init__(
+            f"run {run!r} has no valid checkpoint: {tried} tried, {tried} damaged{': ' + why if why else ''}",
+            hint=f"holdfast ckpt verify {run}",
+        )
+
+
+class BudgetSpent(HoldfastError):
+    """The run was restarted as often as its `restart` table allows."""
+
+    exit_code = 13
+
+
+class StoreRefused(HoldfastError):
+    """A checkpoint could not be written where it should go."""
+
+    exit_code = 14

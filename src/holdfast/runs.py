@@ -1,0 +1,136 @@
+"""Where runs live and what lies where inside one; finding a run by its name.
+
+Standard library only: the trainer side uses it too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from holdfast.errors import RunNotFound
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """The folder of one run; every path in it that somebody needs has its name here."""
+
+    root: Path
+
+    @property
+    def id(self) -> str:
+        """The run id: the folder's own name."""
+        return self.root.name
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plan.json"
+
+    @property
+    def spec(self) -> Path:
+        return self.root / "holdfast.yaml"
+
+    @property
+    def journal(self) -> Path:
+        return self.root / "journal.jsonl"
+
+    @property
+    def code(self) -> Path:
+        return self.root / "code"
+
+    @property
+    def output(self) -> Path:
+        return self.root / "output.log"
+
+    @property
+    def records(self) -> Path:
+        return self.root / "records"
+
+    @property
+    def archiver_log(self) -> Path:
+        return self.root / "archiver.jsonl"
+
+    @property
+    def shim_log(self) -> Path:
+        return self.root / "shim.jsonl"
+
+    @property
+    def node_log(self) -> Path:
+        return self.root / "node.log"
+
+    @property
+    def stacks(self) -> Path:
+        return self.root / "stacks"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The default checkpoint folder; `plan.checkpoint.dir` is the one in use."""
+        return self.root / "checkpoints"
+
+    @property
+    def lib(self) -> Path:
+        return self.root / "lib"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def runtime(self) -> Path:
+        """Sockets and pages: a short path of our own, since a socket's path ends at 108 bytes."""
+        return runtime_home() / hashlib.blake2b(str(self.root.resolve()).encode(), digest_size=8).hexdigest()
+
+
+def home() -> Path:
+    """`$HOLDFAST_HOME`, by default ~/.holdfast."""
+    return Path(os.environ.get("HOLDFAST_HOME") or Path.home() / ".holdfast")
+
+
+def runtime_home() -> Path:
+    """`$XDG_RUNTIME_DIR/holdfast` where that is a folder of ours, else /tmp/holdfast-<uid>. Not created here."""
+    given = os.environ.get("XDG_RUNTIME_DIR")
+    if given and _is_ours(Path(given)):
+        return Path(given) / "holdfast"
+    return Path(tempfile.gettempdir()) / f"holdfast-{os.getuid()}"
+
+
+def make_runtime(run: RunDir) -> Path:
+    """Create the runtime directory, 0700. Raises PermissionError when somebody else made it before us."""
+    for folder in (runtime_home(), run.runtime, run.runtime / "pages"):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_ours(folder):
+            raise PermissionError(f"{folder} belongs to another user")
+    return run.runtime
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+
+
+def every() -> Iterator[RunDir]:
+    """All runs under `home()`, in order of their names."""
+    folder = home() / "runs"
+    if folder.is_dir():
+        yield from (RunDir(entry) for entry in sorted(folder.iterdir()) if (entry / "plan.json").is_file())
+
+
+def find(name: str) -> RunDir:
+    """The run called `name`, or at that path. Raises RunNotFound, with the nearest name."""
+    by_path = Path(name)
+    if "/" in name and (by_path / "plan.json").is_file():
+        return RunDir(by_path.resolve())
+    known = {run.id: run for run in every()}
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
+    raise RunNotFound(name, near=near[0] if near else "")
