@@ -2,7 +2,7 @@
 
 Pure: whoever calls reads the files and hands over the environment.
 
-    spec = load([Source("holdfast.yaml", text)], overrides=["restart.max_restarts=5"], env=["EPOCHS=3"], environ=os.environ)
+    spec = load([Source("holdfast.yaml", text)], overrides=["restart.max_restarts=5"], environ=os.environ)
 """
 
 from __future__ import annotations

@@ -19,10 +19,10 @@ def merge(under: Table, over: Table) -> Table:
     """Both tables, key by key; where both have one, tables merge and everything else is replaced."""
     entries = dict(under.entries)
     for key, entry in over.entries.items():
-        below = entries.get(key)
-        if below is not None and isinstance(below.value, Table) and isinstance(entry.value, Table):
-            entry = Entry(entry.key_at, merge(below.value, entry.value))
-        entries[key] = entry
+        below, value = entries.get(key), entry.value
+        if below is not None and isinstance(below.value, Table) and isinstance(value, Table):
+            value = merge(below.value, value)
+        entries[key] = Entry(entry.key_at, value)
     return Table(over.at if over.entries else under.at, entries)
 
 

@@ -23,10 +23,11 @@ ELSEWHERE: Mapping[str, str] = {
     "command": "run", "cmd": "run", "entrypoint": "run", "script": "run",
     "python": "environment.python", "image": "environment.image", "conda": "environment.conda",
     "infra": "resources.infra", "accelerators": "resources.accelerators", "gpus": "resources.accelerators",
-    "nodes": "num_nodes", "session_limit": "segment", "timeout": "max_duration",
-    "stop_grace": "stop_grace_period", "job_recovery": "restart", "retry": "restart", "max_retries": "restart.max_restarts",
-    "max_restarts": "restart.max_restarts", "mounts": "file_mounts", "volumes": "file_mounts", "max_size": "logs.keep",
-    "working_dir": "workdir", "save_every": "checkpoint.every", "keep_last": "checkpoint.keep.last",
+    "nodes": "num_nodes", "working_dir": "workdir", "mounts": "file_mounts", "volumes": "file_mounts",
+    "session_limit": "segment", "timeout": "max_duration", "stop_grace": "stop_grace_period",
+    "job_recovery": "restart", "retry": "restart",
+    "max_retries": "restart.max_restarts", "max_restarts": "restart.max_restarts",
+    "save_every": "checkpoint.every", "keep_last": "checkpoint.keep.last", "max_size": "logs.keep",
 }  # fmt: skip
 
 _EXPECTED = {

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from pathlib import PurePosixPath
 from string import Formatter
 from typing import Annotated, Any
 
@@ -82,6 +81,7 @@ def found(value: object) -> str:
 _NUMBER, _UNIT = r"\d+(\.\d+)?", r"(B|[kKMGTP]B|[KMGTP]iB)"
 _DURATION = rf"(\s*{_NUMBER}\s*(w|d|h|m|s|ms))+"
 _TRIGGER = rf"\d+\s*(steps?|epochs?)|{_DURATION}( if \d+\s*steps?)?"
+TRIGGER_SCHEMA = {"type": "string", "pattern": f"^(auto|{_TRIGGER})$"}
 
 Duration = Annotated[
     float,
@@ -209,16 +209,6 @@ def _fits(name: str, spec: str) -> bool:
 def references(text: str) -> list[str]:
     """The names of every `${name}` in a value."""
     return _REFERENCE.findall(text)
-
-
-def expand(text: str, values: Mapping[str, str]) -> str:
-    """`text` with every `${name}` replaced. Raises KeyError for a name without a value."""
-    return _REFERENCE.sub(lambda match: values[match[1]], text)
-
-
-def is_absolute(path: str) -> bool:
-    """Whether a path as written needs no folder to stand on."""
-    return path.startswith("~") or PurePosixPath(path).is_absolute()
 
 
 _PLAIN = {"type": "string"}

@@ -15,9 +15,10 @@ from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.scalarstring import LiteralScalarString
 
 from holdfast.spec import combine, explain, support
-from holdfast.spec.document import Items, Node, Table, parse
+from holdfast.spec.document import Items, Node, Scalar, Table, parse
 from holdfast.spec.fields import references
 from holdfast.spec.mistakes import Ledger, RunFileMistakes, Source, Span, quote, whole
 from holdfast.spec.run_file import Spec
@@ -25,7 +26,6 @@ from holdfast.spec.supply import supply
 
 # fields in which ${name}, ${run} and ${VARIABLE} of envs are replaced; shell text is never touched
 EXPANDED = (("workdir",), ("checkpoint", "dir"), ("environment", "python"))
-_COMMANDS = (("run",), ("setup",))
 
 
 def load(
@@ -59,11 +59,13 @@ def load(
 
 def dump(spec: Spec) -> str:
     """The run file of `spec` in YAML: what was given and nothing else. Loading it gives the same spec."""
-    writer, text = YAML(typ="safe", pure=True), io.StringIO()
-    writer.default_flow_style = False
+    given = spec.model_dump(mode="json", exclude_unset=True)
+    for key in ("setup", "run"):
+        if "\n" in (given.get(key) or ""):
+            given[key] = LiteralScalarString(given[key])
+    writer, text = YAML(typ="rt", pure=True), io.StringIO()
     writer.width = 4096
-    writer.sort_base_mapping_type_on_output = False
-    writer.dump(spec.model_dump(mode="json", exclude_unset=True), text)
+    writer.dump(given, text)
     return text.getvalue()
 
 
@@ -104,17 +106,21 @@ def _given(source: Source, key: str, words: Sequence[str], *, alone: bool) -> Ta
 
 def _validated(root: Table, ledger: Ledger) -> Spec:
     """The spec; where something is wrong, the spec of what is left, for the checks that follow."""
-    data, first = combine.values(root), True
-    while True:
-        try:
-            return Spec.model_validate(data)
-        except ValidationError as error:
-            errors = error.errors(include_url=False)
-        if first:
-            explain.note(errors, root, ledger)
-        first = False
-        for each in errors:
-            _leave_out(data, each["type"], each["loc"])
+    data = combine.values(root)
+    spec, errors = _attempt(data)
+    explain.note(errors, root, ledger)
+    while spec is None:
+        for error in errors:
+            _leave_out(data, error["type"], error["loc"])
+        spec, errors = _attempt(data)
+    return spec
+
+
+def _attempt(data: dict[str, Any]) -> tuple[Spec | None, Sequence[Any]]:
+    try:
+        return Spec.model_validate(data), ()
+    except ValidationError as error:
+        return None, error.errors(include_url=False)
 
 
 def _leave_out(data: dict[str, Any], kind: str, path: Sequence[Any]) -> None:
@@ -122,27 +128,27 @@ def _leave_out(data: dict[str, Any], kind: str, path: Sequence[Any]) -> None:
     path = path[:-1] if kind == "missing" else path
     if not path:
         data["run"] = "true"
-    parent: dict[str, Any] = data
-    last, inner = "", data
+    parent, last = data, ""
+    inner: Any = data
     for step in path:
         if isinstance(inner, dict) and step in inner:
-            parent, last, inner = inner, step, inner[step]
+            parent, last = inner, step
         elif not isinstance(inner, list) or not isinstance(step, int):
             break
-        else:
-            inner = inner[step]
+        inner = inner[step]
     parent.pop(last, None)
 
 
 def _check(spec: Spec, root: Table, ledger: Ledger) -> None:
-    for path, sentence in support.refused(spec):
-        _, key_at = combine.lookup(root, path.split("."))
-        ledger.add(sentence, key_at, hint=support.INSTEAD.get(path, "remove it"))
+    for refused, sentence in support.refused(spec):
+        _, key_at = combine.lookup(root, refused.split("."))
+        ledger.add(sentence, key_at, hint=support.INSTEAD.get(refused, "remove it"))
     known = {"name", "run", *spec.envs}
     for path in EXPANDED:
         node, _ = combine.lookup(root, path)
-        text = getattr(node, "text", "")
-        for word in references(text) if node is not None else ():
+        if not isinstance(node, Scalar):
+            continue
+        for word in references(node.text):
             if word not in known:
-                where = explain.dotted(path)
-                ledger.add(f"{where}: ${{{word}}} has no value", node.at, hint=f"known: {', '.join(sorted(known))}")
+                message = f"{explain.dotted(path)}: ${{{word}}} has no value"
+                ledger.add(message, node.at, hint=f"known: {', '.join(sorted(known))}")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
-from holdfast.spec.fields import AutoDuration, Command, Duration, Keepalive, Path, Section, Text, found, wrong
+from holdfast.spec.fields import Command, Duration, Keepalive, Path, Section, Text, found, wrong
 from holdfast.spec.mistakes import quote
 
 _KINDS = ("ssh", "slurm", "k8s")

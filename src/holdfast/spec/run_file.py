@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, PlainValidator, Strict, WithJsonSchema
+from pydantic import Field, PlainSerializer, PlainValidator, Strict, WithJsonSchema
 
 from holdfast.spec.fields import Command, Duration, Name, Path, Section, Signal, Text, check_command, found, wrong
 from holdfast.spec.places import Environment, Link, Resources, SecretRecipe
@@ -25,6 +25,7 @@ def _read_run(value: object) -> str | tuple[str, ...]:
 Run = Annotated[
     str | tuple[str, ...],
     PlainValidator(_read_run),
+    PlainSerializer(lambda run: run if isinstance(run, str) else list(run)),
     WithJsonSchema(
         {
             "anyOf": [

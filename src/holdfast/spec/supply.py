@@ -53,8 +53,7 @@ def _with_env(
     for name, (value, source) in options.items():
         if value is None and name not in environ:
             ledger.add(f"{name} is not in the environment", _name_of(source, name), hint=f"--env {name}=VALUE")
-            value = ""
-        text = environ[name] if value is None else value
+        text = environ.get(name, "") if value is None else value
         root = combine.merge(root, combine.nest(source, ["envs", name], combine.scalar(source, text)))
     for name, entry in _table(root, "envs").items():
         if not _is_null(entry.value):
@@ -64,8 +63,7 @@ def _with_env(
                 f"envs.{name} is null, so it must come from the caller", entry.key_at, hint=f"--env {name}=VALUE"
             )
         text = environ.get(name, "")
-        supplied = Table(entry.key_at, {name: Entry(entry.key_at, combine.scalar(Source("environment", ""), text))})
-        root = combine.merge(root, Table(root.at, {"envs": Entry(entry.key_at, supplied)}))
+        root = _put(root, "envs", name, Entry(entry.key_at, combine.scalar(Source("environment", ""), text)))
     return root
 
 
@@ -87,9 +85,7 @@ def _with_secrets(
         elif not isinstance(entry.value, Table):
             message = f"secrets.{name}: a secret must not stand in a file or an option"
             ledger.add(message, entry.value.at, hint=f"{name}: null, or {{command: …}}, or {{file: …}}")
-            null = combine.scalar(Source("", ""), "")
-            entry = Entry(entry.key_at, Scalar(null.at, "null"))
-            root = combine.merge(root, Table(root.at, {"secrets": Entry(entry.key_at, Table(root.at, {name: entry}))}))
+            root = _put(root, "secrets", name, Entry(entry.key_at, Scalar(entry.value.at, "null")))
     return root
 
 
@@ -109,6 +105,10 @@ def _flat(node: Node) -> list[Scalar]:
         return [scalar for item in node.items for scalar in _flat(item)]
     recipe = {"command", "file"}
     return [scalar for key, entry in node.entries.items() if key not in recipe for scalar in _flat(entry.value)]
+
+
+def _put(root: Table, table: str, name: str, entry: Entry) -> Table:
+    return combine.merge(root, Table(root.at, {table: Entry(entry.key_at, Table(root.at, {name: entry}))}))
 
 
 def _table(root: Table, key: str) -> dict[str, Entry]:

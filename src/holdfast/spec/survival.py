@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, Strict, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Strict, WithJsonSchema, model_validator
 
+from holdfast import units
 from holdfast.spec.fields import (
+    TRIGGER_SCHEMA,
     AutoDuration,
     Cadence,
     CheckpointName,
@@ -25,33 +27,48 @@ from holdfast.spec.fields import (
     wrong,
 )
 
+# how `lifecycle` classifies the end of an attempt that nobody asked for
 ExitClass = Literal[
-    "bug",
-    "config",
-    "host_oom",
-    "cuda_oom",
-    "cuda_error",
-    "gpu_fault",
-    "nccl",
-    "disk_full",
-    "hang",
-    "killed",
-    "crashed",
-    "preempted",
-    "lost",
-    "unknown",
-]
+    "killed", "host_oom", "cuda_oom", "cuda_error", "nccl_error", "hang", "preempted", "code_error", "import_error",
+    "disk_full", "segfault", "bus_error", "abort", "cannot_start", "lost", "unknown",
+]  # fmt: skip
 
 
-def _alone(value: object) -> object:
-    """`15m` is short for `[15m]`; `auto` for no trigger of one's own."""
+def _read_every(value: object) -> object:
+    """`15m` is short for `[15m]`; `auto` stands alone and is held as no trigger of one's own."""
     if value == "auto":
-        return []
+        return ()
+    if value == []:
+        raise wrong("no trigger is given", "auto, or at least one: [15m, 1000 steps]")
     return [value] if isinstance(value, str) else value
+
+
+def _one_of_each(every: tuple[units.Trigger, ...]) -> tuple[units.Trigger, ...]:
+    for unit in ("steps", "seconds", "epochs"):
+        alike = [units.write_trigger(each) for each in every if getattr(each, unit) and each.if_steps is None]
+        if len(alike) > 1:
+            raise wrong(
+                f"{' and '.join(alike)} are of one kind; only the first to come would count", "keep one of them"
+            )
+    return every
+
+
+def _write_every(every: tuple[units.Trigger, ...]) -> str | list[str]:
+    return [units.write_trigger(each) for each in every] or "auto"
 
 
 def _url_alone(value: object) -> object:
     return {"url": value} if isinstance(value, str) else value
+
+
+Every = Annotated[
+    tuple[Trigger, ...],
+    BeforeValidator(_read_every),
+    AfterValidator(_one_of_each),
+    PlainSerializer(_write_every),
+    Strict(False),
+    WithJsonSchema({"anyOf": [TRIGGER_SCHEMA, {"type": "array", "items": TRIGGER_SCHEMA, "minItems": 1}]}),
+]
 
 
 class Best(Section):
@@ -87,14 +104,14 @@ class Checkpoint(Section):
     """When state is saved, where, and how long it is kept."""
 
     dir: Path | None = Field(None, description="folder; the run's own when not given", examples=["/data/ckpt/${run}"])
-    every: Annotated[tuple[Trigger, ...], BeforeValidator(_alone), Strict(False)] = Field(
+    every: Every = Field(
         (),
         description="when to save, whichever comes first; auto chooses the interval that costs least",
         examples=["[15m, 1000 steps, 1 epoch]", "[900s if 1 step, 60s if 1000 steps]"],
     )
     memory: Cadence = Field("auto", description="cadence of the copies in memory", examples=["1 step"])
     memory_dir: Path | None = Field(
-        None, description="files there in place of memory of our own", examples=["/dev/shm/hf"]
+        None, description="files there in place of memory of our own", examples=["/mnt/ram/${run}"]
     )
     max_overhead: Ratio = Field(0.03, description="share of the time that saving may take with `every: auto`")
     timeout: Duration = Field(1800.0, description="a save that takes longer has failed")
