@@ -155,9 +155,10 @@ class Plan:
         if raw.get("digest") and raw["digest"] != digest(raw):
             raise HoldfastError("plan.json was changed after the run was made", hint="start a new run instead")
         try:
-            return _record(cls, raw)
+            plan: Plan = _record(cls, raw)
         except (TypeError, AttributeError) as error:
             raise HoldfastError(f"plan.json is damaged: {error}") from error
+        return plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,7 +214,7 @@ def path_of(written: str, spec: Spec, facts: Facts) -> str:
         "name": spec.name or facts.name,
         "run": facts.run,
     }
-    path = _REFERENCE.sub(lambda match: known[match[1]], written)
+    path = _REFERENCE.sub(lambda match: known.get(match[1], match[0]), written)
     if path == "~" or path.startswith("~/"):
         path = facts.home + path[1:]
     return posixpath.normpath(posixpath.join(facts.base, path))
@@ -248,7 +249,9 @@ def _checkpoint(spec: Spec, facts: Facts) -> CheckpointPlan:
         max_overhead_ratio=given.max_overhead,
         timeout_s=given.timeout,
         name=given.name,
-        keep=Keep(last=given.keep.last, best=best and Best(metric=best.metric, mode=best.mode, count=best.count)),
+        keep=Keep(
+            last=given.keep.last, best=Best(metric=best.metric, mode=best.mode, count=best.count) if best else None
+        ),
     )
 
 
