@@ -48,9 +48,9 @@ def default_name(spec: Spec, base: Path, *, from_file: bool) -> str:
     return next((name for name in fitting if name), "run")
 
 
-def check(order: Order, name: str) -> None:
-    """Refuse what could never start, before anything is made. Raises UsageError, RunFileError."""
-    facts = facts_of(order, name, RunDir(runs.home() / "runs" / name))
+def preview(order: Order, name: str) -> Plan:
+    """The plan that `create` would make now, and nothing made. Raises UsageError, RunFileError for what cannot start."""
+    facts = facts_of(order, name, RunDir(_folder() / (order.id or next_id(name))))
     workdir = Path(path_of(order.spec.workdir, order.spec, facts))
     if not workdir.is_dir():
         raise RunFileError(f"workdir {workdir} is not a folder")
@@ -68,6 +68,7 @@ def check(order: Order, name: str) -> None:
             f"{plan.checkpoint.dir} holds the checkpoints of another run",
             hint="put ${run} into checkpoint.dir, or continue that run with holdfast resume",
         )
+    return plan
 
 
 def facts_of(order: Order, name: str, run: RunDir) -> Facts:
@@ -97,7 +98,7 @@ def next_id(name: str) -> str:
 def create(order: Order, name: str, record: Callable[[RunDir, Plan], None]) -> tuple[RunDir, Plan]:
     """Make the run; `record` writes the first journal line. Leaves nothing behind when it fails.
 
-    Raises UsageError when the home cannot be written or `order.id` is taken, and what `check` and the snapshot raise.
+    Raises UsageError when the home cannot be written or `order.id` is taken, and what the snapshot raises.
     """
     run = _claim(order.id or name, exactly=order.id is not None)
     try:

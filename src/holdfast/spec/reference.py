@@ -23,8 +23,8 @@ _HEAD = """# The run file
   `${VARIABLE}` of `envs` are replaced in `workdir`, `checkpoint.dir` and `environment.python`, and nowhere else: `run`
   and `setup` go to `bash -c` (`sh` where there is no bash) untouched. A `run` that is a list goes without any shell.
 - **Several files** (`-f a.yaml -f b.yaml`) are merged key by key, later ones over earlier ones; `--set a.b=c` goes over
-  files. `--env K=V`, `--env K`, `--secret K=V` and `--secret K` give variables and secrets (`K` alone: from the caller's
-  environment).
+  files. `--env K=V`, `--env K`, `--secret K=V` and `--secret K` give variables and secrets (`K` alone: from the
+  caller's environment).
 - **null** as an environment variable or secret means that the caller must give it.
 - **Code**: each run gets a snapshot of `workdir`. `.gitignore` and `.holdfastignore` are honoured at every level; in
   `.holdfastignore` a line `!data/` takes back what `.gitignore` leaves out. `.git`, `__pycache__` and virtual
@@ -33,7 +33,8 @@ _HEAD = """# The run file
 - **Environment**: the caller's is inherited. Recorded, and so the same after a reboot, are `envs` and the few variables
   that choose programs, libraries and devices (PATH, CONDA_PREFIX, CUDA_VISIBLE_DEVICES, …); secrets never.
 
-A field marked *later* is part of the schema already and is refused with "not supported yet" unless it holds its default.
+A field marked *later* is part of the schema already, and is refused with "not supported yet" unless it holds its
+default.
 """
 
 
