@@ -49,7 +49,7 @@ def default_name(spec: Spec, base: Path, *, from_file: bool) -> str:
 
 
 def preview(order: Order, name: str) -> Plan:
-    """The plan that `create` would make now, and nothing made. Raises UsageError, RunFileError for what cannot start."""
+    """The plan that `create` would make now. Raises UsageError, RunFileError for what could never start."""
     facts = facts_of(order, name, RunDir(_folder() / (order.id or next_id(name))))
     workdir = Path(path_of(order.spec.workdir, order.spec, facts))
     if not workdir.is_dir():

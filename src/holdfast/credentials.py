@@ -16,20 +16,20 @@ class SecretUnavailable(HoldfastError):
     """A secret could not be fetched; what the command or file said is not shown."""
 
 
-def fetch(recipes: Mapping[str, Mapping[str, str]], *, shell: str) -> dict[str, str]:
+def fetch(recipes: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """The value of each recipe (`{command}` or `{file}`). Raises SecretUnavailable.
 
     A command's standard error goes to the caller's, so that a password prompt can be seen; its output does not.
     """
     return {
-        name: _from_command(name, recipe["command"], shell) if "command" in recipe else _from_file(name, recipe["file"])
+        name: _from_command(name, recipe["command"]) if "command" in recipe else _from_file(name, recipe["file"])
         for name, recipe in recipes.items()
     }
 
 
-def _from_command(name: str, command: str, shell: str) -> str:
+def _from_command(name: str, command: str) -> str:
     try:
-        done = subprocess.run([shell, "-c", command], stdout=subprocess.PIPE, timeout=_TIMEOUT_S, check=False)
+        done = subprocess.run(["sh", "-c", command], stdout=subprocess.PIPE, timeout=_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SecretUnavailable(f"secret {name}: its command did not end: {type(error).__name__}") from error
     if done.returncode != 0:

@@ -65,7 +65,8 @@ def _restarts(restart: RestartPlan) -> str:
         return "none"
     rules = f"; {len(restart.rules)} rules before that" if restart.rules else ""
     return (
-        f"{restart.policy}; {restart.max_restarts} at most, {restart.window_restarts} in {show_duration(restart.window_s)}, "
+        f"{restart.policy}; {restart.max_restarts} at most, "
+        f"{restart.window_restarts} in {show_duration(restart.window_s)}, "
         f"{restart.max_no_progress} without progress; pause {show_duration(restart.backoff_initial_s)} "
         f"to {show_duration(restart.backoff_max_s)}{rules}"
     )

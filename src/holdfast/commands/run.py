@@ -102,8 +102,7 @@ def secret_values(spec: Spec, plan: Plan, given: Sequence[str], environ: Mapping
     """The value of every secret: from --secret, from the environment, or fetched. Raises SecretUnavailable."""
     from holdfast import credentials
 
-    shell = next(iter(plan.argv if isinstance(spec.run, str) else plan.setup), "/bin/sh")
-    values = credentials.fetch(plan.secret_recipes, shell=shell)
+    values = credentials.fetch(plan.secret_recipes)
     said = {name: value for name, equals, value in (option.partition("=") for option in given) if equals}
     for name in spec.secrets:
         if name not in values:

@@ -26,6 +26,7 @@ MAX_NODES = 20_000
 _INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
 _OCTAL_OR_HEX = re.compile(r"0o[0-7]{1,20}|0x[0-9a-fA-F]{1,16}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]{1,18}|[0-9]{1,18}(\.[0-9]{0,18})?)([eE][-+]?[0-9]{1,3})?")
+_SECRETS = re.compile(r".*\bsecrets\b[\"']?\s*[:.]")
 _CONSTANTS: dict[str, Any] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
     **dict.fromkeys(("true", "True", "TRUE"), True),
@@ -89,18 +90,39 @@ class _StopReadingError(Exception):
 def parse(source: Source, ledger: Ledger, *, skip: int = 0) -> Node | None:
     """The tree of `source` from character `skip` on; None when there is none, or when it cannot be read (then the
     ledger says why)."""
+    ledger.unread, before = True, ledger.unread
     if len(source.text.encode("utf-8", "replace")) > MAX_BYTES:
         ledger.add(f"{source.name} is bigger than {show_size(MAX_BYTES)}, which no run file is")
         return None
     try:
-        return _Builder(source, ledger, skip).build(YAML(typ="safe", pure=True).parse(source.text[skip:]))
+        tree = _Builder(source, ledger, skip).build(YAML(typ="safe", pure=True).parse(source.text[skip:]))
     except _StopReadingError:
-        return None
+        pass  # the ledger says why
     except MarkedYAMLError as error:
         ledger.add(*_said(source, error, skip))
     except (YAMLError, ValueError, OverflowError) as error:
         ledger.add(f"{source.name} is not YAML: {quote(' '.join(str(error).split()), 120)}")
+    else:
+        ledger.unread = before
+        return tree
+    ledger.hidden += _secret_lines(source)
     return None
+
+
+def _secret_lines(source: Source) -> list[Span]:
+    """What may be secrets in a text that could not be read: values on the line of `secrets:` and those below it."""
+    found, depth = [], None
+    for number, line in enumerate(source.text.split("\n")):
+        indent = len(line) - len(line.lstrip())
+        if opened := _SECRETS.match(line):
+            depth = indent
+            found.append(Span(source, number, opened.end(), number, len(line)))
+        elif depth is not None and line.strip():
+            if indent <= depth and line[indent] not in "-}]":
+                depth = None
+                continue
+            found.append(Span(source, number, line.find(":") + 1, number, len(line)))
+    return found
 
 
 class _Builder:

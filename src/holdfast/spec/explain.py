@@ -11,7 +11,7 @@ from typing import Any
 from holdfast.spec.combine import lookup
 from holdfast.spec.document import Node, Table
 from holdfast.spec.fields import WRONG, found
-from holdfast.spec.mistakes import Ledger, Mistake, Span, nearest, quote
+from holdfast.spec.mistakes import Ledger, Mistake, Span, nearest, quote, whole
 from holdfast.spec.run_file import Spec
 from holdfast.spec.shape import choices, field_at, fields_of, section_at
 
@@ -66,11 +66,8 @@ def _mistake(error: Mapping[str, Any], path: Path, root: Table) -> Mistake:
     if error["type"] == "extra_forbidden":
         return _unknown(path, key_at)
     if error["type"] == "missing":
-        return Mistake(
-            message=f"{dotted(path)} is missing",
-            at=key_at or (node.at if node is not None and path[:-1] else None),
-            example=example(path),
-        )
+        parent = node.at if node is not None and path[:-1] else whole(root.at.source)
+        return Mistake(message=f"{dotted(path)} is missing", at=key_at or parent, example=example(path))
     said, hint = _said(error, path)
     return Mistake(message=f"{dotted(path)}: {said}", at=_spot(node, key_at), hint=hint, example=example(path))
 
@@ -101,6 +98,7 @@ def _unknown(path: Path, key_at: Span | None) -> Mistake:
 def _said(error: Mapping[str, Any], path: Path) -> tuple[str, str]:
     """(sentence, hint) of an error of a value."""
     kind, context, value = str(error["type"]), error.get("ctx", {}), error.get("input")
+    value = ... if path[0] == "secrets" else value
     if kind == WRONG:
         return context["said"], context["hint"]
     if kind == "literal_error":
@@ -131,7 +129,8 @@ def example(path: Sequence[str | int]) -> str:
     """`key: value` as one would write it; empty where the schema has none."""
     field = field_at(Spec, path)
     keys = [step for step in path if isinstance(step, str)]
-    if field is None or not keys:
+    parent = path[: len(path) - 1 - [*reversed(path)].index(keys[-1])] if keys else ()
+    if field is None or not keys or fields_of(section_at(Spec, parent) or Spec).get(keys[-1]) is not field:
         return ""
     shown = field.examples[0] if field.examples else default_text(Spec, path)
     return f"{keys[-1]}: {shown}" if shown else ""

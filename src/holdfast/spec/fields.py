@@ -51,7 +51,8 @@ def _reads(parse: Callable[[str], Any], what: str, hint: str, words: tuple[str, 
         try:
             return parse(value)
         except units.BadQuantity as error:
-            raise wrong(f"{error}; expected {what}", error.hint) from error
+            expected = "" if what in str(error) else f"; expected {what}"
+            raise wrong(f"{error}{expected}", error.hint) from error
 
     return PlainValidator(read)
 
@@ -75,7 +76,7 @@ def found(value: object) -> str:
         return f"the number {value}"
     if isinstance(value, str):
         return f"the text {quote(value)}"
-    return "a list" if isinstance(value, list) else "a table"
+    return "a list" if isinstance(value, list) else "a table" if isinstance(value, dict) else "something else"
 
 
 _NUMBER, _UNIT = r"\d+(\.\d+)?", r"(B|[kKMGTP]B|[KMGTP]iB)"

@@ -78,6 +78,7 @@ def _combined(sources: Sequence[Source], overrides: Sequence[str], ledger: Ledge
             root = combine.merge(root, tree)
         elif tree is not None and getattr(tree, "value", "") is not None:
             ledger.add("a run file is a table of key: value", tree.at, example="run: python train.py")
+            ledger.unread = True
     for option in overrides:
         tree = _override(Source("--set", option), ledger)
         root = combine.merge(root, tree) if tree is not None else root
@@ -108,7 +109,7 @@ def _validated(root: Table, ledger: Ledger) -> Spec:
     """The spec; where something is wrong, the spec of what is left, for the checks that follow."""
     data = combine.values(root)
     spec, errors = _attempt(data)
-    explain.note(errors, root, ledger)
+    explain.note([error for error in errors if not (ledger.unread and error["type"] == "missing")], root, ledger)
     while spec is None:
         for error in errors:
             _leave_out(data, error["type"], error["loc"])

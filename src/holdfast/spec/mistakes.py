@@ -59,6 +59,7 @@ class Ledger:
 
     found: list[Mistake] = field(default_factory=list)
     hidden: list[Span] = field(default_factory=list)
+    unread: bool = False  # a text could not be read to its end, so what seems missing may be in it
 
     def add(self, message: str, at: Span | None = None, *, hint: str = "", example: str = "") -> None:
         """Note one more."""

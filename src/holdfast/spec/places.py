@@ -74,5 +74,5 @@ class SecretRecipe(Section):
     @model_validator(mode="after")
     def _one_of_both(self) -> SecretRecipe:
         if (self.command is None) == (self.file is None):
-            raise wrong("a secret comes from exactly one of command and file", "{command: pass s3}")
+            raise wrong("a secret comes from exactly one of command and file", "{command: pass s3} or {file: ~/.s3}")
         return self

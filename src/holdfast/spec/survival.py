@@ -161,7 +161,7 @@ class Rule(Section):
     @model_validator(mode="after")
     def _one_condition(self) -> Rule:
         if sum((self.exit_class is not None, bool(self.exit_codes), self.pattern is not None)) != 1:
-            raise wrong("a rule needs exactly one of class, exit_codes and pattern", "{class: cuda_oom, action: stop}")
+            raise wrong("a rule needs exactly one of class, exit_codes and pattern")
         return self
 
 
