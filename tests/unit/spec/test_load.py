@@ -170,7 +170,8 @@ def test_defaults_of_what_is_not_built_may_be_written_out() -> None:
     "num_nodes: 2", "resources: {infra: slurm/gpu}", "environment: {uv: .}", "environment: {image: 'docker://x'}",
     "link: {keepalive: 15x3}", "checkpoint: {memory: off}", "checkpoint: {keep: {every: 1 epoch}}", "segment: 4h",
     "checkpoint: {every: 900s if 1 step}", "watch: {interval: 2s}", "tracking: {mlflow: 'http://x'}",
-    "publish: mlflow:d", "notify: [{url: $X}]", "react: [{when: a, do: b}]", "alerts: [{name: a, when: b}]", "file_mounts: {/a: /b}",
+    "publish: mlflow:d", "notify: [{url: $X}]", "react: [{when: a, do: b}]",
+    "alerts: [{name: a, when: b}]", "file_mounts: {/a: /b}",
 ])  # fmt: skip
 def test_what_is_not_built_is_refused_and_never_ignored(line: str) -> None:
     assert "not supported yet" in refused(f"run: a\n{line}")
