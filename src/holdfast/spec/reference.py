@@ -12,6 +12,7 @@ from holdfast.spec.run_file import Spec
 from holdfast.spec.shape import choices, fields_of, section_in, walk
 from holdfast.spec.support import is_supported
 
+SHORT_FORMS = frozenset({"mirror", "publish"})  # tables that may be given as one text
 _HEAD = """# The run file
 
 `holdfast.yaml`: YAML 1.2, without tags, anchors or duplicate keys; only `run` is required. This page is printed by
@@ -41,7 +42,23 @@ default.
 def json_schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of the run file."""
     made = Spec.model_json_schema(by_alias=True)
+    inner = (section_in(field.annotation) for _, field in walk(Spec))
+    sections: set[type[Section]] = {Spec, *(section for section in inner if section is not None)}
+    for section in sections:
+        _as_written(section, made if section is Spec else made["$defs"][section.__name__])
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made, "title": "holdfast run file"}
+
+
+def _as_written(section: type[Section], schema: dict[str, Any]) -> None:
+    """Defaults as one writes them (`30m`, not 1800), no titles that repeat the key, the short forms let in."""
+    defaults = section.model_construct().model_dump(mode="json", warnings=False)
+    for key, field in fields_of(section).items():
+        described = schema["properties"][key]
+        described.pop("title", None)
+        if not field.is_required():
+            described["default"] = defaults[key]
+        if key in SHORT_FORMS:
+            described["anyOf"].append({"type": "string"})
 
 
 def markdown() -> str:
