@@ -40,12 +40,12 @@ def _cgroup_files(pid: int | str) -> list[Path]:
         for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers == "":
-                roots, name = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"), "memory.events"
+                places = [("/sys/fs/cgroup", "memory.events"), ("/sys/fs/cgroup/unified", "memory.events")]
             elif "memory" in controllers.split(","):
-                roots, name = ("/sys/fs/cgroup/memory",), "memory.oom_control"
+                places = [("/sys/fs/cgroup/memory", "memory.oom_control")]
             else:
                 continue
-            found += [Path(root + path) / name for root in roots] + [Path(root) / name for root in roots]
+            found += [Path(at) / name for root, name in places for at in (root + path, root)]
     return found
 
 

@@ -28,9 +28,9 @@ class Tail:
             except FileNotFoundError:
                 return
             whole = raw[: raw.rfind(b"\n") + 1]
-            if not whole:
+            if not whole and len(raw) < CHUNK_BYTES:
                 return
-            self._offset += len(whole)
+            self._offset += len(whole) or len(raw)  # a line longer than a chunk is nobody's record
             yield from _objects(line for line in whole.splitlines() if self._word in line)
 
 
