@@ -16,7 +16,7 @@ def test_replace_leaves_only_the_new_contents(tmp_path: Path) -> None:
     fsio.replace(tmp_path / "a", b"new")
 
     assert (tmp_path / "a").read_bytes() == b"new"
-    assert os.listdir(tmp_path) == ["a"]
+    assert fsio.DISK.list(tmp_path) == ["a"]
 
 
 def test_create_refuses_to_replace_and_leaves_no_trace(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_create_refuses_to_replace_and_leaves_no_trace(tmp_path: Path) -> None:
         fsio.create(tmp_path / "a", b"second")
 
     assert (tmp_path / "a").read_bytes() == b"first"
-    assert os.listdir(tmp_path) == ["a"]
+    assert fsio.DISK.list(tmp_path) == ["a"]
 
 
 def test_files_are_private(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_rename_without_replace_also_where_the_kernel_lacks_it(tmp_path: Path, m
         fsio.create(tmp_path / "a", b"second")
 
     assert (tmp_path / "a").read_bytes() == b"first"
-    assert os.listdir(tmp_path) == ["a"]
+    assert fsio.DISK.list(tmp_path) == ["a"]
 
 
 def test_uncached_append_takes_aligned_and_unaligned_parts(tmp_path: Path) -> None:
