@@ -43,7 +43,7 @@ _HEAD: Mapping[str, Callable[[Any], bool]] = {
     "epoch": is_count,
     "time_s": _is_number,
     "reason": _is_text(10_000),
-    "metrics": lambda value: isinstance(value, dict) and all(_is_number(one) for one in value.values()),
+    "metrics": lambda value: isinstance(value, dict),
     "final": lambda value: isinstance(value, bool),
     "state": lambda value: isinstance(value, dict),
 }
@@ -56,6 +56,11 @@ _TENSOR: Mapping[str, Callable[[Any], bool]] = {
     "offset": is_count,
     "bytes": is_count,
 }
+
+
+def numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    """Those metrics that can be compared."""
+    return {name: float(value) for name, value in metrics.items() if _is_number(value)}
 
 
 def check_head(table: dict[str, Any], what: str) -> None:
