@@ -25,9 +25,8 @@ def retain(into: Folder, keep: Keep) -> list[CheckpointInfo]:
     kept = choose(judged, keep)
     doomed = [info for info in live if info.position not in kept]
     lost = _beyond_use(found, judged)
-    for one in (*doomed, *lost):
-        if one.path is not None:
-            into.disk.remove(one.path)
+    for path in [info.path for info in doomed] + [one.path for one in lost if one.path is not None]:
+        into.disk.remove(path)
     if doomed or lost:
         into.disk.sync_folder(manifest.folder(into.root))
     sweep(into)

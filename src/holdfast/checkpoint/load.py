@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Union
+from typing import Any, Literal, TypeAlias
 
 from holdfast.checkpoint import folder, manifest, pack, survey
 from holdfast.checkpoint.canonical import Damaged
@@ -19,26 +19,14 @@ from holdfast.checkpoint.lineage import Position
 from holdfast.checkpoint.manifest import Manifest
 from holdfast.checkpoint.slots import HEADER_BYTES, Slot, align
 from holdfast.checkpoint.survey import CheckpointInfo, Survey, Unreadable
-from holdfast.errors import NoValidCheckpoint
+from holdfast.errors import NoValidCheckpoint, StoreRefused
 from holdfast.fsio import DISK, Disk, File, get
 
 __all__ = ["CheckpointInfo", "Chosen", "Want", "checkpoints", "choose", "fill", "problems", "read", "verify"]
 
 
-class AtStep(TypedDict):
-    """The checkpoint of a step, live or aside; of several the newest."""
-
-    step: int
-
-
-class AtPosition(TypedDict):
-    """Exactly that checkpoint."""
-
-    term: int
-    sequence: int
-
-
-Want = Union[Literal["newest", "nothing"], AtStep, AtPosition, dict[str, int]]
+# {"step": N}: that step's checkpoint, live before aside, then the newest. {"term": T, "sequence": S}: exactly that one.
+Want: TypeAlias = Literal["newest", "nothing"] | dict[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +59,15 @@ def verify(root: Path, info: CheckpointInfo, disk: Disk = DISK) -> list[str]:
         found = read(info, disk)
     except (Damaged, OSError, OverflowError) as error:
         return [str(error)]
-    said = []
-    for index in range(len(found.packs)):
-        try:
-            _check_pack(root, disk, found, index, {})
-        except (Damaged, OSError) as error:
-            said.append(str(error))
-    return said
+    return [problem for index in range(len(found.packs)) for problem in _pack_problems(root, disk, found, index)]
+
+
+def _pack_problems(root: Path, disk: Disk, found: Manifest, index: int) -> list[str]:
+    try:
+        _check_pack(root, disk, found, index, {})
+    except (Damaged, OSError) as error:
+        return [str(error)]
+    return []
 
 
 def choose(
@@ -113,17 +103,18 @@ def _candidates(found: Survey, want: Want) -> Iterator[CheckpointInfo | Unreadab
     if want == "nothing":
         return
     if isinstance(want, dict):
-        asked = [info for info in reversed(found.checkpoints) if _is_asked(info, dict(want))]
+        asked = [info for info in reversed(found.checkpoints) if _is_asked(info, want)]
         yield from sorted(asked, key=lambda info: not info.live)
         return
+    every: list[CheckpointInfo | Unreadable] = [*found.checkpoints, *found.unreadable]
     by_position: dict[Position, list[CheckpointInfo | Unreadable]] = {}
-    for one in (*found.checkpoints, *found.unreadable):
+    for one in every:
         by_position.setdefault(one.position, []).append(one)
     for position in reversed(found.line()):
         yield from by_position[position]
 
 
-def _is_asked(info: CheckpointInfo, want: dict[str, Any]) -> bool:
+def _is_asked(info: CheckpointInfo, want: dict[str, int]) -> bool:
     if "step" in want:
         return info.step == want["step"]
     return (info.term, info.sequence) == (want.get("term"), want.get("sequence"))
@@ -138,8 +129,8 @@ def _named(one: CheckpointInfo | Unreadable) -> str:
 def fill(root: Path, info: CheckpointInfo, rank: int, slot: Slot, *, whole: bool, disk: Disk = DISK) -> None:
     """Put rank `rank`'s part of a checkpoint into `slot`, chunks and table, verified. The states are the caller's.
 
-    whole: check the packs of all ranks on the way, not only those this rank needs. Raises Damaged; OSError, also when
-    the slot cannot grow.
+    whole: check the packs of all ranks on the way, not only those this rank needs. Raises Damaged, OSError, and
+    StoreRefused when the slot cannot grow.
     """
     found = read(info, disk)
     if rank >= len(found.ranks):
@@ -147,18 +138,25 @@ def fill(root: Path, info: CheckpointInfo, rank: int, slot: Slot, *, whole: bool
     part = found.ranks[rank]
     chunks, end = _places(part["chunks"])
     table = {**part["table"], "chunks": chunks}
-    slot.reserve(end + len(json.dumps(table)))
-    for index in range(len(found.packs)):
-        with ExitStack() as views:
-            sinks = _Sinks()
-            for stored, placed in zip(part["chunks"], chunks, strict=True):
-                if stored["pack"] == index:
-                    at = placed["offset"]
-                    sinks.add(stored["offset"], views.enter_context(slot.view[at : at + align(stored["bytes"])]))
-            if whole or sinks.first:
-                _check_pack(root, disk, found, index, sinks.first)
-                sinks.copy()
+    _reserve(slot, end + len(json.dumps(table)))
+    with ExitStack() as views:
+        sinks = [_Sinks() for _ in found.packs]
+        for stored, placed in zip(part["chunks"], chunks, strict=True):
+            at = placed["offset"]
+            view = views.enter_context(slot.view[at : at + align(stored["bytes"])])
+            sinks[stored["pack"]].add(stored["offset"], view)
+        for index, into in enumerate(sinks):
+            if whole or into.first:
+                _check_pack(root, disk, found, index, into.first)
+                into.copy()
     slot.write_table(table, end)
+
+
+def _reserve(slot: Slot, size_bytes: int) -> None:
+    try:
+        slot.reserve(size_bytes)
+    except OSError as error:
+        raise StoreRefused(f"there is no memory for a slot of {size_bytes} bytes: {error.strerror}") from error
 
 
 class _Sinks:
@@ -206,8 +204,7 @@ def _matching_layout(file: File, found: Manifest, index: int) -> pack.Layout:
         raise Damaged(f"pack {entry.name[:12]} has {file.size()} bytes instead of {entry.size_bytes}")
     layout = pack.read_layout(file, entry.name)
     records = {record.offset: (record.id, record.raw_bytes) for record in layout.records}
-    for part in found.ranks:
-        for chunk in part["chunks"]:
-            if chunk["pack"] == index and records.get(chunk["offset"]) != (chunk["id"], chunk["bytes"]):
-                raise Damaged(f"pack {entry.name[:12]} holds another chunk at offset {chunk['offset']} than asked for")
+    for chunk in found.chunks_by_pack[index]:
+        if records.get(chunk["offset"]) != (chunk["id"], chunk["bytes"]):
+            raise Damaged(f"pack {entry.name[:12]} holds another chunk at offset {chunk['offset']} than asked for")
     return layout

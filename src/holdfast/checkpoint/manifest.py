@@ -72,6 +72,15 @@ class Manifest:
             }
         )
 
+    @cached_property
+    def chunks_by_pack(self) -> list[list[dict[str, Any]]]:
+        """For each of `packs` the chunks of all ranks that lie in it."""
+        found: list[list[dict[str, Any]]] = [[] for _ in self.packs]
+        for part in self.ranks:
+            for chunk in part["chunks"]:
+                found[chunk["pack"]].append(chunk)
+        return found
+
     @property
     def file_name(self) -> str:
         """Under `manifests/`."""
