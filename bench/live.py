@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,11 @@ class LiveRun:
     id: str
     dir: Path
     home: Path
-    folder: RunDir = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "folder", RunDir(self.dir))
+    @property
+    def folder(self) -> RunDir:
+        """Where in it everything lies."""
+        return RunDir(self.dir)
 
     def call(self, verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`holdfast VERB RUN …`, its output captured."""

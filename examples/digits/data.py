@@ -1,4 +1,4 @@
-"""Handwritten digits: 1797 real scans of 8 x 8 pixels that come inside scikit-learn, augmented at random in the loader's workers."""
+"""Handwritten digits: 1797 real scans that come inside scikit-learn, augmented at random in the loader's workers."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def main() -> None:
         val_loss, accuracy = evaluate(model, validation)
         run.log(val_loss=val_loss, accuracy=accuracy)  # *
         print(
-            f"epoch {epoch + 1} of {given.epochs}, step {run.step}: loss {loss:.4f}, validation {val_loss:.4f}, accuracy {accuracy:.4f}"
+            f"epoch {epoch + 1} of {given.epochs}: loss {loss:.4f}, validation {val_loss:.4f}, accuracy {accuracy:.4f}"
         )
     print(f"final weights sha256 {weights_sha256(model)}")
 
