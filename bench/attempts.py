@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 
@@ -57,7 +58,7 @@ class Recovery:
 def recoveries(found: list[Attempt]) -> Iterator[Recovery]:
     """One for each attempt after the first that completed a step."""
     stepped = [attempt for attempt in found if attempt.steps]
-    for before, after in zip(stepped, stepped[1:], strict=False):
+    for before, after in pairwise(stepped):
         yield Recovery(before.last_step, after.from_step, after.times_s[0])
 
 

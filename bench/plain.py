@@ -38,7 +38,6 @@ class Loop:
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> subprocess.Popen[str]:
-        """Begin, or begin again, as `while ! python train.py; do :; done` would."""
         self.process = subprocess.Popen(
             [sys.executable, str(SCRIPT), "--epochs", str(self.epochs), "--every", str(EVERY), "--out", str(self.folder)],
             env=environment(self.folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
