@@ -200,9 +200,8 @@ def report(out: Path, peace: Training, killed: Training, kills: list[Kill], dama
     data.print(f"  uninterrupted  {peace.weights or 'none'}", highlight=False)
     data.print(f"  killed         {killed.weights or 'none'}", highlight=False)
     data.print("  [bold green]equal[/]" if equal else "  [bold red]DIFFERENT[/]")
-    data.print(
-        f"\nLook closer: HOLDFAST_HOME={out / 'home'} {Path(sys.executable).parent / 'holdfast'} explain {killed.run.id}"
-    )
+    program = Path(sys.executable).parent / "holdfast"
+    data.print(f"\nLook closer: HOLDFAST_HOME={out / 'home'} {program} explain {killed.run.id}", soft_wrap=True)
     return equal and trainers >= 3 and peace.exit_code == killed.exit_code == 0
 
 

@@ -1,4 +1,4 @@
-"""What the same kills do to a loop that uses plain `torch.save`: newest file wins, written straight to its final name."""
+"""What the same kills do to a loop with plain `torch.save`: newest file wins, written straight to its final name."""
 
 from __future__ import annotations
 
@@ -38,8 +38,10 @@ class Loop:
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> subprocess.Popen[str]:
+        """Begin, or begin again where the newest file says."""
+        options = ("--epochs", str(self.epochs), "--every", str(EVERY), "--out", str(self.folder))
         self.process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), "--epochs", str(self.epochs), "--every", str(EVERY), "--out", str(self.folder)],
+            [sys.executable, str(SCRIPT), *options],
             env=environment(self.folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         return self.process

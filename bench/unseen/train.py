@@ -61,9 +61,9 @@ def main() -> None:
     run = holdfast.Run(model=model, optimizer=optimizer, scheduler=scheduler, loader=loader)
     for points, labels in run.steps(loader, epochs=EPOCHS):
         mix = float(np.random.beta(0.4, 0.4))
-        points = mix * points + (1 - mix) * points.flip(0)
+        mixed = mix * points + (1 - mix) * points.flip(0)
         soft = mix * nn.functional.one_hot(labels, 2) + (1 - mix) * nn.functional.one_hot(labels.flip(0), 2)
-        loss = nn.functional.cross_entropy(model(points), soft.float()) * random.uniform(0.9, 1.1)
+        loss = nn.functional.cross_entropy(model(mixed), soft.float()) * random.uniform(0.9, 1.1)
         (loss / ACCUMULATE).backward()
         step = run.step + 1
         if step % ACCUMULATE == 0:
@@ -71,7 +71,7 @@ def main() -> None:
             scheduler.step()
             optimizer.zero_grad()
         run.log(loss=loss)
-        print(f"step {step} loss {loss.item()!r}")
+        print(f"step {step} loss {loss.item()!r}\n", end="")  # one write, so that a kill leaves no half line
         if step % 31 == 0:
             run.save(reason="in the middle")
 
