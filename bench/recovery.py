@@ -112,7 +112,9 @@ def holdfast(folder: Path, width: int) -> float:
     """Under `holdfast run`."""
     steps = Steps(folder / "steps")
     command = [sys.executable, *script("holdfast", steps, "--width", str(width))]
-    run = live.start(folder, "--set", f"checkpoint.every={EVERY} steps", "--", *command, home=folder / "home")
+    code = folder / "code"  # a snapshot is taken of it: the runs must not lie inside
+    code.mkdir()
+    run = live.start(code, "--set", f"checkpoint.every={EVERY} steps", "--", *command, home=folder / "home")
     try:
 
         def kill() -> None:
