@@ -78,6 +78,7 @@ def test_every_page_below_docs_can_be_reached_from_the_readme() -> None:
     seen, waiting = set(), [ROOT / "README.md"]
     while waiting:
         page = waiting.pop()
+        waiting += page.glob("*.md") if page.is_dir() else []
         if page in seen or page.suffix != ".md" or not page.exists():
             continue
         seen.add(page)
