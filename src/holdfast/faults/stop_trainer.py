@@ -1,0 +1,45 @@
+"""SIGSTOP of the trainer: it hangs without dying.
+
+A watchdog that is to restart within a minute must do so. Any other is not waited for: after five seconds SIGCONT
+follows, and training must go on as if nothing had been.
+"""
+
+from __future__ import annotations
+
+from signal import SIGCONT, SIGSTOP
+
+from holdfast.events import HangDetected
+from holdfast.faults.base import Look, Target, Undo, Verdict, restarted, trains
+from holdfast.process import send_signal
+
+NAME = "stop_trainer"
+SAYS = "SIGSTOP of the trainer; the watchdog restarts it, or it goes on after SIGCONT"
+
+_HOLD_S = 5.0
+_SHORT_S = 60.0
+
+
+def inject(target: Target) -> Undo:
+    """Stop it; undo lets it continue, unless the watchdog has replaced it."""
+    watchdog = target.plan()["watchdog"]
+    allowed_s = watchdog.get("progress_s")
+    stopped = target.signal("trainer", SIGSTOP)
+    if watchdog.get("action") == "restart" and allowed_s is not None and allowed_s <= _SHORT_S:
+        return lambda: None
+
+    def undo() -> None:
+        send_signal(stopped, SIGCONT)
+
+    return undo
+
+
+def bitten(before: Look, now: Look) -> bool:
+    """Stopped for long enough to be noticed by whoever would."""
+    return now.t - before.t >= _HOLD_S or any(isinstance(event, HangDetected) for event in now.since(before))
+
+
+def recovered(before: Look, now: Look) -> Verdict:
+    """A hang was found and a new attempt trains, or the same trainer went on."""
+    if any(isinstance(event, HangDetected) for event in now.since(before)):
+        return restarted(before, now)
+    return trains(before, now)
