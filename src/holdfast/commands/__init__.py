@@ -90,9 +90,7 @@ class Verbs(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Verb names from the table."""
-        return [
-            CompletionItem(name, help=verb.summary) for name, verb in _all.items() if name.startswith(incomplete)
-        ]
+        return [CompletionItem(name, help=verb.summary) for name, verb in _all.items() if name.startswith(incomplete)]
 
 
 @click.command(

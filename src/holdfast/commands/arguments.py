@@ -18,40 +18,30 @@ from holdfast.runs import RunDir
 Callback = TypeVar("Callback", bound=Callable[..., Any])
 
 
-class RunName(click.ParamType):
-    """A run by its id or its folder; becomes a RunDir. Raises RunNotFound with the nearest name."""
-
-    name = "run"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> RunDir:
-        """Find the run."""
-        return value if isinstance(value, RunDir) else runs.find(value)
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Ids of the runs on this machine."""
-        return [CompletionItem(run.id) for run in runs.every() if run.id.startswith(incomplete)]
-
-
-class Duration(click.ParamType):
-    """ "30s", "10m", "1h30m": seconds as a float. Raises BadQuantity."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Parse."""
-        from holdfast.units import parse_duration
-
-        return value if isinstance(value, float) else parse_duration(value)
+def complete_runs(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Ids of the runs on this machine, for the shell."""
+    return [CompletionItem(run.id) for run in runs.every() if run.id.startswith(incomplete)]
 
 
 def run_argument(callback: Callback) -> Callback:
-    """A RUN that must be given."""
-    return click.argument("run", type=RunName())(callback)
+    """A RUN that must be given, by its id or its folder; becomes a RunDir. Raises RunNotFound with the nearest name."""
+    return click.argument("run", type=runs.find, shell_complete=complete_runs)(callback)
 
 
 def optional_run(callback: Callback) -> Callback:
     """A RUN that may be left out: None then, for `chosen`."""
-    return click.argument("run", type=RunName(), required=False)(callback)
+    return click.argument("run", type=runs.find, shell_complete=complete_runs, required=False)(callback)
+
+
+def duration_option(*names: str, **options: Any) -> Callable[[Callback], Callback]:
+    """An option such as `--timeout 10m`; becomes seconds. Raises BadQuantity."""
+
+    def seconds(text: str) -> float:
+        from holdfast.units import parse_duration
+
+        return parse_duration(text)
+
+    return click.option(*names, type=seconds, metavar="DURATION", **options)
 
 
 def json_option(callback: Callback) -> Callback:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from holdfast.commands.arguments import at_terminal, chosen, clock_of, json_option, optional_run, print_json, say
+from holdfast.commands.arguments import chosen, clock_of, json_option, optional_run, print_json, say
 from holdfast.commands.liveness import plan_of
-from holdfast.commands.resume import At, RunAt
+from holdfast.commands.resume import At, target_argument
 from holdfast.commands.wording import age, clock, columns, number, plural
 from holdfast.errors import NoValidCheckpoint, UsageError
 from holdfast.runs import RunDir
@@ -46,7 +47,7 @@ def ls(context: click.Context, run: RunDir | None, everything: bool, as_json: bo
 
 
 @command.command("show")
-@click.argument("target", metavar="RUN[@STEP|@best]", type=RunAt())
+@target_argument()
 @json_option
 def show(target: tuple[RunDir, At], as_json: bool) -> None:
     """What one checkpoint holds: by default the newest."""
@@ -64,7 +65,7 @@ def show(target: tuple[RunDir, At], as_json: bool) -> None:
 
 
 @command.command("verify")
-@click.argument("target", metavar="RUN[@STEP|@best]", type=RunAt())
+@target_argument()
 @json_option
 def verify(target: tuple[RunDir, At], as_json: bool) -> int:
     """Read every byte of RUN's checkpoints, or of one, and compare the hashes. Exits with 12 when one is damaged."""
@@ -74,6 +75,8 @@ def verify(target: tuple[RunDir, At], as_json: bool) -> int:
     root = _root(run)
     chosen_ones = _all(run) if at is None else [_one(run, at)]
     problems = {name_of(info): load.verify(root, info) for info in _with_progress(chosen_ones)}
+    if at is None and (wrong := load.problems(root)):
+        problems["folder"] = wrong
     damaged = {name: said for name, said in problems.items() if said}
     if as_json:
         print_json([{"checkpoint": name, "problems": said} for name, said in problems.items()])
@@ -81,7 +84,7 @@ def verify(target: tuple[RunDir, At], as_json: bool) -> int:
         for name, said in problems.items():
             click.echo(f"{name}  {'; '.join(said) or 'intact'}")
     if damaged:
-        say(f"{len(damaged)} of {plural(len(problems), 'checkpoint')} damaged", hint="an intact one is used on resume")
+        say(f"{run.id}: {', '.join(damaged)} damaged", hint="a resume takes the newest intact one, and says so")
         return NoValidCheckpoint.exit_code
     if not problems:
         say(f"{run.id} has no checkpoint yet")
@@ -139,11 +142,12 @@ def _all(run: RunDir) -> list[CheckpointInfo]:
 
 
 def _one(run: RunDir, at: At) -> CheckpointInfo:
-    """The newest live one, the one at a step (newest term first), or the best. Raises UsageError."""
+    """The newest live one, the newest at a step, or the best. Raises UsageError."""
     found = _all(run)
     if at == "best":
         return _best(run, found)
     fitting = [info for info in found if (info.live if at is None else info.step == at)]
+    fitting.sort(key=lambda info: info.live)  # one set aside only where no live one has that step
     if not fitting:
         wanted = "checkpoint" if at is None else f"checkpoint at step {at}"
         raise UsageError(f"{run.id} has no {wanted}", hint=f"holdfast ckpt ls --all {run.id}")
@@ -163,9 +167,9 @@ def _best(run: RunDir, found: list[CheckpointInfo]) -> CheckpointInfo:
 
 def _with_progress(found: list[CheckpointInfo]) -> Iterable[CheckpointInfo]:
     """The same, behind a progress bar where a person looks."""
-    if not at_terminal():
+    if not sys.stderr.isatty():
         return found
+    from rich.console import Console
     from rich.progress import track
 
-    return track(found, description="verifying", transient=True)
-
+    return track(found, description="verifying", transient=True, console=Console(stderr=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,6 +52,11 @@ def polls(run: RunDir, *, every_s: float = POLL_S) -> Iterator[dict[str, Any]]:
         if status["state"] in ENDED or now - carried > LOST_S:
             return
         time.sleep(every_s)
+
+
+def when_over(run: RunDir, *, every_s: float = POLL_S) -> dict[str, Any]:
+    """Wait; the last status."""
+    return deque(polls(run, every_s=every_s), maxlen=1)[0]
 
 
 def exit_code_of(status: dict[str, Any]) -> int:

@@ -8,44 +8,40 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from holdfast import runs
-from holdfast.commands.arguments import RunName, say
+from holdfast.commands.arguments import Callback, complete_runs, say
 from holdfast.commands.attach import attach
 from holdfast.commands.liveness import ENDED, POLL_S, live, plan_of, status_of
 from holdfast.errors import HoldfastError, UsageError
+from holdfast.faults.base import listens
 from holdfast.runs import RunDir
 
 At = int | str | None  # a step, "best", or None for the newest
 _ANSWER_S = 15.0
 
 
-class RunAt(click.ParamType):
-    """RUN, RUN@STEP or RUN@best; becomes (RunDir, At). Raises RunNotFound, UsageError."""
+def run_at(text: str) -> tuple[RunDir, At]:
+    """The parts of RUN, RUN@STEP or RUN@best. Raises RunNotFound, UsageError."""
+    name, at_sign, at = text.rpartition("@")
+    if not at_sign:
+        return runs.find(text), None
+    if at != "best" and not at.isdecimal():
+        raise UsageError(f"{text!r}: after @ comes a step or best, not {at!r}", hint=f"holdfast ckpt ls {name}")
+    return runs.find(name), at if at == "best" else int(at)
 
-    name = "run"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[RunDir, At]:
-        """Split at the last @."""
-        name, at_sign, at = str(value).rpartition("@")
-        if not at_sign:
-            return runs.find(value), None
-        if at != "best" and not at.isdecimal():
-            raise UsageError(f"{value!r}: after @ comes a step or best, not {at!r}", hint=f"holdfast ckpt ls {name}")
-        return runs.find(name), at if at == "best" else int(at)
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Ids of the runs on this machine."""
-        return RunName().shell_complete(ctx, param, incomplete)
+def target_argument(**options: Any) -> Callable[[Callback], Callback]:
+    """A RUN[@STEP|@best]; becomes what `run_at` returns."""
+    return click.argument("target", metavar="RUN[@STEP|@best]", type=run_at, shell_complete=complete_runs, **options)
 
 
 @click.command("resume")
-@click.argument("target", metavar="RUN[@STEP|@best]", type=RunAt(), required=False)
+@target_argument(required=False)
 @click.option("--all", "everything", is_flag=True, help="Every run that was preempted or cut off, as after a reboot.")
 @click.option("--detach", "-d", is_flag=True, help="Leave it; otherwise stay with it as `attach` does.")
 def command(target: tuple[RunDir, At] | None, everything: bool, detach: bool) -> int:
@@ -95,25 +91,22 @@ def _ask(run: RunDir, at: At) -> None:
     from holdfast.node import client
 
     deadline = time.monotonic() + _ANSWER_S
-    while True:
-        try:
-            client.call(run, "POST", "/resume", {"at": at})
-        except client.NotLive:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(POLL_S)
-        else:
-            return
+    while not listens(run.runtime / "control.sock") and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    client.call(run, "POST", "/resume", {"at": at})
 
 
 def _resume_all() -> int:
-    failed = 0
-    for run in runs.every():
-        try:
-            if cut_off(status_of(run), live(run)):
-                resume(run, None)
-                say(f"{run.id} continues")
-        except HoldfastError as error:
-            failed = failed or error.exit_code
-            say(f"{run.id}: {error}", hint=error.hint)
-    return failed
+    return max((_resume_one(run) for run in runs.every()), default=0)
+
+
+def _resume_one(run: RunDir) -> int:
+    """One run that cannot go on must not keep the others from it."""
+    try:
+        if cut_off(status_of(run), live(run)):
+            resume(run, None)
+            say(f"{run.id} continues")
+    except HoldfastError as error:
+        say(f"{run.id}: {error}", hint=error.hint)
+        return error.exit_code
+    return 0

@@ -6,7 +6,7 @@ import time
 
 import click
 
-from holdfast.commands.arguments import Duration, chosen, optional_run, say
+from holdfast.commands.arguments import chosen, duration_option, optional_run, say
 from holdfast.commands.liveness import ENDED, POLL_S, must_be_live, status_of
 from holdfast.errors import HoldfastError, StoreRefused
 from holdfast.events import AttemptEnded, CheckpointCommitted, CheckpointFailed, Event
@@ -18,7 +18,7 @@ from holdfast.runs import RunDir
 @optional_run
 @click.option("--reason", default="asked for", show_default=True, help="Kept with the checkpoint.")
 @click.option("--wait", is_flag=True, help="Until it is durable; fails when the save does.")
-@click.option("--timeout", type=Duration(), default="30m", show_default=True, help="How long --wait waits.")
+@duration_option("--timeout", default="30m", show_default=True, help="How long --wait waits.")
 def command(run: RunDir | None, reason: str, wait: bool, timeout: float) -> None:
     """Ask RUN for a checkpoint at its next step. Without RUN: the only live one."""
     meant = chosen(run, live_only=True)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import click
 
-from holdfast.commands.arguments import Duration, run_argument, say
-from holdfast.commands.liveness import must_be_live, polls
+from holdfast.commands.arguments import duration_option, run_argument, say
+from holdfast.commands.liveness import must_be_live, when_over
 from holdfast.commands.wording import plural
 from holdfast.runs import RunDir
 
 
 @click.command("stop")
 @run_argument
-@click.option("--grace", type=Duration(), help="Time for saving before SIGKILL. [default: stop_grace_period of the run]")
+@duration_option("--grace", help="Time for saving before SIGKILL. [default: stop_grace_period of the run]")
 @click.option("--now", is_flag=True, help="Do not save first: the same as `holdfast kill`.")
 @click.option("--wait/--no-wait", default=True, help="Come back when it has stopped. [default: wait]")
 def command(run: RunDir, grace: float | None, now: bool, wait: bool) -> None:
@@ -29,8 +29,7 @@ def end(run: RunDir, verb: str, body: dict[str, float], *, wait: bool) -> None:
     if not wait:
         say(f"{run.id} was asked to {verb}")
         return
-    for status in polls(run):
-        pass
+    status = when_over(run)
     checkpoint = status.get("checkpoint")
     said = f"{run.id} {status['state']}" + (f" at step {status['step']}" if status.get("step") is not None else "")
     if checkpoint and status.get("step") is not None and (behind := status["step"] - checkpoint["step"]) > 0:

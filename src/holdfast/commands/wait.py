@@ -6,7 +6,7 @@ import time
 
 import click
 
-from holdfast.commands.arguments import Duration, run_argument, say
+from holdfast.commands.arguments import duration_option, run_argument, say
 from holdfast.commands.liveness import exit_code_of, polls
 from holdfast.runs import RunDir
 
@@ -15,7 +15,7 @@ TIMED_OUT = 124  # as timeout(1) returns
 
 @click.command("wait")
 @run_argument
-@click.option("--timeout", type=Duration(), help="Give up after this long, with exit code 124.")
+@duration_option("--timeout", help="Give up after this long, with exit code 124.")
 def command(run: RunDir, timeout: float | None) -> int:
     """Wait until RUN is over; exits with the run's own code."""
     deadline = None if timeout is None else time.monotonic() + timeout

@@ -37,15 +37,3 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 def plural(count: int, noun: str) -> str:
     """ "1 restart", "3 restarts"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def signed_exit(status: int | None) -> str:
-    """An exit status for people: a code, a signal by its name, or that nobody saw it."""
-    if status is None:
-        return "exit not seen"
-    if status >= 0:
-        return f"exit code {status}"
-    import signal
-
-    known = {int(member): member.name for member in signal.Signals}
-    return f"ended by {known.get(-status, f'signal {-status}')}"

@@ -51,6 +51,7 @@ class Look:
     answering: frozenset[str] = frozenset()  # sockets on which somebody listens
     beat: Beat | None = None  # rank 0; None without the library
     events: tuple[Event, ...] = ()  # the whole journal
+    plan: dict[str, Any] = field(default_factory=dict)  # plan.json
 
     @property
     def step(self) -> int:
@@ -75,12 +76,11 @@ class Target:
             t=now_s,
             processes=processes(self.run),
             answering=frozenset(
-                name
-                for name in ("shim.sock", "control.sock", "archiver.sock")
-                if listens(self.run.runtime / name)
+                name for name in ("shim.sock", "control.sock", "archiver.sock") if listens(self.run.runtime / name)
             ),
-            beat=_beat(self.run),
+            beat=_beat(page_path(self.run.runtime, 0)),
             events=tuple(read(self.run.journal)[0]),
+            plan=self.plan(),
         )
 
     def plan(self) -> dict[str, Any]:
@@ -95,6 +95,12 @@ class Target:
         if found is None or not send_signal(found, number):
             raise CannotInject(f"{self.run.id} has no live {role} to send {number.name}")
         return found
+
+    def ranks(self) -> list[Identity]:
+        """The living processes that have announced themselves in a heartbeat page."""
+        pages = (self.run.runtime / "pages").glob("rank-*")
+        beats = [beat for beat in map(_beat, pages) if beat is not None]
+        return [found for found in (Identity(beat.pid, beat.start_ticks) for beat in beats) if alive(found)]
 
 
 class Fault(Protocol):
@@ -181,8 +187,7 @@ def restarted(before: Look, now: Look) -> Verdict:
     return Verdict(True, said)
 
 
-def _beat(run: RunDir) -> Beat | None:
-    path = page_path(run.runtime, 0)
+def _beat(path: Path) -> Beat | None:
     if not path.exists():
         return None
     page = Page(path)
@@ -190,5 +195,3 @@ def _beat(run: RunDir) -> Beat | None:
         return page.read()
     finally:
         page.close()
-
-

@@ -9,6 +9,7 @@ the error's name.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 from pathlib import Path
@@ -78,11 +79,11 @@ def _grow(descriptor: int, wanted: int, block: int) -> None:
     """As far as it goes: what does not fit is halved until a block is left."""
     size = 0
     while wanted >= block:
-        try:
+        with contextlib.suppress(OSError):
             os.posix_fallocate(descriptor, size, wanted)
             size += wanted
-        except OSError:
-            wanted //= 2
+            continue
+        wanted //= 2
 
 
 def _deny_archiver(target: Target) -> Undo:

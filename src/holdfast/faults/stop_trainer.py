@@ -20,22 +20,22 @@ _SHORT_S = 60.0
 
 
 def inject(target: Target) -> Undo:
-    """Stop it; undo lets it continue, unless the watchdog has replaced it."""
-    watchdog = target.plan()["watchdog"]
-    allowed_s = watchdog.get("progress_s")
-    stopped = target.signal("trainer", SIGSTOP)
-    if watchdog.get("action") == "restart" and allowed_s is not None and allowed_s <= _SHORT_S:
-        return lambda: None
+    """Stop the trainer and every rank below it; undo lets those continue that still live."""
+    stopped = {target.signal("trainer", SIGSTOP), *target.ranks()}
+    for process in stopped:
+        send_signal(process, SIGSTOP)
 
     def undo() -> None:
-        send_signal(stopped, SIGCONT)
+        for process in stopped:
+            send_signal(process, SIGCONT)
 
     return undo
 
 
 def bitten(before: Look, now: Look) -> bool:
-    """Stopped for long enough to be noticed by whoever would."""
-    return now.t - before.t >= _HOLD_S or any(isinstance(event, HangDetected) for event in now.since(before))
+    """The watchdog has seen it; where it would take long to, five seconds have passed."""
+    found = any(isinstance(event, HangDetected) for event in now.since(before))
+    return found or (not _restarts_soon(before) and now.t - before.t >= _HOLD_S)
 
 
 def recovered(before: Look, now: Look) -> Verdict:
@@ -43,3 +43,9 @@ def recovered(before: Look, now: Look) -> Verdict:
     if any(isinstance(event, HangDetected) for event in now.since(before)):
         return restarted(before, now)
     return trains(before, now)
+
+
+def _restarts_soon(look: Look) -> bool:
+    watchdog = look.plan["watchdog"]
+    allowed_s = watchdog["progress_s"]
+    return watchdog["action"] == "restart" and allowed_s is not None and allowed_s <= _SHORT_S
