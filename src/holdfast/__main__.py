@@ -66,6 +66,7 @@ def _verb(argv: Sequence[str], clock: Callable[[], float] | None) -> int:
 
 def _say(message: str, hint: str, exit_code: int) -> int:
     sys.stderr.write(f"error: {message}\n" + (f"hint: {hint}\n" if hint else ""))
+    sys.stderr.flush()
     return exit_code
 
 

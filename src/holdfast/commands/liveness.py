@@ -26,7 +26,10 @@ def status_of(run: RunDir) -> dict[str, Any]:
     """The `status --json` object, from the supervisor or else from the files. Raises HoldfastError."""
     from holdfast.node import client
 
-    return client.status(run)
+    try:
+        return client.status(run)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise HoldfastError(f"{run.root} cannot be read: {error}", hint=f"holdfast events --json {run.id}") from error
 
 
 def plan_of(run: RunDir) -> dict[str, Any]:

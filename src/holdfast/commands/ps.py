@@ -57,8 +57,8 @@ def _status(run: runs.RunDir) -> dict[str, Any]:
     """One unreadable run must not hide the others."""
     try:
         return status_of(run)
-    except (HoldfastError, OSError, ValueError, KeyError, TypeError) as error:
-        say(f"{run.id}: {error}")
+    except HoldfastError as error:
+        say(f"{run.id}: {error}", hint=error.hint)
         return {"run": run.id, "state": "unreadable", "dir": str(run.root)}
 
 

@@ -40,6 +40,7 @@ def render(status: dict[str, Any]) -> list[str]:
     """The lines for people. Pure."""
     facts = [
         (status["run"], "    ".join(_standing(status))),
+        *(("why", text) for text in [status.get("reason")] if text),
         ("saved", saved(status)),
         *(("metrics", text) for text in [metrics(status)] if text),
         *(("finding", f"{finding['id']}: {finding['message']}") for finding in status.get("findings") or []),

@@ -69,9 +69,10 @@ def test_crash_reports_hide_what_options_carry() -> None:
 @pytest.mark.parametrize("argv", [["--help"], ["ps"]])
 def test_start_up_imports_nothing_heavy(argv: list[str]) -> None:
     code = (
-        "import sys; from holdfast.__main__ import run; run(sys.argv[1:]);"
-        "print(*sorted(sys.modules), file=sys.stderr)"
+        "import sys; from holdfast.__main__ import run; run(sys.argv[1:]);print(*sorted(sys.modules), file=sys.stderr)"
     )
+
+    make_run("digits")
 
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, env=os.environ)
 
