@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
-import holdfast
 from holdfast import fsio, runs, workspace
 from holdfast.errors import RunFileError, UsageError
 from holdfast.plan import Facts, Plan, make, path_of
@@ -41,8 +40,9 @@ class Order:
 def default_name(spec: Spec, base: Path, *, from_file: bool) -> str:
     """The folder's name for a run file, the script's for a command. Pure."""
     words = spec.run.split() if isinstance(spec.run, str) else spec.run
-    scripts = [Path(word).stem for word in words if word.endswith((".py", ".sh"))]
-    programs = [Path(word).name for word in words if not _INTERPRETERS.fullmatch(Path(word).name)]
+    plain = [word for word in words if not word.startswith("-") and " " not in word]
+    scripts = [Path(word).stem for word in plain if word.endswith((".py", ".sh"))]
+    programs = [Path(word).name for word in plain if not _INTERPRETERS.fullmatch(Path(word).name)]
     candidates = [base.resolve().name] if from_file else [*scripts, *programs, *words[:1]]
     fitting = (_UNFIT.sub("-", candidate).strip("-._")[:48].rstrip("-._") for candidate in candidates)
     return next((name for name in fitting if name), "run")
@@ -108,7 +108,7 @@ def create(order: Order, name: str, record: Callable[[RunDir, Plan], None]) -> t
         _write(run.root / "code.json", json.dumps(_code(order, workdir, run), indent=1))
         _write(run.spec, dump(order.spec))
         run.lib.mkdir(mode=0o700)
-        (run.lib / "holdfast").symlink_to(Path(holdfast.__file__).resolve().parent)
+        (run.lib / "holdfast").symlink_to(Path(__file__).resolve().parent)
         record(run, plan)
         fsio.create(run.plan, json.dumps(plan.to_json(), indent=1).encode())
     except BaseException:
