@@ -21,11 +21,12 @@ _HEAD = """# The run file
 - **Quantities** carry their unit: durations `30s 15m 12h 7d 1h30m 500ms`, sizes `64MiB 2GB` (MB is 10^6, MiB 2^20),
   rates `200MB/s`, percentages `3%`, triggers `15m`, `1000 steps`, `1 epoch`.
 - **Paths** that are relative stand on the folder of the (first) run file. `${name}`, `${run}` (the run id) and
-  `${VARIABLE}` of `envs` are replaced in `workdir`, `checkpoint.dir` and `environment.python`, and nowhere else: `run`
-  and `setup` go to `bash -c` (`sh` where there is no bash) untouched. A `run` that is a list goes without any shell.
+  `${VARIABLE}` of `envs` are replaced in `workdir`, `checkpoint.dir`, `environment.python` and the `file` of a secret,
+  and nowhere else: `run` and `setup` go to `bash -c` (`sh` where there is no bash) untouched. A `run` that is a list
+  goes without any shell.
 - **Several files** (`-f a.yaml -f b.yaml`) are merged key by key, later ones over earlier ones; `--set a.b=c` goes over
   files. `--env K=V`, `--env K`, `--secret K=V` and `--secret K` give variables and secrets (`K` alone: from the
-  caller's environment).
+  caller's environment, which other users of the machine cannot see in a list of processes).
 - **null** as an environment variable or secret means that the caller must give it.
 - **Code**: each run gets a snapshot of `workdir`. `.gitignore` and `.holdfastignore` are honoured at every level; in
   `.holdfastignore` a line `!data/` takes back what `.gitignore` leaves out. `.git`, `__pycache__` and virtual
