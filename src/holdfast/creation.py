@@ -5,6 +5,7 @@ plan.json is written last of all; a folder without one is not a run (`runs.every
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -100,7 +101,7 @@ def create(order: Order, name: str, record: Callable[[RunDir, Plan], None]) -> t
 
     Raises UsageError when the home cannot be written or `order.id` is taken, and what the snapshot raises.
     """
-    run = _claim(order.id or name, exactly=order.id is not None)
+    run, lock = _claim(order.id or name, exactly=order.id is not None)
     try:
         facts = facts_of(order, name, run)
         plan = make(order.spec, facts)
@@ -114,6 +115,8 @@ def create(order: Order, name: str, record: Callable[[RunDir, Plan], None]) -> t
     except BaseException:
         shutil.rmtree(run.root, ignore_errors=True)
         raise
+    finally:
+        os.close(lock)
     return run, plan
 
 
@@ -134,23 +137,49 @@ def ephemeral(path: Path, mounts: str) -> str:
     return f"{path} is under /tmp" if Path("/tmp") in here else ""  # noqa: S108
 
 
-def _claim(name: str, *, exactly: bool) -> RunDir:
-    """A new folder of this name; mkdir decides between two that want it at once."""
+def _claim(name: str, *, exactly: bool) -> tuple[RunDir, int]:
+    """A new folder of this name, and a lock on it to be held while it is filled.
+
+    mkdir decides between two that want a name at once. A folder without plan.json and without a lock was left by a
+    caller that was killed; whoever wants exactly this id takes it over.
+    """
     folder = _folder()
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         for candidate in [name] if exactly else _candidates(name):
+            run = RunDir(folder / candidate)
             try:
-                (folder / candidate).mkdir(mode=0o700)
+                run.root.mkdir(mode=0o700)
             except FileExistsError:
-                continue
-            return RunDir(folder / candidate)
+                if not exactly or run.plan.exists():
+                    continue
+            if (lock := _lock(run)) is not None:
+                return run, lock
     except OSError as error:
         raise UsageError(
             f"{folder} cannot be written: {error.strerror}", hint="set HOLDFAST_HOME to a folder of yours"
         ) from error
     raise UsageError(f"there is a run {name!r} already", hint=f"holdfast status {name}")
+
+
+def _lock(run: RunDir) -> int | None:
+    """A lock on the empty folder of a run to be made; None when somebody else makes it or has made it."""
+    lock = os.open(run.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    if run.plan.exists():
+        os.close(lock)
+        return None
+    for left in run.root.iterdir():
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+    return lock
 
 
 def _candidates(name: str) -> Iterator[str]:

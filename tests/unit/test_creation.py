@@ -95,6 +95,26 @@ def test_an_id_is_taken_exactly_or_not_at_all(project: Path) -> None:
         create(order(project, id="job-7"), "digits", nothing)
 
 
+def test_what_a_killed_caller_left_is_taken_over_by_the_same_id(project: Path) -> None:
+    left = runs.home() / "runs" / "job-7"
+    (left / "code" / "sub").mkdir(parents=True)
+    (left / "code.json").write_text("{")
+
+    run, _ = create(order(project, id="job-7"), "digits", nothing)
+
+    assert not (run.code / "sub").exists()
+    assert json.loads((run.root / "code.json").read_text())["version"] == 1
+
+
+def test_an_id_that_somebody_is_just_making_is_left_to_them(project: Path) -> None:
+    def second(run: RunDir, plan: Plan) -> None:
+        with pytest.raises(UsageError, match="there is a run 'job-7' already"):
+            create(order(project, id="job-7"), "digits", nothing)
+
+    run, _ = create(order(project, id="job-7"), "digits", second)
+    assert run.plan.is_file()
+
+
 def test_in_place_nothing_is_copied(project: Path) -> None:
     run, plan = create(order(project, copy=False), "digits", nothing)
 
