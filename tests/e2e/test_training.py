@@ -1,4 +1,4 @@
-"""A real training run: killed, stopped, resumed, started over from an earlier step; the weights do not differ by a bit."""
+"""A real training run: killed, stopped, resumed, started over from an earlier step: never a bit of difference."""
 
 from __future__ import annotations
 

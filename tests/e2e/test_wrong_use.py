@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -111,7 +111,10 @@ def test_a_gigabyte_of_output_stays_within_its_bound(box: Box) -> None:
 def test_stop_ends_a_program_that_ignores_sigterm(box: Box) -> None:
     box.write(
         "deaf.py",
-        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('up', flush=True)\ntime.sleep(600)\n",
+        "import signal, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "print('up', flush=True)\n"
+        "time.sleep(600)\n",
     )
     box.write("holdfast.yaml", "name: deaf\nrun: python deaf.py\nstop_grace: 1s\n")
     run = box.start()
@@ -129,7 +132,8 @@ def test_daemonised_children_do_not_outlive_their_attempt(box: Box) -> None:
         "daemon.py",
         "import os, sys, time, pathlib\n"
         "if os.fork() == 0:\n    os.setsid()\n"
-        "    if os.fork() == 0:\n        pathlib.Path(os.environ['HOLDFAST_RUN_DIR'], 'daemon').write_text(str(os.getpid()))\n"
+        "    if os.fork() == 0:\n"
+        "        pathlib.Path(os.environ['HOLDFAST_RUN_DIR'], 'daemon').write_text(str(os.getpid()))\n"
         "        time.sleep(600)\n    os._exit(0)\n"
         "time.sleep(1)\n",
     )
@@ -137,7 +141,7 @@ def test_daemonised_children_do_not_outlive_their_attempt(box: Box) -> None:
     box.wait_for(run, "succeeded", "failed")
 
     pid = int((run.root / "daemon").read_text())
-    until(lambda: not os.path.exists(f"/proc/{pid}"), what=f"daemon {pid} gone")  # noqa: PTH110
+    until(lambda: not Path(f"/proc/{pid}").exists(), what=f"daemon {pid} gone")
 
 
 def box_run(box: Box, name: str) -> RunDir:
