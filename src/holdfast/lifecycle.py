@@ -99,6 +99,7 @@ class State:
     run: str = ""
     boot: str = ""
     created_s: float = 0.0
+    since_s: float = 0.0  # created or last resumed: `max_duration` counts from here
     updated_s: float = 0.0
     history: tuple[ev.AttemptEnded, ...] = ()
     starts: tuple[ev.AttemptStarted, ...] = ()
@@ -198,7 +199,7 @@ def _on(kind: type[E]) -> Callable[[Callable[[State, E, Policy], Step]], Callabl
 
 @_on(ev.RunCreated)
 def _created(state: State, event: ev.RunCreated, _policy: Policy) -> Step:
-    return replace(state, run=event.run, created_s=event.t), ()
+    return replace(state, run=event.run, created_s=event.t, since_s=event.t), ()
 
 
 @_on(ev.SupervisorStarted)
@@ -248,6 +249,8 @@ def _setup_started(state: State, _event: ev.SetupStarted, _policy: Policy) -> St
 def _setup_ended(state: State, event: ev.SetupEnded, policy: Policy) -> Step:
     if state.stop is not None:
         return state, (Emit(_stopped(state, event.t)),)
+    if state.phase != RunState.PREPARING:
+        return state, ()
     if event.status == 0:
         state = replace(state, phase=RunState.QUEUED, setup_done=True)
         return state, (StartAttempt(state.next_attempt, event.t),)
@@ -274,10 +277,10 @@ def _attempt_started(state: State, event: ev.AttemptStarted, policy: Policy) -> 
 
 @_on(ev.Restored)
 def _restored(state: State, event: ev.Restored, _policy: Policy) -> Step:
-    newest = event.attempt == state.attempt
-    want = "newest" if newest else state.want  # the lease has it now
-    base = event.step if newest else state.base_step
-    return replace(state, library=True, base_step=base, want=want, restored=event), ()
+    if event.attempt != state.attempt:
+        return replace(state, library=True), ()
+    # What became durable before this was the attempt before; and the lease holds from now on what was wanted.
+    return replace(state, library=True, base_step=event.step, progressed=False, want="newest", restored=event), ()
 
 
 @_on(ev.CheckpointCommitted)
@@ -320,16 +323,14 @@ def _stop(state: State, event: ev.StopRequested, _policy: Policy) -> Step:
         return state, ()
     if state.stop is not None and event.how != "kill":
         return state, ()  # asked already
+    preparing = state.phase == RunState.PREPARING
     state = replace(state, stop=event, phase=RunState.STOPPING)
-    if state.started is not None or state.exit is not None or state.ended is not None:
-        return state, ((KillAttempt(),) if event.how == "kill" else (AskStop(event.grace_s),))
-    if state.setup_done or state.attempt or not _preparing(state):
+    if event.how == "kill" or preparing:
+        lives = preparing or state.started is not None
+        return state, ((KillAttempt(),) if lives else (Emit(_stopped(state, event.t)),))
+    if state.started is None and state.ended is None:
         return state, (Emit(_stopped(state, event.t)),)
-    return state, (KillAttempt(),)
-
-
-def _preparing(state: State) -> bool:
-    return state.scheduled is None and state.started is None
+    return state, (AskStop(event.grace_s),)
 
 
 @_on(ev.ExitSeen)
@@ -372,6 +373,7 @@ def _resume(state: State, event: ev.ResumeRequested, policy: Policy) -> Step:
         ended=None,
         scheduled=None,
         want=event.want,
+        since_s=event.t,
         ledger=Ledger(),
     )
     return state, _begin(state, event.t, policy)
@@ -402,14 +404,14 @@ def _verdict(state: State, ended: ev.AttemptEnded, policy: Policy, now_s: float)
     """What follows the end of an attempt: a restart, or the end of the run."""
     if ended.exit_class == ExitClass.SUCCEEDED and (state.stop or policy.restart.policy != "always"):
         return ev.RunEnded(t=now_s, state="succeeded", exit_code=0, reason="the program finished")
-    if state.stop is not None:
+    if state.stop is not None or (ended.exit_class == ExitClass.STOPPED and policy.restart.policy == "no"):
         return _stopped(state, now_s, ended)
     rule = next((rule for rule in policy.restart.rules if _matches(rule, ended)), None)
     stops = _final(state, ended, policy, rule)
     if stops:
         return ev.RunEnded(t=now_s, state="failed", exit_code=_own_code(ended.status), reason=stops)
     free = rule.free if rule else _is_free(state, ended)
-    spent = _spent(state.ledger, policy.restart, now_s, free=free, stopped=ended.exit_class == ExitClass.STOPPED)
+    spent = _spent(state.ledger, policy.restart, now_s, free=free)
     if spent:
         reason = f"{spent}; the last attempt ended with {ended.exit_class}"
         return ev.RunEnded(t=now_s, state="failed", exit_code=BudgetSpent.exit_code, reason=reason)
@@ -451,8 +453,8 @@ def _is_free(state: State, ended: ev.AttemptEnded) -> bool:
     return ended.exit_class == ExitClass.KILLED and state.progressed
 
 
-def _spent(ledger: Ledger, plan: RestartPlan, now_s: float, *, free: bool, stopped: bool) -> str:
-    if ledger.no_progress >= plan.max_no_progress and not stopped:
+def _spent(ledger: Ledger, plan: RestartPlan, now_s: float, *, free: bool) -> str:
+    if ledger.no_progress >= plan.max_no_progress:
         return f"{ledger.no_progress} attempts in a row brought no newer checkpoint"
     if free:
         return ""
