@@ -6,7 +6,7 @@ from holdfast.events import AttemptEnded, RunEnded
 
 # exit class (`lifecycle.ExitClass`) → what a person can do; classes that need nobody are not here
 _TO_DO = {
-    "code_error": "mend the exception shown above: in the run's own snapshot of the code (holdfast shell {run}), or in a new run",
+    "code_error": "mend the exception above, in the run's snapshot of the code (holdfast shell {run}) or in a new run",
     "import_error": "install the missing module where `run:` finds it",
     "cannot_start": "check the command and the interpreter: `holdfast shell {run}` is where it starts",
     "cuda_oom": "lower the batch size, or accumulate gradients: a restart alone will not make room",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from holdfast import __version__, runs
 
-_WITH_VALUES = ("--secret", "--env")  # options of `run` and `resume` whose values are nobody's business
+_WITH_VALUES = ("--secret", "--env", "-e")  # options of `run` and `resume` whose values are nobody's business
 
 
 def report(error: BaseException, argv: Sequence[str]) -> tuple[str, str]:

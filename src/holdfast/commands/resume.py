@@ -77,8 +77,14 @@ def resume(run: RunDir, at: At) -> None:
 
 
 def secrets_of(plan: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
-    """The run's secrets that the caller's environment has. Pure."""
-    return {name: environ[name] for name in plan.get("secret_names", ()) if name in environ}
+    """The run's secrets that can be had: from `{file:}` and `{command:}`, and from the caller's environment.
+
+    Raises SecretUnavailable. What is still missing the supervisor will say.
+    """
+    from holdfast.credentials import fetch
+
+    given = {name: environ[name] for name in plan.get("secret_names", ()) if name in environ}
+    return {**fetch(plan.get("secret_recipes", {})), **given}
 
 
 def cut_off(status: Mapping[str, Any], living: bool) -> bool:

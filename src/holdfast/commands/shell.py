@@ -17,6 +17,7 @@ import click
 from holdfast.commands.arguments import run_argument, say
 from holdfast.commands.liveness import plan_of
 from holdfast.errors import UsageError
+from holdfast.process import TRAINER_VARIABLES
 from holdfast.runs import RunDir
 
 
@@ -42,9 +43,10 @@ def environment(run: RunDir, plan: Mapping[str, Any], environ: Mapping[str, str]
     for the newest manifest."""
     checkpoints = Path(plan["checkpoint"]["dir"])
     newest = max((checkpoints / "manifests").glob("*.json"), default=None)
-    path = [str(run.lib), environ.get("PYTHONPATH", "")]
+    kept = {name: value for name, value in environ.items() if name not in TRAINER_VARIABLES}
+    path = [str(run.lib), plan["env"].get("PYTHONPATH") or environ.get("PYTHONPATH", "")]
     return {
-        **environ,
+        **kept,
         **plan["env"],
         "HOLDFAST_RUN_ID": run.id,
         "HOLDFAST_CKPT_DIR": str(checkpoints),

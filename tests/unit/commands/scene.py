@@ -116,6 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
     client_address = ("control.sock", 0)
 
     def do_GET(self) -> None:
+        self._body()
         if self.path == "/status":
             self.server.fake.statuses += 1
             self.server.fake.on_status(self.server.fake.statuses)
@@ -123,10 +124,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         fake = self.server.fake
-        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"null")
+        body = self._body()
         fake.asked.append((self.path, body))
         fake.on_post(self.path)
         self._answer(*fake.replies.get(self.path, (200, {"number": 1})))
+
+    def _body(self) -> Any:
+        """A client that is still writing must not find the connection closed."""
+        return json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"null")
 
     def _answer(self, code: int, body: dict[str, Any]) -> None:
         raw = json.dumps(body).encode()
