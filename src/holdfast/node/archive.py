@@ -47,6 +47,17 @@ class Archive:
         """Hold a rank's slots from now on."""
         self.slots.add(given)
 
+    def begin(self) -> None:
+        """Ready the folder and remember the newest checkpoint; what does not work now is tried again when needed."""
+        try:
+            self._open()
+            live = [info for info in survey.take(self.folder.root).checkpoints if info.live]
+        except (HoldfastError, OSError) as error:
+            self._log.write("warning", id="checkpoint-folder", message=_sentence(error))
+            return
+        if live:
+            self.last = _told(live[-1])
+
     # -- saving
 
     def scan(self, now_s: float) -> int:
@@ -114,16 +125,7 @@ class Archive:
             self.retain()
 
     def _tell_committed(self, made: commit.Committed, seconds: float) -> None:
-        head = made.manifest.head
-        self.last = {
-            "step": head["step"],
-            "epoch": head["epoch"],
-            **made.manifest.position.to_json(),
-            "size_bytes": made.manifest.size_bytes,
-            "reason": head["reason"],
-            "time_s": head["time_s"],
-            "manifest": made.file_name,
-        }
+        self.last = _told(survey.info_of(made.manifest, self.folder.root / "manifests" / made.file_name))
         timing = {"write_seconds": made.write_seconds, "verify_seconds": made.verify_seconds}
         self.failed = None
         self._log.write("committed", **self.last, seconds=seconds, written_bytes=made.written_bytes, **timing)
@@ -225,6 +227,19 @@ class Archive:
             for sentence in self.folder.open():
                 self._log.write("warning", id="checkpoint-folder-damaged", message=sentence)
             self._opened = True
+
+
+def _told(info: CheckpointInfo) -> Reply:
+    """A checkpoint in the words of `status` and archiver.jsonl."""
+    return {
+        "step": info.step,
+        "epoch": info.epoch,
+        **info.position.to_json(),
+        "size_bytes": info.size_bytes,
+        "reason": info.reason,
+        "time_s": info.time_s,
+        "manifest": info.path.name,
+    }
 
 
 def _order(parts: list[Sealed]) -> tuple[int, int]:

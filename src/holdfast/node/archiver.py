@@ -61,6 +61,7 @@ class Archiver:
         self._selector.register(listener, selectors.EVENT_READ, lambda: self._accept(listener))
         for worker in (self._worker, self._linker):
             self._selector.register(worker.wake, selectors.EVENT_READ, worker.collect)
+        self._worker.submit(self._archive.begin, lambda _: None)
         self._reconnect()
         while not self._left:
             self._tick()
