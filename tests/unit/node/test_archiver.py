@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -317,6 +318,42 @@ def test_going_back_leaves_the_later_ones_aside(run: RunDir, shim: FakeShim) -> 
         assert (missing["ok"], missing["exit_code"]) == (False, 12)
         assert restore(run, "d")["step"] == 2
     assert [(info.step, info.live) for info in load.checkpoints(run.checkpoints)] == [(1, True), (2, True), (3, False)]
+
+
+@pytest.mark.parametrize("shim", [2], indirect=True)
+def test_a_checkpoint_of_another_number_of_ranks_is_refused(run: RunDir, shim: FakeShim) -> None:
+    with archiver(run):
+        shim.welcome()
+        restore(run)
+        save(shim, seed=1, sequence=1, step=1)
+
+        refused = restore(run, "b", world=2)
+        assert (refused["ok"], refused["exit_code"]) == (False, 12)
+        assert "of 1 ranks, this attempt has 2" in refused["error"]
+
+
+def test_a_folder_that_another_run_uses_is_refused(run: RunDir, shim: FakeShim) -> None:
+    run.checkpoints.mkdir()
+    held = os.open(run.checkpoints, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with archiver(run):
+        shim.welcome()
+        assert restore(run)["exit_code"] == 11
+        assert save(shim, seed=1, sequence=1, step=1).get("result") == Result.FAILED
+        os.close(held)
+        assert restore(run)["ok"]
+
+
+def test_only_the_saving_thread_is_modest(run: RunDir, shim: FakeShim) -> None:
+    with archiver(run) as popen:
+        shim.welcome()
+        ask(run, op="drain")
+        niceness = {
+            os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in Path(f"/proc/{popen.pid}/task").iterdir()
+        }
+
+        assert os.getpriority(os.PRIO_PROCESS, popen.pid) == 0
+        assert niceness == {0, 10}
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_named(run: RunDir, shim: FakeShim) -> None:
