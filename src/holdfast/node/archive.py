@@ -145,8 +145,8 @@ class Archive:
         self._log.write("committed", **self.last, seconds=seconds, written_bytes=made.written_bytes, **timing)
 
     def _tell_failed(self, head: Mapping[str, Any], message: str) -> None:
-        told = {name: head.get(name) for name in ("step", "term", "sequence", "reason")}
-        self.failed = {**told, "message": message}
+        told = {name: head.get(name, 0) for name in ("step", "term", "sequence")}
+        self.failed = {**told, "reason": head.get("reason", ""), "message": message}
         self._log.write("save_failed", **self.failed)
 
     def _sweep(self) -> None:
