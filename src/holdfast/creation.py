@@ -5,6 +5,7 @@ plan.json is written last of all; a folder without one is not a run (`runs.every
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -15,7 +16,6 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
-import holdfast
 from holdfast import fsio, runs, workspace
 from holdfast.errors import RunFileError, UsageError
 from holdfast.plan import Facts, Plan, make, path_of
@@ -41,8 +41,9 @@ class Order:
 def default_name(spec: Spec, base: Path, *, from_file: bool) -> str:
     """The folder's name for a run file, the script's for a command. Pure."""
     words = spec.run.split() if isinstance(spec.run, str) else spec.run
-    scripts = [Path(word).stem for word in words if word.endswith((".py", ".sh"))]
-    programs = [Path(word).name for word in words if not _INTERPRETERS.fullmatch(Path(word).name)]
+    plain = [word for word in words if not word.startswith("-") and " " not in word]
+    scripts = [Path(word).stem for word in plain if word.endswith((".py", ".sh"))]
+    programs = [Path(word).name for word in plain if not _INTERPRETERS.fullmatch(Path(word).name)]
     candidates = [base.resolve().name] if from_file else [*scripts, *programs, *words[:1]]
     fitting = (_UNFIT.sub("-", candidate).strip("-._")[:48].rstrip("-._") for candidate in candidates)
     return next((name for name in fitting if name), "run")
@@ -100,7 +101,7 @@ def create(order: Order, name: str, record: Callable[[RunDir, Plan], None]) -> t
 
     Raises UsageError when the home cannot be written or `order.id` is taken, and what the snapshot raises.
     """
-    run = _claim(order.id or name, exactly=order.id is not None)
+    run, lock = _claim(order.id or name, exactly=order.id is not None)
     try:
         facts = facts_of(order, name, run)
         plan = make(order.spec, facts)
@@ -108,12 +109,14 @@ def create(order: Order, name: str, record: Callable[[RunDir, Plan], None]) -> t
         _write(run.root / "code.json", json.dumps(_code(order, workdir, run), indent=1))
         _write(run.spec, dump(order.spec))
         run.lib.mkdir(mode=0o700)
-        (run.lib / "holdfast").symlink_to(Path(holdfast.__file__).resolve().parent)
+        (run.lib / "holdfast").symlink_to(Path(__file__).resolve().parent)
         record(run, plan)
         fsio.create(run.plan, json.dumps(plan.to_json(), indent=1).encode())
     except BaseException:
         shutil.rmtree(run.root, ignore_errors=True)
         raise
+    finally:
+        os.close(lock)
     return run, plan
 
 
@@ -134,23 +137,49 @@ def ephemeral(path: Path, mounts: str) -> str:
     return f"{path} is under /tmp" if Path("/tmp") in here else ""  # noqa: S108
 
 
-def _claim(name: str, *, exactly: bool) -> RunDir:
-    """A new folder of this name; mkdir decides between two that want it at once."""
+def _claim(name: str, *, exactly: bool) -> tuple[RunDir, int]:
+    """A new folder of this name, and a lock on it to be held while it is filled.
+
+    mkdir decides between two that want a name at once. A folder without plan.json and without a lock was left by a
+    caller that was killed; whoever wants exactly this id takes it over.
+    """
     folder = _folder()
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         for candidate in [name] if exactly else _candidates(name):
+            run = RunDir(folder / candidate)
             try:
-                (folder / candidate).mkdir(mode=0o700)
+                run.root.mkdir(mode=0o700)
             except FileExistsError:
-                continue
-            return RunDir(folder / candidate)
+                if not exactly or run.plan.exists():
+                    continue
+            if (lock := _lock(run)) is not None:
+                return run, lock
     except OSError as error:
         raise UsageError(
             f"{folder} cannot be written: {error.strerror}", hint="set HOLDFAST_HOME to a folder of yours"
         ) from error
     raise UsageError(f"there is a run {name!r} already", hint=f"holdfast status {name}")
+
+
+def _lock(run: RunDir) -> int | None:
+    """A lock on the empty folder of a run to be made; None when somebody else makes it or has made it."""
+    lock = os.open(run.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    if run.plan.exists():
+        os.close(lock)
+        return None
+    for left in run.root.iterdir():
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+    return lock
 
 
 def _candidates(name: str) -> Iterator[str]:

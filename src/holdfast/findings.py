@@ -32,7 +32,7 @@ class Finding:
 
 
 CATALOGUE: Mapping[str, Kind] = {
-    "checkpoint-failed": Kind(
+    "save-failed": Kind(
         severity="error",
         meaning="the last save did not commit; training goes on and earlier checkpoints are intact",
         hint="holdfast explain RUN says why",
@@ -47,19 +47,19 @@ CATALOGUE: Mapping[str, Kind] = {
         meaning="a checkpoint did not verify and an older one was taken",
         hint="holdfast ckpt verify RUN names the damage",
     ),
-    "checkpoint-ephemeral": Kind(
+    "ephemeral-checkpoints": Kind(
         severity="warning",
         meaning="checkpoints lie where a reboot or the end of the container deletes them",
         hint="set checkpoint.dir or HOLDFAST_HOME to a disk that stays",
     ),
     "hang": Kind(
-        severity="warning",
+        severity="error",
         meaning="no step was completed for longer than this run ever took",
         hint="the stacks of all processes are in the run's folder, under stacks/",
     ),
-    "no-heartbeat": Kind(
+    "no-library": Kind(
         severity="info",
-        meaning="the command does not use the library, so hangs are told and not acted upon",
+        meaning="the command does not use the library: it is restarted, but nobody sees its progress",
         hint="add holdfast.Run to the script, or give watchdog.progress",
     ),
     "restart-budget": Kind(
@@ -77,10 +77,10 @@ CATALOGUE: Mapping[str, Kind] = {
         meaning="the machine was restarted and a secret of the caller is gone",
         hint="holdfast resume RUN from a shell that has it; {command} and {file} secrets survive",
     ),
-    "orphans": Kind(
-        severity="info",
-        meaning="processes of an ended attempt were still alive and were ended",
-        hint="nothing to do",
+    "orphans-stuck": Kind(
+        severity="warning",
+        meaning="processes of an ended attempt cannot be ended; they may hold devices",
+        hint="a process in state D waits for the kernel: look at the disk or the driver",
     ),
     "process-restarted": Kind(
         severity="info",

@@ -335,6 +335,8 @@ def _stop(state: State, event: ev.StopRequested, _policy: Policy) -> Step:
 
 @_on(ev.ExitSeen)
 def _exit(state: State, event: ev.ExitSeen, _policy: Policy) -> Step:
+    if state.phase in OVER:  # it should not have lived
+        return state, (Finish(),)
     if state.started is None or event.attempt != state.started.attempt or state.exit is not None:
         return state, ()
     return replace(state, exit=event), (Classify(event),)

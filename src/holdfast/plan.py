@@ -26,8 +26,8 @@ VERSION = 1
 # What of the caller's environment decides which programs, libraries and devices a run gets: recorded, so that it is
 # the same after a reboot. Everything else is inherited and not recorded, since it may hold secrets.
 RECORDED = (
-    "PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "CUDA_HOME", "CUDA_VISIBLE_DEVICES",
-    "LANG", "LC_ALL", "TZ",
+    "PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "CUDA_HOME",
+    "CUDA_VISIBLE_DEVICES", "LANG", "LC_ALL", "TZ",
 )  # fmt: skip
 _SYNC = {"always": "always", "1s": "everysec", "os": "no"}
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")

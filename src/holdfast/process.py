@@ -122,9 +122,9 @@ def send(link: socket.socket, message: Mapping[str, Any], fds: Sequence[int] = (
         link.send(raw)
 
 
-def receive(link: socket.socket, *, flags: int = 0) -> tuple[dict[str, Any], list[int]]:
-    """Receive one message. Raises ConnectionResetError at the end, BlockingIOError with MSG_DONTWAIT, ValueError."""
-    raw, fds, _, _ = socket.recv_fds(link, MESSAGE_BYTES, MAX_FDS, flags | socket.MSG_CMSG_CLOEXEC)
+def receive(link: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """Receive one message. Raises ConnectionResetError at the end, ValueError, and OSError as the socket does."""
+    raw, fds, _, _ = socket.recv_fds(link, MESSAGE_BYTES, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
     if not raw:
         raise ConnectionResetError("the other side hung up")
     message = json.loads(raw)

@@ -92,11 +92,14 @@ def test_a_script_that_never_calls_holdfast_gets_its_variables_and_a_restart(box
 
 def test_a_gigabyte_of_output_stays_within_its_bound(box: Box) -> None:
     box.write(
-        "holdfast.yaml",
-        "name: loud\nlogs: {max_size: 32MiB}\n"
-        'run: \'python -c "import sys\nblock = (b\\"x\\" * 99 + b\\"\\\\n\\") * 10000\n'
-        'for _ in range(1000): sys.stdout.buffer.write(block)\nprint(\\"the end\\")"\'\n',
+        "loud.py",
+        "import sys\n"
+        "block = (b'x' * 99 + b'\\n') * 10000\n"
+        "for _ in range(1000):\n"
+        "    sys.stdout.buffer.write(block)\n"
+        "print('the end')\n",
     )
+    box.write("holdfast.yaml", "name: loud\nrun: python loud.py\nlogs: {keep: 32MiB}\n")
 
     done = box.holdfast("run", "-d", timeout_s=60)
     assert done.returncode == 0, _said(done)
@@ -116,7 +119,7 @@ def test_stop_ends_a_program_that_ignores_sigterm(box: Box) -> None:
         "print('up', flush=True)\n"
         "time.sleep(600)\n",
     )
-    box.write("holdfast.yaml", "name: deaf\nrun: python deaf.py\nstop_grace: 1s\n")
+    box.write("holdfast.yaml", "name: deaf\nrun: python deaf.py\nstop_grace_period: 1s\n")
     run = box.start()
     until(lambda: run.output.exists() and b"up" in run.output.read_bytes(), what=box.tail(run))
     began = time.monotonic()

@@ -6,7 +6,7 @@ import dataclasses
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.errors import HoldfastError
@@ -130,6 +130,7 @@ max_duration: 1d
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
+@settings(deadline=None)
 @given(st.text(), st.dictionaries(st.text(), st.text()), st.floats(allow_nan=False, allow_infinity=False))
 def test_a_plan_comes_back_from_its_json(name: str, env: dict[str, str], now_s: float) -> None:
     plan = Plan(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast import units
@@ -85,23 +85,27 @@ def test_what_cannot_be_read_is_named_and_an_example_shown(parse: Callable[[str]
     assert caught.value.hint == hint
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**14))
 def test_durations_come_back(milliseconds: int) -> None:
     assert units.parse_duration(units.write_duration(milliseconds / 1000)) == milliseconds / 1000
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**11))
 def test_sizes_and_rates_come_back(size: int) -> None:
     assert units.parse_size(units.write_size(size)) == size
     assert units.parse_rate(units.write_rate(size)) == size
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000))
 def test_ratios_come_back(hundredths: int) -> None:
     ratio = units.parse_ratio(f"{hundredths / 100:.2f}%")
     assert units.parse_ratio(units.write_ratio(ratio)) == ratio
 
 
+@settings(deadline=None)
 @given(triggers, keepalives)
 def test_triggers_and_keepalives_come_back(trigger: Trigger, keepalive: Keepalive) -> None:
     assert units.parse_trigger(units.write_trigger(trigger)) == trigger
@@ -119,6 +123,7 @@ def test_triggers_and_keepalives_come_back(trigger: Trigger, keepalive: Keepaliv
         units.parse_keepalive,
     ],
 )
+@settings(deadline=None)
 @given(text=st.text(max_size=30))
 def test_any_text_is_a_quantity_or_a_bad_one(parse: Callable[[str], Any], text: str) -> None:
     try:

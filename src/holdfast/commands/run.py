@@ -185,5 +185,5 @@ def _warn(plan: Plan) -> None:
 
     why = creation.ephemeral(Path(plan.checkpoint.dir), Path("/proc/self/mounts").read_text())
     if why:
-        found = findings.finding("checkpoint-ephemeral", f"{why}: checkpoints there do not outlive a reboot")
+        found = findings.finding("ephemeral-checkpoints", f"{why}: checkpoints there do not outlive a reboot")
         click.echo(f"warning: {found.message}\nhint: {found.hint}", err=True)

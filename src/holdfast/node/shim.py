@@ -280,15 +280,14 @@ class Shim:
         try:
             known = json.loads((self.runtime / "processes.json").read_text())
         except (OSError, ValueError):
-            known = {}
-        if known.get("boot") != self.boot:
+            known = {"boot": self.boot, "spawning": True}  # cleaned away, or the first shim of the run
+        if known["boot"] != self.boot:
             return  # the machine was restarted: these pids are strangers
         for role in (*OURS, "trainer"):
             if known.get(role):
                 self._adopt_one(Child(role, **known[role]))
-        spawning = known.get("spawning")
-        if spawning is not None and "trainer" not in self.children:
-            self._find_unrecorded(int(spawning))
+        if known["spawning"] is not None and "trainer" not in self.children:
+            self._find_unrecorded()
         if self.children:
             self.offers_until_s = time.monotonic() + OFFERS_S
 
@@ -311,14 +310,15 @@ class Shim:
     def _adopted_exited(self, child: Child) -> None:
         self._exited(child, exit_status(child.pidfd, child.pid))
 
-    def _find_unrecorded(self, attempt: int) -> None:
+    def _find_unrecorded(self) -> None:
         """The shim before us died between starting a trainer and writing it down."""
-        marks = {f"HOLDFAST_RUN_DIR={self.run_dir}".encode(), f"HOLDFAST_ATTEMPT={attempt}".encode()}
+        mark = f"HOLDFAST_RUN_DIR={self.run_dir}".encode()
         for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):  # noqa: PTH208 - names only
             with contextlib.suppress(OSError):
-                marked = marks <= set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
-                if marked and os.getsid(pid) == pid:
-                    self._adopt_one(Child("trainer", pid, (start_ticks(pid) or (0, ""))[0], attempt))
+                marks = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+                attempts = [int(entry[17:]) for entry in marks if entry.startswith(b"HOLDFAST_ATTEMPT=")]
+                if mark in marks and attempts and os.getsid(pid) == pid:
+                    self._adopt_one(Child("trainer", pid, (start_ticks(pid) or (0, ""))[0], attempts[0]))
                     return
 
     # -- the socket

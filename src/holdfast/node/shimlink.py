@@ -50,9 +50,14 @@ class ShimLink:
 
     def pump(self) -> None:
         """Collect pushes that are here already. Raises ConnectionError when the shim is gone."""
-        with contextlib.suppress(BlockingIOError):
+        self.sock.settimeout(0)
+        try:
             while True:
-                self.pushes.append(process.receive(self.sock, flags=socket.MSG_DONTWAIT)[0])
+                self.pushes.append(process.receive(self.sock)[0])
+        except BlockingIOError:
+            return
+        finally:
+            self.sock.settimeout(ANSWER_S)
 
     def close(self) -> None:
         """Hang up."""

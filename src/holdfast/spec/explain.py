@@ -127,13 +127,14 @@ def _not_a_choice(path: Path, value: object) -> tuple[str, str]:
 
 def example(path: Sequence[str | int]) -> str:
     """`key: value` as one would write it; empty where the schema has none."""
-    field = field_at(Spec, path)
-    keys = [step for step in path if isinstance(step, str)]
-    parent = path[: len(path) - 1 - [*reversed(path)].index(keys[-1])] if keys else ()
-    if field is None or not keys or fields_of(section_at(Spec, parent) or Spec).get(keys[-1]) is not field:
+    while path and isinstance(path[-1], int):
+        path = path[:-1]
+    section = section_at(Spec, path[:-1]) if path else None
+    field = fields_of(section).get(str(path[-1])) if section is not None else None
+    if field is None or field_at(Spec, path) is not field:
         return ""
     shown = field.examples[0] if field.examples else default_text(Spec, path)
-    return f"{keys[-1]}: {shown}" if shown else ""
+    return f"{path[-1]}: {shown}" if shown else ""
 
 
 def _nested(path: str) -> str:

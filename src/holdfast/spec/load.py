@@ -145,7 +145,7 @@ def _check(spec: Spec, root: Table, ledger: Ledger) -> None:
         _, key_at = combine.lookup(root, refused.split("."))
         ledger.add(sentence, key_at, hint=support.INSTEAD.get(refused, "remove it"))
     known = {"name", "run", *spec.envs}
-    for path in EXPANDED:
+    for path in (*EXPANDED, *(("secrets", name, "file") for name in spec.secrets)):
         node, _ = combine.lookup(root, path)
         if not isinstance(node, Scalar):
             continue

@@ -12,6 +12,7 @@ from holdfast.spec.run_file import Spec
 from holdfast.spec.shape import choices, fields_of, section_in, walk
 from holdfast.spec.support import is_supported
 
+SHORT_FORMS = frozenset({"mirror", "publish"})  # tables that may be given as one text
 _HEAD = """# The run file
 
 `holdfast.yaml`: YAML 1.2, without tags, anchors or duplicate keys; only `run` is required. This page is printed by
@@ -20,11 +21,12 @@ _HEAD = """# The run file
 - **Quantities** carry their unit: durations `30s 15m 12h 7d 1h30m 500ms`, sizes `64MiB 2GB` (MB is 10^6, MiB 2^20),
   rates `200MB/s`, percentages `3%`, triggers `15m`, `1000 steps`, `1 epoch`.
 - **Paths** that are relative stand on the folder of the (first) run file. `${name}`, `${run}` (the run id) and
-  `${VARIABLE}` of `envs` are replaced in `workdir`, `checkpoint.dir` and `environment.python`, and nowhere else: `run`
-  and `setup` go to `bash -c` (`sh` where there is no bash) untouched. A `run` that is a list goes without any shell.
+  `${VARIABLE}` of `envs` are replaced in `workdir`, `checkpoint.dir`, `environment.python` and the `file` of a secret,
+  and nowhere else: `run` and `setup` go to `bash -c` (`sh` where there is no bash) untouched. A `run` that is a list
+  goes without any shell.
 - **Several files** (`-f a.yaml -f b.yaml`) are merged key by key, later ones over earlier ones; `--set a.b=c` goes over
   files. `--env K=V`, `--env K`, `--secret K=V` and `--secret K` give variables and secrets (`K` alone: from the
-  caller's environment).
+  caller's environment, which other users of the machine cannot see in a list of processes).
 - **null** as an environment variable or secret means that the caller must give it.
 - **Code**: each run gets a snapshot of `workdir`. `.gitignore` and `.holdfastignore` are honoured at every level; in
   `.holdfastignore` a line `!data/` takes back what `.gitignore` leaves out. `.git`, `__pycache__` and virtual
@@ -41,7 +43,23 @@ default.
 def json_schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of the run file."""
     made = Spec.model_json_schema(by_alias=True)
+    inner = (section_in(field.annotation) for _, field in walk(Spec))
+    sections: set[type[Section]] = {Spec, *(section for section in inner if section is not None)}
+    for section in sections:
+        _as_written(section, made if section is Spec else made["$defs"][section.__name__])
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made, "title": "holdfast run file"}
+
+
+def _as_written(section: type[Section], schema: dict[str, Any]) -> None:
+    """Defaults as one writes them (`30m`, not 1800), no titles that repeat the key, the short forms let in."""
+    defaults = section.model_construct().model_dump(mode="json", warnings=False)
+    for key, field in fields_of(section).items():
+        described = schema["properties"][key]
+        described.pop("title", None)
+        if not field.is_required():
+            described["default"] = defaults[key]
+        if key in SHORT_FORMS:
+            described["anyOf"].append({"type": "string"})
 
 
 def markdown() -> str:

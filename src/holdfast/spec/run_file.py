@@ -37,6 +37,9 @@ Run = Annotated[
 ]
 
 
+Variable = Annotated[Text, WithJsonSchema({"type": ["string", "number", "boolean"]})]
+
+
 class Spec(Section):
     """What must be true of a run. Only `run` is required."""
 
@@ -48,7 +51,7 @@ class Spec(Section):
     )
     resources: Resources = Field(Resources(), description="where to run")
     num_nodes: int = Field(1, ge=1, description="machines")
-    envs: dict[str, Text | None] = Field(
+    envs: dict[str, Variable | None] = Field(
         {},
         description="environment variables, recorded; null must come from the caller",
         examples=["{EPOCHS: 40, DATA: null}"],

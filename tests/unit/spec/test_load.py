@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from holdfast import exits
 from holdfast.errors import RunFileError
 from holdfast.spec import RunFileMistakes, Source, Spec, dump, load
+from holdfast.spec.survival import ExitClass
 from holdfast.units import Trigger
 
 
@@ -157,6 +160,19 @@ def test_a_name_under_envs_and_secrets_is_refused() -> None:
     )
 
 
+def test_a_file_with_every_table_has_only_what_is_not_built_wrong_with_it() -> None:
+    text = (Path(__file__).parents[2] / "golden" / "everything.yaml").read_text()
+    said = refused(text, environ={"DATA": "x", "WANDB_API_KEY": "x"})
+    places = [line for line in said.splitlines() if line.startswith("0.yaml:")]
+    assert len(places) == 14
+    assert all(line.endswith("is not supported yet") for line in places)
+
+
+def test_classes_of_rules_are_those_of_the_lifecycle() -> None:
+    asked_for = {"succeeded", "stopped", "user_stop"}
+    assert set(get_args(ExitClass)) == {each.value for each in exits.ExitClass} - asked_for
+
+
 def test_defaults_of_what_is_not_built_may_be_written_out() -> None:
     spec = loaded(
         "run: a\nnum_nodes: 1\nresources: {infra: local}\nports: []\n"
@@ -213,6 +229,7 @@ commands = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", 
 )
 
 
+@settings(deadline=None)
 @given(
     run=commands | st.lists(commands, min_size=1).map(tuple),
     envs=st.dictionaries(names, commands),
@@ -223,7 +240,7 @@ def test_what_is_dumped_loads_as_the_same(run: Any, envs: dict[str, str], grace:
     assert loaded(dump(spec)) == spec
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.text() | st.text(alphabet="runevs: \n\t[]{}-'\"#&*!|>%@`~,?0123abc${}"))
 def test_any_text_is_a_run_file_or_a_mistake(text: str) -> None:
     try:
@@ -241,7 +258,7 @@ trees = st.recursive(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(tree=st.dictionaries(keys, trees))
 def test_any_tree_is_a_run_file_or_a_mistake(tree: Any) -> None:
     try:
