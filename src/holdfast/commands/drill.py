@@ -18,7 +18,7 @@ from holdfast.commands.liveness import must_be_live
 from holdfast.commands.save import request
 from holdfast.commands.wording import columns, plural
 from holdfast.errors import HoldfastError, UsageError
-from holdfast.faults.base import CannotInject, Fault, Look, Target, lost_steps
+from holdfast.faults.base import ROLES, CannotInject, Fault, Look, Target, lost_steps
 from holdfast.runs import RunDir
 from holdfast.units import show_duration
 
@@ -148,7 +148,7 @@ def _await_training(target: Target, deadline_s: float) -> None:
     first = target.look(time.time())
 
     def ready(now: Look) -> bool:
-        whole = {"shim", "supervisor", "archiver", "trainer"} <= now.processes.keys()
+        whole = now.processes.keys() == set(ROLES)
         return whole and (now.beat is None or (now.step > 0 and now.step != first.step))
 
     if _until(target, ready, time.monotonic() + deadline_s) is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -67,10 +68,10 @@ def end(run: RunDir, *, within_s: float = 30.0) -> None:
     """Kill it, and return when nothing of it lives. Raises HoldfastError."""
     from holdfast.node import client
 
-    if live(run):
-        client.call(run, "POST", "/kill")
     deadline = time.monotonic() + within_s
     while live(run):
+        with contextlib.suppress(client.NotLive):  # a supervisor may be on its way
+            client.call(run, "POST", "/kill")
         if time.monotonic() > deadline:
             raise HoldfastError(f"{run.id} is still live {within_s:g} s after kill", hint=f"see {run.node_log}")
         time.sleep(POLL_S)

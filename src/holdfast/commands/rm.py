@@ -1,7 +1,7 @@
 """`holdfast rm`: delete ended runs with their checkpoints.
 
-The run's lock is held meanwhile, so no shim can start in it. Checkpoints that the run file put elsewhere stay, and a
-run outside `$HOLDFAST_HOME` (`Run(dir=…)`) loses only what we made there.
+The run's lock is held meanwhile, so no shim can start in it. Checkpoints that the run file put elsewhere stay, and the
+folder that a script chose itself (`Run(dir=…)`) loses only what we made there.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def command(names: tuple[RunDir, ...], force: bool) -> None:
         with _locked(run):
             if not force:
                 _ask(run)
-            elsewhere = _checkpoints_elsewhere(run)
-            _delete(run)
+            elsewhere, alone = _checkpoints_elsewhere(run), _alone(run)
+            _delete(run, alone=alone)
         say(f"{run.id} deleted" + (f"; its checkpoints stay in {elsewhere}" if elsewhere else ""))
 
 
@@ -69,6 +69,14 @@ def _ask(run: RunDir) -> None:
     click.confirm(f"delete {run.id} with its {saved} checkpoints?", abort=True, err=True)
 
 
+def _alone(run: RunDir) -> bool:
+    """Whether the folder may hold more than ours: a script chose it, or nobody can tell."""
+    try:
+        return bool(plan_of(run)["alone"])
+    except (HoldfastError, KeyError):
+        return run.root.parent != runs.home() / "runs"
+
+
 def _checkpoints_elsewhere(run: RunDir) -> Path | None:
     try:
         folder = Path(plan_of(run)["checkpoint"]["dir"])
@@ -77,15 +85,14 @@ def _checkpoints_elsewhere(run: RunDir) -> Path | None:
     return None if folder.is_relative_to(run.root) or not folder.exists() else folder
 
 
-def _delete(run: RunDir) -> None:
+def _delete(run: RunDir, *, alone: bool) -> None:
     """The plan last, so that a run deleted half-way is still listed and can be deleted again."""
-    if run.root.parent == runs.home() / "runs":
+    ours = [
+        *(run.spec, run.journal, run.code, run.output, run.records, run.archiver_log, run.shim_log, run.node_log),
+        *(run.stacks, run.checkpoints, run.lib, run.lock),
+    ]
+    if not alone:
         ours = list(run.root.iterdir())
-    else:
-        ours = [
-            *(run.spec, run.journal, run.code, run.output, run.records, run.archiver_log, run.shim_log, run.node_log),
-            *(run.stacks, run.checkpoints, run.lib, run.lock),
-        ]
     for entry in [*(entry for entry in ours if entry != run.plan), run.plan]:
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)

@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from holdfast.errors import HoldfastError
-from holdfast.events import AttemptEnded, Event, Restored
+from holdfast.events import AttemptEnded, AttemptStarted, Event
 from holdfast.heartbeat import Beat, Page, page_path
 from holdfast.journal import read
 from holdfast.process import Identity, alive, send_signal
 from holdfast.runs import RunDir
 
 Undo = Callable[[], None]
+ROLES = ("shim", "supervisor", "archiver", "trainer")
 
 
 class CannotInject(HoldfastError):
@@ -125,7 +126,8 @@ def processes(run: RunDir) -> dict[str, Identity]:
         written = json.loads((run.runtime / "processes.json").read_bytes())
     except (OSError, ValueError):
         return {}
-    named = {role: Identity(entry["pid"], entry["start_ticks"]) for role, entry in written.items() if entry}
+    entries = {role: written.get(role) for role in ROLES}
+    named = {role: Identity(entry["pid"], entry["start_ticks"]) for role, entry in entries.items() if entry}
     return {role: found for role, found in named.items() if alive(found)}
 
 
@@ -143,13 +145,13 @@ def listens(path: Path) -> bool:
 
 
 def lost_steps(before: Look, now: Look) -> int:
-    """Steps that had been completed and were done again, over all attempts since `before`."""
+    """Steps that were completed and had to be done again, over all attempts that ended since `before`."""
     lost, last = 0, 0
     for event in now.since(before):
         if isinstance(event, AttemptEnded):
             last = event.step
-        elif isinstance(event, Restored):
-            lost += max(0, last - event.step)
+        elif isinstance(event, AttemptStarted):
+            lost, last = lost + max(0, last - event.resume_step), 0
     return lost
 
 

@@ -33,9 +33,10 @@ def inject(target: Target) -> Undo:
 
 
 def bitten(before: Look, now: Look) -> bool:
-    """The watchdog has seen it; where it would take long to, five seconds have passed."""
-    found = any(isinstance(event, HangDetected) for event in now.since(before))
-    return found or (not _restarts_soon(before) and now.t - before.t >= _HOLD_S)
+    """The watchdog has ended it; where that would take long, five seconds have passed."""
+    if _restarts_soon(before):
+        return now.processes.get("trainer") != before.processes.get("trainer")
+    return now.t - before.t >= _HOLD_S
 
 
 def recovered(before: Look, now: Look) -> Verdict:

@@ -156,8 +156,8 @@ def test_rm_leaves_checkpoints_that_lie_elsewhere_and_says_where(tmp_path: Path)
     assert tmp_path.exists()
 
 
-def test_rm_outside_the_home_deletes_only_what_we_made(tmp_path: Path) -> None:
-    run = RunDir(ended("alone").root.rename(tmp_path / "alone"))
+def test_rm_in_a_folder_that_a_script_chose_deletes_only_what_we_made(tmp_path: Path) -> None:
+    run = RunDir(ended("alone", alone=True).root.rename(tmp_path / "alone"))
     (run.root / "thesis.tex").write_text("years of work")
 
     said = holdfast("rm", "--force", str(run.root))

@@ -17,9 +17,9 @@ from types import ModuleType
 import pytest
 
 from holdfast import faults
-from holdfast.events import AttemptEnded, CheckpointCommitted, CheckpointFailed, Event, HangDetected, Restored
+from holdfast.events import AttemptEnded, AttemptStarted, CheckpointCommitted, CheckpointFailed, Event, HangDetected
 from holdfast.faults import base, fill_disk, stop_trainer
-from holdfast.faults.base import CannotInject, Look, Target, lost_steps
+from holdfast.faults.base import ROLES, CannotInject, Look, Target, lost_steps
 from holdfast.heartbeat import Beat, Handlers, Outcome, Phase
 from holdfast.process import Identity, identity, stat_fields
 from holdfast.runs import RunDir, make_runtime
@@ -27,7 +27,6 @@ from tests.needs import need
 from tests.waiting import until
 
 Victims = tuple[Target, dict[str, subprocess.Popen[bytes]]]
-ROLES = ("shim", "supervisor", "archiver", "trainer")
 
 
 @pytest.fixture
@@ -44,7 +43,7 @@ def victims(monkeypatch: pytest.MonkeyPatch) -> Iterator[Victims]:
     children = {role: subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) for role in ROLES}
     found = {role: identity(child.pid) for role, child in children.items()}
     written = {role: {"pid": one.pid, "start_ticks": one.start_ticks} for role, one in found.items() if one}
-    (make_runtime(run) / "processes.json").write_text(json.dumps(written))
+    (make_runtime(run) / "processes.json").write_text(json.dumps({"boot": "b", **written, "spawning": None}))
     yield Target(run, lambda: None), children
     for child in children.values():
         child.kill()
@@ -188,7 +187,8 @@ SAVED = CheckpointCommitted(step=109, term=1, sequence=1, size_bytes=1, reason="
         (None, look(t=1.0), False),
         (None, look(t=6.0), True),
         (10.0, look(t=6.0), False),
-        (10.0, look(HANG, t=11.0), True),
+        (10.0, look(HANG, t=11.0), False),
+        (10.0, look(HANG, t=11.0, trainer=2), True),
     ],
 )
 def test_a_short_watchdog_is_waited_for(progress_s: float | None, now: Look, expected: bool) -> None:
@@ -213,7 +213,7 @@ def test_a_full_disk_is_survived_when_saving_works_again(now: Look, expected: bo
 
 def test_lost_steps_are_those_done_twice() -> None:
     ended = AttemptEnded(attempt=1, exit_class="killed", status=-9, step=120, committed_step=100)
-    again = Restored(attempt=2, step=100, term=2)
+    again = AttemptStarted(attempt=2, pid=2, start_ticks=1, log_offset=0, resume_step=100)
 
     assert lost_steps(look(), look(ended, again)) == 20
     assert lost_steps(look(ended, again), look(ended, again)) == 0
