@@ -51,3 +51,15 @@ def processes(run: RunDir) -> dict[str, process.Identity]:
         return {}
     roles = ("shim", "supervisor", "archiver", "trainer")
     return {role: process.Identity(told[role]["pid"], told[role]["start_ticks"]) for role in roles if told[role]}
+
+
+def once() -> RestartPlan:
+    """No restarts."""
+    return RestartPlan(policy="no")
+
+
+def patient() -> RestartPlan:
+    """As many restarts as it takes."""
+    return RestartPlan(
+        max_restarts=1000, max_no_progress=1000, window_restarts=1000, backoff_initial_s=0.01, backoff_max_s=0.02
+    )

@@ -35,7 +35,6 @@ SEEDS = 20
 SCHEDULES = 50  # a seed
 FAULTS = 80  # a schedule, then the world is healthy
 ENDS = [each for each in ExitClass if each not in (ExitClass.SUCCEEDED, ExitClass.USER_STOP, ExitClass.STOPPED)]
-decided = 0
 
 
 class Died(Exception):
@@ -44,6 +43,8 @@ class Died(Exception):
 
 class World:
     """One run on one machine."""
+
+    decided = 0  # events given to the table, in all worlds
 
     def __init__(self, rng: random.Random, policy: Policy) -> None:
         self.rng, self.policy = rng, policy
@@ -70,14 +71,13 @@ class World:
         self.journal.append(event)
 
     def apply(self, event: ev.Event) -> None:
-        global decided
         todo = [event]
         while todo:
             event = todo.pop(0)
             self.append(event)
             assert self.state is not None
             self.state, actions = decide(self.state, event, self.policy)
-            decided += 1
+            World.decided += 1
             for action in actions:
                 if isinstance(action, Emit):
                     todo.append(action.event)
@@ -128,8 +128,7 @@ class World:
 
     def supervisor_starts(self) -> None:
         """As `Supervisor.run`: fold, ask the shim, say so."""
-        global decided
-        decided += len(self.journal)
+        World.decided += len(self.journal)
         self.state, self.start, self.stop_at_s = fold(self.journal, self.policy), None, None
         for seen in list(self.exits):
             self.tell_exit(seen)
@@ -306,8 +305,8 @@ def test_no_schedule_breaks_a_promise(seed: int) -> None:
 
 
 def test_the_schedules_were_many() -> None:
-    before = decided
+    before = World.decided
     for world in schedules(SEEDS):
         live(world)
 
-    assert (decided - before) * SEEDS > 200_000
+    assert (World.decided - before) * SEEDS > 200_000

@@ -6,6 +6,7 @@ before it was asked for. Nothing here is fatal: a save that fails says so in its
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import sys
@@ -17,17 +18,29 @@ from typing import Any
 
 from holdfast.checkpoint import collect, commit, load, survey
 from holdfast.checkpoint.canonical import Damaged, is_count
-from holdfast.checkpoint.folder import Folder
+from holdfast.checkpoint.folder import Folder, make_folders
 from holdfast.checkpoint.lease import Lease
 from holdfast.checkpoint.lease import write as write_lease
 from holdfast.checkpoint.slots import Result, Slot, SlotSet, State
 from holdfast.checkpoint.survey import CheckpointInfo
-from holdfast.errors import HoldfastError, NoValidCheckpoint, StoreRefused
+from holdfast.errors import HoldfastError, StoreRefused
 from holdfast.node.eventlog import EventLog
 from holdfast.node.slotsets import Sealed, SlotSets
 from holdfast.plan import CheckpointPlan
 
 Reply = dict[str, Any]
+
+
+class OtherWorld(HoldfastError):
+    """A checkpoint of another number of ranks; nothing is resharded."""
+
+    exit_code = 12
+
+
+class FolderInUse(HoldfastError):
+    """Two runs that share a checkpoint folder would remove each other's packs."""
+
+    exit_code = 11
 
 
 class Archive:
@@ -40,12 +53,24 @@ class Archive:
         self.failed: Reply | None = None
         self._plan, self._log = plan, log
         self._opened = False
+        self._lock: int | None = None
         self._since_s: dict[str, float] = {}  # save id → when it was first seen sealed
         self._fell_back: dict[str, tuple[str, ...]] = {}  # claim → what its first rank was told
 
     def add_slots(self, given: SlotSet) -> None:
         """Hold a rank's slots from now on."""
         self.slots.add(given)
+
+    def begin(self) -> None:
+        """Ready the folder and remember the newest checkpoint; what does not work now is tried again when needed."""
+        try:
+            self._open()
+            live = [info for info in survey.take(self.folder.root).checkpoints if info.live]
+        except (HoldfastError, OSError) as error:
+            self._log.write("warning", id="checkpoint-folder", message=_sentence(error))
+            return
+        if live:
+            self.last = _told(live[-1])
 
     # -- saving
 
@@ -114,23 +139,14 @@ class Archive:
             self.retain()
 
     def _tell_committed(self, made: commit.Committed, seconds: float) -> None:
-        head = made.manifest.head
-        self.last = {
-            "step": head["step"],
-            "epoch": head["epoch"],
-            **made.manifest.position.to_json(),
-            "size_bytes": made.manifest.size_bytes,
-            "reason": head["reason"],
-            "time_s": head["time_s"],
-            "manifest": made.file_name,
-        }
+        self.last = _told(survey.info_of(made.manifest, self.folder.root / "manifests" / made.file_name))
         timing = {"write_seconds": made.write_seconds, "verify_seconds": made.verify_seconds}
         self.failed = None
         self._log.write("committed", **self.last, seconds=seconds, written_bytes=made.written_bytes, **timing)
 
     def _tell_failed(self, head: Mapping[str, Any], message: str) -> None:
-        told = {name: head.get(name) for name in ("step", "term", "sequence", "reason")}
-        self.failed = {**told, "message": message}
+        told = {name: head.get(name, 0) for name in ("step", "term", "sequence")}
+        self.failed = {**told, "reason": head.get("reason", ""), "message": message}
         self._log.write("save_failed", **self.failed)
 
     def _sweep(self) -> None:
@@ -160,7 +176,8 @@ class Archive:
         except Exception as error:
             message = _sentence(error)
             self._log.write("restore_failed", message=message, want=request.get("want"))
-            code = error.exit_code if isinstance(error, HoldfastError) else StoreRefused.exit_code
+            store = StoreRefused.exit_code if isinstance(error, OSError) else HoldfastError.exit_code
+            code = error.exit_code if isinstance(error, HoldfastError) else store
             return {"ok": False, "exit_code": code, "error": message, "hint": getattr(error, "hint", "")}
 
     def _restore(self, request: Mapping[str, Any], now_s: float) -> Reply:
@@ -191,7 +208,7 @@ class Archive:
 
         def into_slot(info: CheckpointInfo) -> list[str]:
             if info.world != request["world"]:
-                raise NoValidCheckpoint(info.run, 1, why=f"{info} is of {info.world} ranks, not {request['world']}")
+                raise OtherWorld(f"{info} is of {info.world} ranks, this attempt has {request['world']}")
             slot.set(state=State.FILLING)
             try:
                 load.fill(self.folder.root, info, request["rank"], slot, whole=held is None)
@@ -222,9 +239,38 @@ class Archive:
     def _open(self) -> None:
         """Ready the folder, at the first use that succeeds: it may be full or away at the start."""
         if not self._opened:
+            if self._lock is None:
+                self._lock = _lock_folder(self.folder)
             for sentence in self.folder.open():
                 self._log.write("warning", id="checkpoint-folder-damaged", message=sentence)
             self._opened = True
+
+
+def _lock_folder(folder: Folder) -> int:
+    """Hold the folder itself until we end. Raises FolderInUse, OSError."""
+    make_folders(folder.disk, folder.root)
+    descriptor = os.open(folder.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise FolderInUse(
+            f"the archiver of another run uses {folder.root}", hint="give each run a checkpoint.dir of its own"
+        ) from None
+    return descriptor
+
+
+def _told(info: CheckpointInfo) -> Reply:
+    """A checkpoint in the words of `status` and archiver.jsonl."""
+    return {
+        "step": info.step,
+        "epoch": info.epoch,
+        **info.position.to_json(),
+        "size_bytes": info.size_bytes,
+        "reason": info.reason,
+        "time_s": info.time_s,
+        "manifest": info.path.name,
+    }
 
 
 def _order(parts: list[Sealed]) -> tuple[int, int]:

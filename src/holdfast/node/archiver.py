@@ -61,6 +61,8 @@ class Archiver:
         self._selector.register(listener, selectors.EVENT_READ, lambda: self._accept(listener))
         for worker in (self._worker, self._linker):
             self._selector.register(worker.wake, selectors.EVENT_READ, worker.collect)
+        self._worker.submit(_be_modest, lambda _: None)
+        self._worker.submit(self._archive.begin, lambda _: None)
         self._reconnect()
         while not self._left:
             self._tick()
@@ -173,7 +175,10 @@ class Archiver:
     # -- clients
 
     def _accept(self, listener: socket.socket) -> None:
-        client, _ = listener.accept()
+        try:
+            client, _ = listener.accept()
+        except OSError:  # gone again before we came to it
+            return
         client.setblocking(False)
         self._selector.register(client, selectors.EVENT_READ, lambda: self._from_client(client))
 
@@ -217,11 +222,10 @@ def main(run_dir: Path) -> int:
     """Be the archiver of a run; returns its exit status. Raises LeaseHeld while another one lives."""
     run = RunDir(run_dir)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda *_: None)  # SIG_IGN would be inherited by a shim that we start, and so by trainers
     runtime = make_runtime(run)
     lock = _only_one(run_dir, runtime / "archiver.lock")
     plan = Plan.from_json(json.loads(run.plan.read_bytes()))
-    _be_modest()
     sentence = ephemeral(Path(plan.checkpoint.dir))
     if sentence is not None:
         EventLog(run.archiver_log).write("warning", id="ephemeral-checkpoints", message=sentence)
@@ -250,7 +254,10 @@ def _only_one(run_dir: Path, path: Path) -> int:
 
 
 def _be_modest() -> None:
-    """Leave processor and disk to training, as far as the kernel lets us say so."""
+    """Leave processor and disk to training, as far as the kernel lets us say so.
+
+    Both are a thread's own on Linux, and inherited by what it starts: never call this on the thread that starts a shim.
+    """
     os.nice(NICENESS)
     number = {"x86_64": 251, "aarch64": 30}.get(platform.machine())  # ioprio_set
     if number is not None:

@@ -71,8 +71,14 @@ class Feed:
 
     def snapshot(self) -> dict[str, Any]:
         """Position and own state, as values that `checkpoint.state` can hold."""
-        state = self._stored_state if self._stored is not None else self._source.state(self.place)
+        kept = self._stored_state
+        state = self._source.state(self.place) if kept is None else kept
         return {"place": dataclasses.asdict(self.place), "state": state}
+
+    @property
+    def skipping(self) -> bool:
+        """Whether the pass in which the checkpoint was made is still to come."""
+        return self._stored is not None
 
     def enter(self, epoch: int, *, in_step: bool) -> Iterator[Any] | None:
         """The batches of the next pass, or None for one that was over before the checkpoint."""
@@ -80,16 +86,13 @@ class Feed:
         if stored is not None and stored.epoch == epoch and self._skipped < stored.entry:
             self._skipped += 1
             return None
-        state, self._stored_state = self._stored_state, None
         self._stored = None
-        if stored is not None and (stored.open or stored.epoch == epoch):
-            return self._source.start(self.place, state) if stored.open else self._rest(state)
-        self.place = self.place.next_pass(epoch, in_step=in_step)
+        if stored is not None and stored.epoch == epoch and not stored.open:
+            return None
+        if stored is None or not stored.open:
+            self.place = self.place.next_pass(epoch, in_step=in_step)
+        state, self._stored_state = self._stored_state, None
         return self._source.start(self.place, state)
-
-    def _rest(self, state: Any) -> None:
-        """The pass is over; keep the loader's own state for the next one."""
-        self._stored_state = state
 
     def __len__(self) -> int:
         return len(self.loader)

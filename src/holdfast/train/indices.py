@@ -93,7 +93,7 @@ class Pass:
         if self._state is None:
             return itertools.islice(self._sampler, self._skip, None)
         self._sampler.load_state_dict(self._state)
-        source = iter(self._sampler)
+        source: Iterator[Any] = iter(self._sampler)
         if self._skip:
             return source
         # The state is from the end of the pass before; a sampler that counts then has nothing left, and begins anew.
@@ -150,5 +150,6 @@ def generators_of(loader: Any) -> tuple[torch.Generator, ...]:
 def set_epoch(loader: Any, epoch: int) -> None:
     """Tell every sampler that wants to know (DistributedSampler) which pass begins."""
     for sampler in (loader.batch_sampler, loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
-        if callable(getattr(sampler, "set_epoch", None)):
-            sampler.set_epoch(epoch)
+        tell = getattr(sampler, "set_epoch", None)
+        if callable(tell):
+            tell(epoch)

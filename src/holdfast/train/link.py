@@ -129,8 +129,7 @@ class Link:
 
     def wait_ring(self, timeout_s: float) -> None:
         """Return when the archiver rang, or after `timeout_s`."""
-        ready, _, _ = select.select([self._set.to_rank], [], [], timeout_s)
-        if ready:
+        if _readable(self._set.to_rank, timeout_s):
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._set.to_rank)
 
@@ -150,10 +149,10 @@ class Link:
         return "the shim was restarted and has the slots again"
 
     def _is_open(self) -> bool:
-        try:
-            return bool(self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-        except BlockingIOError:
+        if not _readable(self._socket.fileno(), 0.0):
             return True
+        try:
+            return bool(self._socket.recv(1, socket.MSG_PEEK))
         except ConnectionError:
             return False
 
@@ -170,3 +169,9 @@ class Link:
             slot.close()
         for descriptor in self._set.fds():
             os.close(descriptor)
+
+
+def _readable(descriptor: int, timeout_s: float) -> bool:
+    poll = select.poll()  # `select.select` ends at descriptor 1023
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))

@@ -19,8 +19,8 @@ _END = object()
 class _Pass:
     """One pass over a feed; told to the session when it is dropped before its end."""
 
-    def __init__(self, session: Session, feed: Feed, *, completes: bool) -> None:
-        self._session, self._feed, self._completes = session, feed, completes
+    def __init__(self, session: Session, feed: Feed, *, completes: bool, ends: bool = True) -> None:
+        self._session, self._feed, self._completes, self._ends = session, feed, completes, ends
         self._batches: Iterator[Any] | None = None
 
     def __iter__(self) -> Any:
@@ -45,7 +45,7 @@ class _Pass:
 
     def __del__(self) -> None:
         if getattr(self, "_batches", None) is not None and not self._session.closed:
-            self._session.leave(self._feed, completes=self._completes)
+            self._session.leave(self._feed, completes=self._completes, ends=self._ends)
 
 
 class Steps(_Pass):
@@ -70,7 +70,7 @@ class AllSteps(_Pass):
     """`run.steps(loader, epochs=N)`: passes until N epochs are complete, then the final checkpoint."""
 
     def __init__(self, session: Session, feed: Feed, epochs: int) -> None:
-        super().__init__(session, feed, completes=True)
+        super().__init__(session, feed, completes=True, ends=False)
         self._epochs = epochs
 
     def __next__(self) -> Any:
@@ -78,14 +78,13 @@ class AllSteps(_Pass):
         session.complete_open_step()
         while session.epoch < self._epochs or self._batches is not None:
             if self._batches is None:
-                session.managed = session.managed_by_steps = True
-                session.epochs_total = self._epochs
+                session.managed, session.epochs_total = True, self._epochs
                 self._begin()
             batch = self._take()
             if batch is not _END:
                 return batch
             session.turn_epoch()
-        session.managed = session.managed_by_steps = False
+        session.managed = False
         session.finish(TURN)
         raise StopIteration
 

@@ -38,9 +38,9 @@ class Occasions:
             raise UsageError(f"run.on({name!r}, …): there is no such occasion", hint=f"one of {', '.join(NAMES)}")
         self._called[name].append(function)
 
-    def call(self, occasion: Occasion) -> None:
+    def call(self, occasion: Occasion, *, only: Callable[[Occasion], Any] | None = None) -> None:
         """Call every function for `occasion`, in the order they were added."""
-        for function in self._called[occasion.name]:
+        for function in self._called[occasion.name] if only is None else [only]:
             try:
                 function(occasion)
             except Exception as error:  # noqa: BLE001 (user code: whatever it is, training goes on)

@@ -98,7 +98,7 @@ def _events(tensors: dict[str, torch.Tensor]) -> list[torch.cuda.Event]:
     """One mark on the current stream of each device: the copies begun so far are done when it is passed."""
     made = []
     for device in {tensor.device for tensor in tensors.values()}:
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(device))
         made.append(event)
     return made

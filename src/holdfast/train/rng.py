@@ -42,7 +42,7 @@ def capture() -> dict[str, Any]:
     }
     if np is not None:
         state["numpy"] = np.random.get_state(legacy=False)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 

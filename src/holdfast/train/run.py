@@ -48,10 +48,8 @@ class Run:
         values = {name: value for name, value in state.items() if value is not None and is_json(value)}
         given = {name: value for name, value in state.items() if value is not None and name not in values}
         lenient = Lenient(tuple(allow_missing), tuple(allow_unused))
-        self._session = _live[self._key] = Session(setting, given, seed=seed, lenient=lenient)
+        self._session = _live[self._key] = Session(setting, given, values, seed=seed, lenient=lenient)
         self.state: dict[str, Any] = self._session.content.state
-        for name, value in values.items():
-            self.state.setdefault(name, value)
         if dir is not None and not setting.alone:
             self._session.warn(f"Run(dir={str(dir)!r}) is ignored: the supervisor's run is in {setting.run.root}")
 

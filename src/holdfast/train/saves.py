@@ -132,6 +132,10 @@ class Saves:
         sys.stderr.write(f"holdfast: the save of step {step} failed, training goes on: {error}\n")
         self._occasions.call(Occasion(name="save_failed", step=step, epoch=epoch, reason=reason, error=error))
 
+    def failed(self, sequence: int | None) -> bool:
+        """Whether that save is known to have failed."""
+        return bool(self._ended.get(sequence)) if sequence is not None else False
+
     def free_slot(self) -> Slot:
         """A slot to write, waiting for one. Raises StoreRefused after `checkpoint.timeout`."""
         found: list[Slot] = []

@@ -57,8 +57,19 @@ class _Resume:
 class Session:
     """One process' part in a run, from the hello to the goodbye."""
 
-    def __init__(self, setting: Setting, given: Mapping[str, Any], *, seed: int | None, lenient: objects.Lenient) -> None:
-        """Restores in place. Raises LeaseHeld, NoValidCheckpoint, StateMismatch, UsageError."""
+    def __init__(
+        self,
+        setting: Setting,
+        given: Mapping[str, Any],
+        defaults: Mapping[str, Any],
+        *,
+        seed: int | None,
+        lenient: objects.Lenient,
+    ) -> None:
+        """Restores `given` in place; `defaults` are what `state` begins with.
+
+        Raises LeaseHeld, NoValidCheckpoint, StateMismatch, UsageError.
+        """
         began_s = time.monotonic()
         self.setting = setting
         loaders = {name: value for name, value in given.items() if isinstance(value, DataLoader)}
@@ -82,6 +93,7 @@ class Session:
         self._loops: list[Feed] = []  # entered outside a step and still open, outermost first
         self._open: Feed | None = None  # whose batch is being worked on
         self._left: Feed | None = None  # its loop was left with the step still open
+        self._left_ends = False  # and is not to be continued
         self._asked = ""
         self._terminated = self._raised = self._finished = False
         self._resume: _Resume | None = None
@@ -90,6 +102,9 @@ class Session:
         self._saves = self._restore(began_s)
         for name, loader in loaders.items():
             self._add_feed(name, loader)
+        for name, value in defaults.items():
+            self.content.state.setdefault(name, value)
+        self._step_epoch = self.epoch  # of the last step
         self._mark = self._marked()
         self._hooks = Hooks(self)
         self._page.set(handlers=self._hooks.handlers)
@@ -195,7 +210,7 @@ class Session:
         """The batches of the feed's next pass; what was handed out before the checkpoint is left out."""
         in_step = self._open is not None
         batches = feed.enter(self.epoch, in_step=in_step)
-        if batches is not None and not in_step:
+        if not in_step and not feed.skipping:
             self._loops.append(feed)
         resume = self._resume
         if resume is not None and not feed.skipping and (resume.at.kind != LOOP or resume.at.loader == feed.name):
@@ -223,18 +238,28 @@ class Session:
     def open_step(self, feed: Feed) -> None:
         """A batch is handed out."""
         feed.place.yielded += 1
-        self._open = feed
+        if self._open is None:  # a second loader inside a step opens no other
+            self._open = feed
         if self._pulse.phase is not Phase.RUNNING:
             self._pulse.enter(Phase.RUNNING)
 
-    def leave(self, feed: Feed, *, completes: bool) -> None:
-        """The loop over `feed` was left early. With `completes`, its open step is complete at the next call."""
+    def leave(self, feed: Feed, *, completes: bool, ends: bool) -> None:
+        """The loop over `feed` was left early.
+
+        completes: its open step is complete at the next call. ends: the pass is then over, and not to be continued.
+        """
         if completes and self._open is feed:
-            self._left = feed
+            self._left, self._left_ends = feed, ends
             return
         if self._open is feed:
             self._open = None
-        self.end_pass(feed)
+        self._end_left(feed, ends=ends)
+
+    def _end_left(self, feed: Feed, *, ends: bool) -> None:
+        if ends:
+            self.end_pass(feed)
+        elif feed in self._loops:
+            self._loops.remove(feed)
 
     def settle(self) -> None:
         """Complete the step of a loop that was left by `break`."""
@@ -253,14 +278,14 @@ class Session:
         for loop in self._loops:
             loop.place.stepped = True
         loader = self._loops[-1].name if self._loops else feed.name if feed is not None else ""
-        if left is not None and not self.managed_by_steps and not self.should_stop:
-            left.place.open = False  # a resumed process must not enter it again
-        self._pending.end_step(self.step, self.epoch)
+        ends = self._left_ends and not self.should_stop
+        if left is not None:
+            left.place.open = not ends  # a resumed process must not enter it again
+        self._step_epoch = self.epoch
+        self._flush_log()
         self._boundary(At(LOOP, loader) if loader else At(OUTSIDE))
         if left is not None:
-            self.end_pass(left)
-
-    managed_by_steps = False  # inside run.steps(loader, epochs=N)
+            self._end_left(left, ends=ends)
 
     def complete_open_step(self) -> None:
         """The loop asks for its next batch: the one before is done."""
@@ -303,7 +328,7 @@ class Session:
             self._flush_log()
 
     def _flush_log(self) -> None:
-        self._pending.end_step(self.step, self.epoch)
+        self._pending.end_step(self.step, self._step_epoch)
 
     # ---- saving
 
@@ -360,7 +385,7 @@ class Session:
 
     def _make_durable(self, reason: str, at: At, *, final: bool) -> None:
         self._pending.flush()
-        if self._marked() != self._mark:
+        if self._marked() != self._mark or self._saves.failed(self._sequence):
             self._save(reason, at, final=final, patient=True)
         if self._sequence is not None:
             self._saves.await_durable(self._sequence, self.step)
@@ -368,6 +393,9 @@ class Session:
     def close(self) -> None:
         """The final checkpoint, then goodbye. Raises StoreRefused."""
         if self.closed:
+            return
+        if self._open is not None and sys.exc_info()[0] is not None:  # `finally: run.close()` on the way out
+            self.abandon()
             return
         self.settle()
         self.finish()
@@ -391,6 +419,10 @@ class Session:
         """Tell the records and the terminal."""
         self._records.event("warning", step=self.step, message=sentence)
         sys.stderr.write(f"holdfast: {sentence}\n")
+
+    def enter_phase(self, phase: Phase) -> None:
+        """Say in the heartbeat what training does now."""
+        self._pulse.enter(phase)
 
     # ---- called by Hooks
 

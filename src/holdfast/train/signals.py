@@ -43,9 +43,9 @@ class Hooks:
 
     def _install_signals(self) -> None:
         try:
-            faulthandler.register(signal.SIGUSR2, file=sys.__stderr__, all_threads=True, chain=False)
+            faulthandler.register(signal.SIGUSR2, file=2, all_threads=True, chain=False)
             self.handlers |= Handlers.STACKS
-        except (OSError, ValueError, AttributeError, RuntimeError):  # stderr is no file: nobody will send us USR2
+        except (OSError, ValueError):  # stderr is closed: nobody will send us USR2
             self.handlers = Handlers.NONE
         if threading.current_thread() is threading.main_thread():
             self._previous_term = signal.signal(signal.SIGTERM, self._on_term)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ import pytest
 from holdfast import process
 from holdfast.checkpoint import load
 from holdfast.checkpoint.slots import Result, Slot, SlotSet, State
+from holdfast.heartbeat import Page, page_path
 from holdfast.runs import RunDir, make_runtime
 from tests.needs import need
 from tests.slotparts import contents, seal
@@ -68,6 +70,14 @@ class FakeShim:
         process.send(self.link, {"ok": True})
         return SlotSet.of(message["rank"], fds)
 
+    def restart(self) -> None:
+        """Die and be there again, with no moment in between in which nobody listens."""
+        old = self._listener
+        self.listen()
+        old.close()
+        assert self.link is not None
+        self.link.close()
+
     def finish(self) -> None:
         """The run is over."""
         assert self.link is not None
@@ -115,13 +125,41 @@ def write_plan(run: RunDir, folder: Path, **checkpoint: Any) -> None:
 
 
 @contextlib.contextmanager
-def archiver(run: RunDir) -> Iterator[subprocess.Popen[bytes]]:
+def archiver(run: RunDir, start: str = START) -> Iterator[subprocess.Popen[bytes]]:
     """The process, ended afterwards whatever happened."""
-    with subprocess.Popen([sys.executable, "-c", START, str(run.root)]) as popen:
+    with subprocess.Popen([sys.executable, "-c", start, str(run.root)]) as popen:
         try:
             yield popen
         finally:
             popen.kill()
+
+
+NOBODY_STARTS = """
+import sys; from pathlib import Path; from holdfast import process; from holdfast.node import archiver
+def start_shim(*_, **__): raise OSError("not in this test")
+process.start_shim, archiver.SHIM_GONE_S = start_shim, 0.2
+sys.exit(archiver.main(Path(sys.argv[1])))
+"""
+
+
+def test_without_a_shim_it_stays_while_a_rank_lives_and_saves_before_it_leaves(run: RunDir, shim: FakeShim) -> None:
+    rank = subprocess.Popen(["sleep", "60"])
+    page = Page(page_path(run.runtime, 0))
+    alive = process.identity(rank.pid)
+    assert alive is not None
+    page.begin(pid=alive.pid, start_ticks=alive.start_ticks, rank=0, world=1, attempt=1)
+    with archiver(run, NOBODY_STARTS) as popen:
+        shim.welcome()
+        restore(run)
+        shim.die()
+        save(shim, seed=1, sequence=1, step=1)
+        assert ask(run, op="status")["last"]["step"] == 1
+        seal(shim.slots[0][1], seed=2, sequence=2, step=2)
+        rank.kill()
+        rank.wait()
+        assert popen.wait(20) == 0
+    page.close()
+    assert [info.step for info in load.checkpoints(run.checkpoints)] == [1, 2]
 
 
 def ask(run: RunDir, **message: Any) -> dict[str, Any]:
@@ -217,8 +255,7 @@ def test_a_new_shim_is_offered_the_slots(run: RunDir, shim: FakeShim) -> None:
         shim.welcome()
         restore(run)
         save(shim, seed=1, sequence=1, step=1)
-        shim.die()
-        shim.listen()
+        shim.restart()
         shim.welcome(hand_out=False)
         offered = shim.take_offer()
 
@@ -281,6 +318,42 @@ def test_going_back_leaves_the_later_ones_aside(run: RunDir, shim: FakeShim) -> 
         assert (missing["ok"], missing["exit_code"]) == (False, 12)
         assert restore(run, "d")["step"] == 2
     assert [(info.step, info.live) for info in load.checkpoints(run.checkpoints)] == [(1, True), (2, True), (3, False)]
+
+
+@pytest.mark.parametrize("shim", [2], indirect=True)
+def test_a_checkpoint_of_another_number_of_ranks_is_refused(run: RunDir, shim: FakeShim) -> None:
+    with archiver(run):
+        shim.welcome()
+        restore(run)
+        save(shim, seed=1, sequence=1, step=1)
+
+        refused = restore(run, "b", world=2)
+        assert (refused["ok"], refused["exit_code"]) == (False, 12)
+        assert "of 1 ranks, this attempt has 2" in refused["error"]
+
+
+def test_a_folder_that_another_run_uses_is_refused(run: RunDir, shim: FakeShim) -> None:
+    run.checkpoints.mkdir()
+    held = os.open(run.checkpoints, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with archiver(run):
+        shim.welcome()
+        assert restore(run)["exit_code"] == 11
+        assert save(shim, seed=1, sequence=1, step=1).get("result") == Result.FAILED
+        os.close(held)
+        assert restore(run)["ok"]
+
+
+def test_only_the_saving_thread_is_modest(run: RunDir, shim: FakeShim) -> None:
+    with archiver(run) as popen:
+        shim.welcome()
+        ask(run, op="drain")
+        niceness = {
+            os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in Path(f"/proc/{popen.pid}/task").iterdir()
+        }
+
+        assert os.getpriority(os.PRIO_PROCESS, popen.pid) == 0
+        assert niceness == {0, 10}
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_named(run: RunDir, shim: FakeShim) -> None:
