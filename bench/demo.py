@@ -155,7 +155,7 @@ def tell_damage(found: plain.Damage) -> None:
 def begin(home: Path, name: str, epochs: int) -> LiveRun:
     """Start the digits example, with a budget for more kills in a minute than the default allows in an hour."""
     budget = ("--set", "restart.max_restarts=100", "--set", "restart.window.restarts=100")
-    return live.start(DIGITS, "--set", f"name={name}", "--env", f"EPOCHS={epochs}", *budget, home=home)
+    return live.start(DIGITS, "--name", name, "--env", f"EPOCHS={epochs}", *budget, home=home)
 
 
 def demo(out: Path, seed: int, *, count: int, epochs: int, bar: Progress) -> bool:

@@ -1,4 +1,4 @@
-"""The one way in which tests wait: ask again until it is so, or fail."""
+"""Wait for a fact instead of sleeping and hoping."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-Value = TypeVar("Value")
+T = TypeVar("T")
 
 
-def until(condition: Callable[[], Value], within_s: float = 10.0) -> Value:
-    """The first truthy value of `condition`. Raises TimeoutError after `within_s`, in seconds."""
-    deadline_s = time.monotonic() + within_s
+def until(condition: Callable[[], T], within_s: float = 20.0, *, every_s: float = 0.02, what: str = "") -> T:
+    """The first truthy value of `condition`; fails the test with `what` and the last value after `within_s`."""
+    deadline = time.monotonic() + within_s
     while True:
         value = condition()
         if value:
             return value
-        if time.monotonic() > deadline_s:
-            raise TimeoutError(f"still {value!r} after {within_s} s")
-        time.sleep(0.01)
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {within_s:g} s: {what or condition!r}; last value {value!r}")
+        time.sleep(every_s)

@@ -20,9 +20,7 @@ def main() -> None:
 def run(argv: Sequence[str], *, clock: Callable[[], float] | None = None) -> int:
     """Run one command line and return its exit code. `clock` gives unix seconds; by default it is time.time."""
     if argv[:1] == ["node"]:
-        from holdfast.node import main as node_main
-
-        return node_main(list(argv[1:]))
+        return _node(argv[1:])
     try:
         return _verb(argv, clock)
     except KeyboardInterrupt:
@@ -36,6 +34,16 @@ def run(argv: Sequence[str], *, clock: Callable[[], float] | None = None) -> int
         from holdfast.commands.crash import report
 
         return _say(*report(error, argv), HoldfastError.exit_code)
+
+
+def _node(argv: Sequence[str]) -> int:
+    """A process of a run; what it does not expect goes to node.log as a traceback."""
+    from holdfast.node import main as node_main
+
+    try:
+        return node_main(argv)
+    except HoldfastError as error:
+        return _say(str(error), error.hint, error.exit_code)
 
 
 def _verb(argv: Sequence[str], clock: Callable[[], float] | None) -> int:
@@ -58,6 +66,7 @@ def _verb(argv: Sequence[str], clock: Callable[[], float] | None) -> int:
 
 def _say(message: str, hint: str, exit_code: int) -> int:
     sys.stderr.write(f"error: {message}\n" + (f"hint: {hint}\n" if hint else ""))
+    sys.stderr.flush()
     return exit_code
 
 

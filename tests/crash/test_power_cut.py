@@ -19,6 +19,7 @@ from tests.slotparts import contents, new_slot, part_of
 
 ROOT = Path("/run/checkpoints")
 SEEDS = range(4)
+SLOT = new_slot()
 OLD = part_of(seed=1, sequence=1, step=10)
 NEW = part_of(seed=2, sequence=2, step=20)
 
@@ -38,17 +39,16 @@ def save(disk: CrashDisk, *parts: Part) -> None:
 
 def loaded(disk: CrashDisk) -> tuple[int, list[bytes]]:
     """Step and bytes of what a resume would continue from."""
-    slot = new_slot()
 
     def into_slot(info: load.CheckpointInfo) -> list[str]:
-        load.fill(ROOT, info, 0, slot, whole=True, disk=disk)
+        load.fill(ROOT, info, 0, SLOT, whole=True, disk=disk)
         return []
 
     chosen = load.choose(ROOT, attempt=into_slot, disk=disk)
     assert chosen.info is not None
-    table = slot.read_table()
+    table = SLOT.read_table()
     assert table["step"] == chosen.info.step
-    return chosen.info.step, contents(slot.view, table)
+    return chosen.info.step, contents(SLOT.view, table)
 
 
 def bytes_of(part: Part) -> tuple[int, list[bytes]]:
@@ -114,6 +114,22 @@ def test_a_save_repeated_by_the_next_process_is_durable_although_it_found_most_o
             disk.stop_at = None  # only the process died: the machine remembers, the medium does not yet
             commit(opened(disk), [NEW])
             assert loaded(disk.reboot()) == bytes_of(NEW)
+            operation += 1
+        else:
+            return
+
+
+def test_what_a_resume_continued_from_survives_a_later_power_cut() -> None:
+    operation = 0
+    while True:
+        disk = with_old()
+        disk.stop_at = len(disk.operations) + operation
+        try:
+            save(disk, NEW)
+        except PowerCut:
+            disk.stop_at = None  # as above
+            opened(disk)
+            assert loaded(disk) == loaded(disk.reboot())
             operation += 1
         else:
             return

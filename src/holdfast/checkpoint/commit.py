@@ -171,7 +171,6 @@ class _Packer:
         try:
             with closing(self._into.disk.open(target, cached=False)) as file:
                 pack.check(file, name, pack.read_layout(file, name))
-                file.sync()
         except (Damaged, OSError):
             return False
         self._into.disk.sync_folder(target.parent)

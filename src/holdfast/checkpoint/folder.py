@@ -38,7 +38,7 @@ class Folder:
         self.clear_temporary()
         if said or "format.json" not in self.disk.list(self.root):
             self.put("format.json", _FORMAT, replace=True)
-        return said
+        return [f"{sentence}; it was written anew" for sentence in said]
 
     def put(self, name: str, data: bytes, *, replace: bool = False) -> None:
         """A small file at `name` below the folder, durable when this returns. Raises OSError, FileExistsError."""
@@ -88,10 +88,10 @@ def format_problems(root: Path, disk: Disk = DISK) -> list[str]:
     except FileNotFoundError:
         return []
     except (OSError, OverflowError, Damaged) as error:
-        return [f"{error}; it was written anew"]
+        return [str(error)]
     if is_count(found.get("version"), least=VERSION + 1):
         raise NewerFormat("the checkpoint folder", found["version"])
-    return [] if raw == _FORMAT else ["format.json is not that of holdfast; it was written anew"]
+    return [] if raw == _FORMAT else ["format.json is not that of holdfast"]
 
 
 def hint_at_latest(folder: Folder, manifest_name: str) -> None:

@@ -94,7 +94,8 @@ def choose(
             return Chosen(info=candidate, fell_back=tuple(said))
         said.append(f"{_named(candidate)} was passed over: {'; '.join(wrong[:3])}")
     if tried or isinstance(want, dict):
-        raise NoValidCheckpoint(root.parent.name, tried, why=" · ".join(said[:3]) or f"none at {json.dumps(want)}")
+        run = next((info.run for info in found.checkpoints), root.parent.name)
+        raise NoValidCheckpoint(run, tried, why=" · ".join(said[:3]) or f"none at {json.dumps(want)}")
     return Chosen(info=None, fell_back=tuple(said))
 
 

@@ -114,7 +114,7 @@ def _checkpoints(root: Path, disk: Disk) -> tuple[list[CheckpointInfo], list[Unr
             continue
         found = _read(disk, path, manifest.MAX_MANIFEST_BYTES, manifest.parse)
         if isinstance(found, Manifest):
-            infos.append(_info(found, path))
+            infos.append(info_of(found, path))
         elif found is not None:
             unreadable.append(Unreadable(position, found, path))
     return sorted(infos, key=lambda info: info.position), unreadable
@@ -140,7 +140,8 @@ def _read(disk: Disk, path: Path, limit_bytes: int, parse: Callable[[str, bytes]
         return str(error)
 
 
-def _info(found: Manifest, path: Path) -> CheckpointInfo:
+def info_of(found: Manifest, path: Path) -> CheckpointInfo:
+    """The checkpoint of a manifest at `path`; whether it is live is for `take` to say."""
     head = found.head
     return CheckpointInfo(
         term=found.position.term,

@@ -194,7 +194,7 @@ def _archived(line: dict[str, Any], state: State, since_s: float) -> Iterator[ev
             )  # fmt: skip
             yield ev.FindingCleared(id="disk-full")
             yield ev.FindingCleared(id="save-failed")
-    elif kind == "failed" and at_s >= since_s:
+    elif kind == "save_failed" and at_s >= since_s:
         message = str(line.get("message", ""))
         full = any(word in message for word in FULL)
         step, reason = int(line.get("step", 0)), str(line.get("reason", ""))
