@@ -186,7 +186,7 @@ def test_what_library_and_archiver_write_is_journaled_once(home: Path) -> None:
     body = 'note(event="callback_failed", callback="before_save", message="no")\n' + FOREVER
     run = begin(home, body)
     write(run, event="committed", step=2, term=1, sequence=1, size_bytes=9, reason="every 2 steps", seconds=0.1)
-    write(run, event="failed", step=4, reason="every 2 steps", message="[Errno 28] No space left on device")
+    write(run, event="save_failed", step=4, reason="every 2 steps", message="[Errno 28] No space left on device")
     until(lambda: "disk-full" in [finding["id"] for finding in noderuns.answers(run)["findings"]])
     old = noderuns.role(run, "supervisor")
     until(noderuns.kill(old))
