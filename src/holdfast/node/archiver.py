@@ -52,7 +52,8 @@ class Archiver:
         self._given: dict[int, list[int]] = {}  # rank → our own descriptors of its slots, the doorbell first
         self._restores: list[tuple[socket.socket, Message, float]] = []  # wait for slots until
         self._drains: list[socket.socket] = []
-        self._scanning = False
+        self._scanning = self._rescan = False
+        self._scan_due_s = 0.0
         self._leaving = self._left = False
 
     def serve(self, listener: socket.socket) -> None:
@@ -70,8 +71,9 @@ class Archiver:
                 key.data()
 
     def _tick(self) -> None:
-        self._scan()
         now_s = time.monotonic()
+        if now_s >= self._scan_due_s:
+            self._scan()
         for waiting in self._restores[:]:
             client, request, until_s = waiting
             if request.get("rank") in self._given or now_s > until_s:
@@ -84,12 +86,20 @@ class Archiver:
                 self._reconnect()
 
     def _scan(self) -> None:
+        """Look for sealed slots, and once more if one may have been sealed behind a look that is under way."""
+        self._rescan = self._scanning
         if not self._scanning:
             self._scanning = True
-            self._worker.submit(lambda: self._archive.scan(time.time()), self._scanned)
+            self._scan_due_s = time.monotonic() + TICK_S
+            self._worker.submit(lambda: self._archive.scan(time.time()), self._looked)
+
+    def _looked(self, waiting: int) -> None:
+        self._scanning = False
+        self._scanned(waiting)
+        if self._rescan:
+            self._scan()
 
     def _scanned(self, waiting: int) -> None:
-        self._scanning = False
         if waiting == 0:
             drains, self._drains = self._drains, []
             for client in drains:
@@ -166,7 +176,7 @@ class Archiver:
             close_all(old)
         own = self._given[rank] = [os.dup(descriptor) for descriptor in fds]
         self._selector.register(own[0], selectors.EVENT_READ, lambda: self._rung(own[0]))
-        self._worker.submit(lambda: self._archive.add_slots(SlotSet.of(rank, fds)), lambda _: self._tick())
+        self._worker.submit(lambda: self._archive.add_slots(SlotSet.of(rank, fds)), lambda _: self._scan())
 
     def _rung(self, bell: int) -> None:
         os.eventfd_read(bell)
