@@ -73,7 +73,7 @@ class Watch:
         return self.waiter.poll() is None
 
     def training_beyond(self, step: int) -> bool:
-        """Wait for a living trainer that has completed `step`, and a step of its own; False when the run ended first."""
+        """Wait for a living trainer beyond `step` that has completed one itself; False when the run ended first."""
 
         def there() -> bool:
             beat = self.run.beat()
