@@ -35,7 +35,7 @@ def test_sighup_to_every_process_of_its_sessions_changes_nothing(box: Box) -> No
     until(lambda: b"line 60" in run.output.read_bytes(), what=box.tail(run))
 
     assert {role: alive(found) for role, found in before.items()} == dict.fromkeys(ROLES, True)
-    assert 1 == box.status(run)["attempt"]
+    assert box.status(run)["attempt"] == 1
 
 
 def test_closing_the_terminal_leaves_the_run_alone(box: Box) -> None:
@@ -57,7 +57,7 @@ def test_closing_the_terminal_leaves_the_run_alone(box: Box) -> None:
     os.close(leader)  # the terminal is gone: the kernel sends SIGHUP to its session
     shell.wait(timeout=20)
 
-    assert 0 == box.holdfast("wait", "closed").returncode
+    assert box.holdfast("wait", "closed").returncode == 0
     assert b"line 399" in output.read_bytes()
 
 

@@ -29,7 +29,7 @@ def test_at_reboot_everything_that_ran_continues(box: Box) -> None:
     before = subprocess.run([crontab, "-l"], capture_output=True, text=True, check=False).stdout
     box.close()  # everything dies at once, as in a power cut
 
-    assert 0 == box.holdfast("host", "setup", "--yes").returncode
+    assert box.holdfast("host", "setup", "--yes").returncode == 0
     try:
         MARKER.unlink(missing_ok=True)
         daemon = subprocess.Popen([cron, "-f"], env=box.env, start_new_session=True)
@@ -40,7 +40,7 @@ def test_at_reboot_everything_that_ran_continues(box: Box) -> None:
         finally:
             daemon.send_signal(signal.SIGTERM)
             daemon.wait(10)
-        assert 0 == box.holdfast("host", "setup", "--remove").returncode
+        assert box.holdfast("host", "setup", "--remove").returncode == 0
         until(lambda: before == subprocess.run([crontab, "-l"], capture_output=True, text=True, check=False).stdout)
     finally:
         subprocess.run([crontab, "-"], input=before, text=True, check=True)

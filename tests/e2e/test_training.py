@@ -1,4 +1,4 @@
-"""A real training run: killed, stopped, resumed, started over from an earlier step; the weights do not differ by a bit."""
+"""A real training run: killed, stopped, resumed, started over from an earlier step: never a bit of difference."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_one_of_ours_killed_ends_bit_identical(box: Box, expected: str, role: st
     box.kill(run, role)
 
     found = box.wait_for(run, "succeeded", "failed")
-    assert "succeeded" == found["state"], box.tail(run)
+    assert found["state"] == "succeeded", box.tail(run)
     assert expected == _digest(run)
     assert (2 if role == "trainer" else 1) == found["attempt"]
     assert set(range(1, 41)) == set(_steps(run))
@@ -62,12 +62,12 @@ def test_stop_saves_and_resume_continues_where_it_stopped(box: Box, expected: st
     run = _begin(box, "paused", every="1000 steps", STEP_S="0.05")
     at = box.wait_step(run, 7)["step"]
 
-    assert 0 == box.holdfast("stop", "paused").returncode
+    assert box.holdfast("stop", "paused").returncode == 0
     stopped = box.wait_for(run, "stopped")
     assert 75 == stopped["exit_code"] == box.holdfast("wait", "paused").returncode
     assert stopped["checkpoint"]["step"] == stopped["step"] >= at
 
-    assert 0 == box.holdfast("resume", "paused", "-d").returncode
+    assert box.holdfast("resume", "paused", "-d").returncode == 0
     box.wait_for(run, "succeeded")
     assert expected == _digest(run)
     assert list(range(1, 41)) == _steps(run), "no step twice, none lost"
@@ -82,7 +82,7 @@ def test_sigterm_to_the_trainer_saves_and_marks_as_to_be_continued(box: Box, exp
     found = box.wait_for(run, "stopped")
     assert found["to_be_continued"]
     assert found["checkpoint"]["step"] == found["step"]
-    assert 0 == box.holdfast("resume", "--all", "-d").returncode
+    assert box.holdfast("resume", "--all", "-d").returncode == 0
     box.wait_for(run, "succeeded")
     assert expected == _digest(run)
 
@@ -94,7 +94,7 @@ def test_resume_at_a_step_keeps_the_later_ones_aside(box: Box, expected: str) ->
     kept = sorted(entry["step"] for entry in shown if entry["live"])
     (run.root / "final.txt").unlink()
 
-    assert 0 == box.holdfast("resume", f"back@{kept[0]}", "-d").returncode
+    assert box.holdfast("resume", f"back@{kept[0]}", "-d").returncode == 0
     box.wait_for(run, "succeeded")
 
     assert expected == _digest(run)
@@ -108,7 +108,7 @@ def test_resume_at_a_step_that_is_not_there_says_which_are(box: Box) -> None:
 
     done = box.holdfast("resume", "nowhere@7", "-d")
 
-    assert 0 != done.returncode
+    assert done.returncode != 0
     assert "40" in done.stderr
 
 
@@ -155,10 +155,10 @@ def test_a_full_disk_costs_nothing_but_the_save(box: Box, tmp_path: Path, expect
         hog.unlink()
 
         found = box.wait_for(run, "succeeded", "failed")
-        assert "succeeded" == found["state"]
+        assert found["state"] == "succeeded"
         assert "disk-full" not in {finding["id"] for finding in found["findings"]}
         assert expected == _digest(run)
-        assert 0 == box.holdfast("ckpt", "verify", "full").returncode
+        assert box.holdfast("ckpt", "verify", "full").returncode == 0
     finally:
         box.close()
         subprocess.run(["umount", "-l", str(small)], check=True)

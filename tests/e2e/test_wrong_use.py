@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
+from pathlib import Path
 
 import pytest
 
+from holdfast.runs import RunDir
 from tests.e2e.box import Box
 from tests.waiting import until
 
@@ -22,7 +23,7 @@ def test_a_wrong_run_file_names_the_line_and_leaves_nothing_behind(box: Box) -> 
 
     done = box.holdfast("run", "-d")
 
-    assert 3 == done.returncode
+    assert done.returncode == 3
     assert "did you mean 'name'" in _said(done)
     assert "max_restarts" in _said(done)
     assert not (box.root / "home" / "runs").exists() or not list((box.root / "home" / "runs").iterdir())
@@ -31,7 +32,7 @@ def test_a_wrong_run_file_names_the_line_and_leaves_nothing_behind(box: Box) -> 
 def test_no_run_file_says_what_to_do(box: Box) -> None:
     done = box.holdfast("run")
 
-    assert 0 != done.returncode
+    assert done.returncode != 0
     assert "holdfast.yaml" in _said(done)
     assert "Traceback" not in _said(done)
 
@@ -39,7 +40,7 @@ def test_no_run_file_says_what_to_do(box: Box) -> None:
 def test_a_missing_program_is_told_before_anything_starts(box: Box) -> None:
     done = box.holdfast("run", "-d", "--", "no-such-program-here")
 
-    assert 2 == done.returncode
+    assert done.returncode == 2
     assert "no-such-program-here" in _said(done)
 
 
@@ -48,7 +49,7 @@ def test_an_unwritable_home_is_one_sentence(box: Box) -> None:
 
     done = box.holdfast("run", "-d", "--", "true")
 
-    assert 0 != done.returncode
+    assert done.returncode != 0
     assert "Traceback" not in _said(done)
     assert str(box.root / "home") in _said(done)
 
@@ -84,22 +85,25 @@ def test_a_script_that_never_calls_holdfast_gets_its_variables_and_a_restart(box
 
     done = box.holdfast("run", "--name", "plain", "--", "python", "plain.py")
 
-    assert 0 == done.returncode, _said(done)
+    assert done.returncode == 0, _said(done)
     assert "second" in _said(done)
-    assert 2 == box.status(box_run(box, "plain"))["attempt"]
+    assert box.status(box_run(box, "plain"))["attempt"] == 2
 
 
 def test_a_gigabyte_of_output_stays_within_its_bound(box: Box) -> None:
     box.write(
-        "holdfast.yaml",
-        "name: loud\nlogs: {max_size: 32MiB}\n"
-        'run: \'python -c "import sys\nblock = (b\\"x\\" * 99 + b\\"\\\\n\\") * 10000\n'
-        'for _ in range(1000): sys.stdout.buffer.write(block)\nprint(\\"the end\\")"\'\n',
+        "loud.py",
+        "import sys\n"
+        "block = (b'x' * 99 + b'\\n') * 10000\n"
+        "for _ in range(1000):\n"
+        "    sys.stdout.buffer.write(block)\n"
+        "print('the end')\n",
     )
+    box.write("holdfast.yaml", "name: loud\nrun: python loud.py\nlogs: {keep: 32MiB}\n")
 
     done = box.holdfast("run", "-d", timeout_s=60)
-    assert 0 == done.returncode, _said(done)
-    assert 0 == box.holdfast("wait", "loud", timeout_s=120).returncode
+    assert done.returncode == 0, _said(done)
+    assert box.holdfast("wait", "loud", timeout_s=120).returncode == 0
 
     output = box_run(box, "loud").output.stat()
     assert output.st_size > 1_000_000_000
@@ -110,16 +114,19 @@ def test_a_gigabyte_of_output_stays_within_its_bound(box: Box) -> None:
 def test_stop_ends_a_program_that_ignores_sigterm(box: Box) -> None:
     box.write(
         "deaf.py",
-        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('up', flush=True)\ntime.sleep(600)\n",
+        "import signal, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "print('up', flush=True)\n"
+        "time.sleep(600)\n",
     )
-    box.write("holdfast.yaml", "name: deaf\nrun: python deaf.py\nstop_grace: 1s\n")
+    box.write("holdfast.yaml", "name: deaf\nrun: python deaf.py\nstop_grace_period: 1s\n")
     run = box.start()
     until(lambda: run.output.exists() and b"up" in run.output.read_bytes(), what=box.tail(run))
     began = time.monotonic()
 
-    assert 0 == box.holdfast("stop", "deaf").returncode
+    assert box.holdfast("stop", "deaf").returncode == 0
 
-    assert "stopped" == box.wait_for(run, "stopped")["state"]
+    assert box.wait_for(run, "stopped")["state"] == "stopped"
     assert time.monotonic() - began < 30
 
 
@@ -128,7 +135,8 @@ def test_daemonised_children_do_not_outlive_their_attempt(box: Box) -> None:
         "daemon.py",
         "import os, sys, time, pathlib\n"
         "if os.fork() == 0:\n    os.setsid()\n"
-        "    if os.fork() == 0:\n        pathlib.Path(os.environ['HOLDFAST_RUN_DIR'], 'daemon').write_text(str(os.getpid()))\n"
+        "    if os.fork() == 0:\n"
+        "        pathlib.Path(os.environ['HOLDFAST_RUN_DIR'], 'daemon').write_text(str(os.getpid()))\n"
         "        time.sleep(600)\n    os._exit(0)\n"
         "time.sleep(1)\n",
     )
@@ -136,11 +144,9 @@ def test_daemonised_children_do_not_outlive_their_attempt(box: Box) -> None:
     box.wait_for(run, "succeeded", "failed")
 
     pid = int((run.root / "daemon").read_text())
-    until(lambda: not os.path.exists(f"/proc/{pid}"), what=f"daemon {pid} gone")  # noqa: PTH110
+    until(lambda: not Path(f"/proc/{pid}").exists(), what=f"daemon {pid} gone")
 
 
-def box_run(box: Box, name: str):  # noqa: ANN201
+def box_run(box: Box, name: str) -> RunDir:
     """The run directory called `name`."""
-    from holdfast.runs import RunDir
-
     return RunDir(box.root / "home" / "runs" / name)

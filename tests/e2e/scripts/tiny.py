@@ -42,8 +42,8 @@ def main() -> None:
     loader = DataLoader(Noisy(), batch_size=32, shuffle=True, num_workers=int(os.environ.get("WORKERS", "2")))
     run = holdfast.Run(model=model, optimizer=optimizer, scheduler=scheduler, loader=loader)
     for epoch in run.epochs(EPOCHS):
-        for x, y in run.steps(loader):
-            x = x + 0.01 * random.random() + 0.01 * float(np.random.randn())
+        for clean, y in run.steps(loader):
+            x = clean + 0.01 * random.random() + 0.01 * float(np.random.randn())
             loss = nn.functional.cross_entropy(model(x), y)
             loss.backward()
             optimizer.step()

@@ -1,0 +1,175 @@
+"""Saving from the training loop's side: when, with which words, and waiting where that is promised."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from holdfast.checkpoint.slots import Slot
+from holdfast.checkpoint.triggers import Point, due, requested
+from holdfast.errors import StoreRefused
+from holdfast.heartbeat import Page, Phase
+from holdfast.train.link import Link
+from holdfast.train.occasions import Occasion, Occasions
+from holdfast.train.records import Records
+from holdfast.train.saver import Head, KindsOf, Saver
+from holdfast.train.setting import Setting
+
+
+class Pulse:
+    """The rank's heartbeat page, written only where something changed."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.phase = Phase.STARTING
+
+    def enter(self, phase: Phase) -> Phase:
+        """Say what training does now; returns what it did before."""
+        before = self.phase
+        if phase is not before:
+            self.phase = phase
+            self.page.set(phase=phase, beat_ns=time.monotonic_ns())
+        return before
+
+    def beat(self) -> None:
+        """A sign of life."""
+        self.page.set(beat_ns=time.monotonic_ns())
+
+
+class Saves:
+    """One rank's saves: none blocks training for longer than the copy, unless it is told to wait."""
+
+    def __init__(
+        self, setting: Setting, link: Link, saver: Saver, pulse: Pulse, records: Records, occasions: Occasions
+    ) -> None:
+        self._setting, self._link, self._saver = setting, link, saver
+        self._pulse, self._records, self._occasions = pulse, records, occasions
+        self._last = Point(0, 0, time.monotonic())
+        self._blocked_s = 0.0
+        self._blocked_ns = 0
+        self._ended: dict[int, str] = {}  # sequence of saves of this process that ended -> why it failed, or empty
+        self._reasons: dict[int, tuple[int, str]] = {}  # sequence -> epoch, reason
+        self._busy_told = False
+        self._noted: set[str] = set()
+
+    def begin_at(self, step: int, epoch: int) -> None:
+        """Triggers count from here."""
+        self._last = Point(step, epoch, time.monotonic())
+
+    def reason(self, step: int, epoch: int, now_s: float) -> str:
+        """Why a save is due now; empty when none is."""
+        page, setting = self._pulse.page, self._setting
+        number, handled = page.get("save_number"), page.get("save_handled")
+        if requested(number=number, handled=handled, at_step=page.get("save_at_step"), step=step):
+            return "requested"
+        return due(
+            setting.every,
+            last=self._last,
+            now=Point(step, epoch, now_s),
+            blocked_s=self._blocked_s,
+            max_overhead_ratio=setting.max_overhead_ratio,
+            timed=setting.world == 1,
+        )
+
+    def save(self, head: Head, values: Callable[[], Mapping[str, Any]], kinds_of: KindsOf, *, patient: bool) -> int | None:
+        """Seal a slot; the archiver does the rest. Returns its sequence, None when there was no slot or no memory.
+
+        patient: wait for a slot, and raise StoreRefused instead of returning None.
+        """
+        slot = self.free_slot() if patient else self._link.free_slot()
+        if slot is None:
+            self._tell_busy(head)
+            return None
+        number = self._pulse.page.get("save_number")
+        self._occasions.call(Occasion(name="before_save", step=head.step, epoch=head.epoch, reason=head.reason))
+        before, began_s = self._pulse.enter(Phase.SAVING), time.monotonic()
+        try:
+            sequence, notes = self._saver.seal(slot, values(), kinds_of, head)
+        except OSError as error:
+            self._failed(head.step, head.epoch, head.reason, f"no memory for the copy: {error}")
+            if patient:
+                raise StoreRefused(f"step {head.step} could not be saved: {error}", hint="free some memory") from error
+            return None
+        finally:
+            self._last = Point(head.step, head.epoch, time.monotonic())
+            self._blocked_s = self._last.now_s - began_s
+            self._blocked_ns += int(self._blocked_s * 1e9)
+            self._pulse.enter(before)
+        self._pulse.page.set(blocked_ns=self._blocked_ns, save_handled=number)
+        self._reasons[sequence] = (head.epoch, head.reason)
+        self._records.event("sealed", step=head.step, sequence=sequence, reason=head.reason, seconds=self._blocked_s)
+        self._note(notes)
+        self._busy_told = False
+        return sequence
+
+    def _tell_busy(self, head: Head) -> None:
+        if not self._busy_told:
+            self._busy_told = True
+            self._records.event("save_skipped", step=head.step, reason=head.reason, message="every slot is being archived")
+
+    def _note(self, notes: tuple[str, ...]) -> None:
+        for note in notes:
+            if note not in self._noted:
+                self._noted.add(note)
+                self._records.event("warning", message=note)
+
+    def poll(self) -> None:
+        """Take note of saves that ended."""
+        for done in self._saver.poll():
+            epoch, reason = self._reasons.pop(done.sequence)
+            self._ended = {done.sequence: done.error, **{s: e for s, e in self._ended.items() if s > done.sequence - 8}}
+            if done.error:
+                self._failed(done.step, epoch, reason, done.error)
+                continue
+            self._pulse.page.set(committed_step=done.step, committed_sequence=done.sequence)
+            self._records.event("committed", step=done.step, sequence=done.sequence, reason=reason)
+            self._occasions.call(Occasion(name="committed", step=done.step, epoch=epoch, reason=reason))
+
+    def _failed(self, step: int, epoch: int, reason: str, error: str) -> None:
+        self._records.event("save_failed", step=step, reason=reason, message=error)
+        sys.stderr.write(f"holdfast: the save of step {step} failed, training goes on: {error}\n")
+        self._occasions.call(Occasion(name="save_failed", step=step, epoch=epoch, reason=reason, error=error))
+
+    def failed(self, sequence: int | None) -> bool:
+        """Whether that save is known to have failed."""
+        return bool(self._ended.get(sequence)) if sequence is not None else False
+
+    def free_slot(self) -> Slot:
+        """A slot to write, waiting for one. Raises StoreRefused after `checkpoint.timeout`."""
+        found: list[Slot] = []
+
+        def got() -> bool:
+            slot = self._link.free_slot()
+            found.extend([slot] if slot else [])
+            return bool(found)
+
+        if not self._wait(got):
+            raise StoreRefused(
+                f"no slot came free within {self._setting.timeout_s:g} s", hint=f"see {self._setting.run.archiver_log}"
+            )
+        return found[0]
+
+    def await_durable(self, sequence: int, step: int) -> None:
+        """Return when the save is durable. Raises StoreRefused when it failed or took longer than `checkpoint.timeout`."""
+        if not self._wait(lambda: sequence in self._ended):
+            raise StoreRefused(
+                f"the checkpoint of step {step} was not durable within {self._setting.timeout_s:g} s",
+                hint=f"see {self._setting.run.archiver_log}",
+            )
+        if self._ended[sequence]:
+            raise StoreRefused(f"the checkpoint of step {step} was refused: {self._ended[sequence]}", hint="free some space")
+
+    def _wait(self, until: Callable[[], bool]) -> bool:
+        before = self._pulse.enter(Phase.WAITING)
+        try:
+            self._meanwhile()
+            return self._saver.wait(until, timeout_s=self._setting.timeout_s, meanwhile=self._meanwhile)
+        finally:
+            self._pulse.enter(before)
+
+    def _meanwhile(self) -> None:
+        self._pulse.beat()
+        self.poll()
+        self._link.check(time.monotonic())

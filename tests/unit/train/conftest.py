@@ -1,0 +1,22 @@
+"""A node for each test, in its own directory, with the environment a trainer finds there."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[3]))
+from tests.fake_node import FakeNode  # noqa: E402
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNode]:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/nowhere")
+    made = FakeNode(tmp_path / "digits")
+    for name, value in made.environ().items():
+        monkeypatch.setenv(name, value)
+    yield made
+    made.close()
