@@ -52,7 +52,8 @@ class Archiver:
         self._given: dict[int, list[int]] = {}  # rank → our own descriptors of its slots, the doorbell first
         self._restores: list[tuple[socket.socket, Message, float]] = []  # wait for slots until
         self._drains: list[socket.socket] = []
-        self._scanning = False
+        self._scanning = self._rung_meanwhile = False
+        self._scanned_s = 0.0
         self._leaving = self._left = False
 
     def serve(self, listener: socket.socket) -> None:
@@ -70,8 +71,9 @@ class Archiver:
                 key.data()
 
     def _tick(self) -> None:
-        self._scan()
         now_s = time.monotonic()
+        if now_s - self._scanned_s >= TICK_S:  # the end of a scan wakes the loop too: that must not begin the next one
+            self._scan()
         for waiting in self._restores[:]:
             client, request, until_s = waiting
             if request.get("rank") in self._given or now_s > until_s:
@@ -84,12 +86,16 @@ class Archiver:
                 self._reconnect()
 
     def _scan(self) -> None:
-        if not self._scanning:
-            self._scanning = True
+        if self._scanning:
+            self._rung_meanwhile = True
+        else:
+            self._scanning, self._rung_meanwhile, self._scanned_s = True, False, time.monotonic()
             self._worker.submit(lambda: self._archive.scan(time.time()), self._scanned)
 
     def _scanned(self, waiting: int) -> None:
         self._scanning = False
+        if self._rung_meanwhile:
+            self._scan()
         if waiting == 0:
             drains, self._drains = self._drains, []
             for client in drains:
@@ -166,7 +172,11 @@ class Archiver:
             close_all(old)
         own = self._given[rank] = [os.dup(descriptor) for descriptor in fds]
         self._selector.register(own[0], selectors.EVENT_READ, lambda: self._rung(own[0]))
-        self._worker.submit(lambda: self._archive.add_slots(SlotSet.of(rank, fds)), lambda _: self._tick())
+        self._worker.submit(lambda: self._archive.add_slots(SlotSet.of(rank, fds)), lambda _: self._added())
+
+    def _added(self) -> None:
+        self._scan()
+        self._tick()
 
     def _rung(self, bell: int) -> None:
         os.eventfd_read(bell)
