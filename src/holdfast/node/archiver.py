@@ -52,8 +52,8 @@ class Archiver:
         self._given: dict[int, list[int]] = {}  # rank → our own descriptors of its slots, the doorbell first
         self._restores: list[tuple[socket.socket, Message, float]] = []  # wait for slots until
         self._drains: list[socket.socket] = []
-        self._scanning = self._rung_meanwhile = False
-        self._scanned_s = 0.0
+        self._scanning = self._rescan = False
+        self._scan_due_s = 0.0
         self._leaving = self._left = False
 
     def serve(self, listener: socket.socket) -> None:
@@ -72,7 +72,7 @@ class Archiver:
 
     def _tick(self) -> None:
         now_s = time.monotonic()
-        if now_s - self._scanned_s >= TICK_S:  # the end of a scan wakes the loop too: that must not begin the next one
+        if now_s >= self._scan_due_s:
             self._scan()
         for waiting in self._restores[:]:
             client, request, until_s = waiting
@@ -86,16 +86,20 @@ class Archiver:
                 self._reconnect()
 
     def _scan(self) -> None:
-        if self._scanning:
-            self._rung_meanwhile = True
-        else:
-            self._scanning, self._rung_meanwhile, self._scanned_s = True, False, time.monotonic()
-            self._worker.submit(lambda: self._archive.scan(time.time()), self._scanned)
+        """Look for sealed slots, and once more if one may have been sealed behind a look that is under way."""
+        self._rescan = self._scanning
+        if not self._scanning:
+            self._scanning = True
+            self._scan_due_s = time.monotonic() + TICK_S
+            self._worker.submit(lambda: self._archive.scan(time.time()), self._looked)
+
+    def _looked(self, waiting: int) -> None:
+        self._scanning = False
+        self._scanned(waiting)
+        if self._rescan:
+            self._scan()
 
     def _scanned(self, waiting: int) -> None:
-        self._scanning = False
-        if self._rung_meanwhile:
-            self._scan()
         if waiting == 0:
             drains, self._drains = self._drains, []
             for client in drains:
@@ -172,11 +176,7 @@ class Archiver:
             close_all(old)
         own = self._given[rank] = [os.dup(descriptor) for descriptor in fds]
         self._selector.register(own[0], selectors.EVENT_READ, lambda: self._rung(own[0]))
-        self._worker.submit(lambda: self._archive.add_slots(SlotSet.of(rank, fds)), lambda _: self._added())
-
-    def _added(self) -> None:
-        self._scan()
-        self._tick()
+        self._worker.submit(lambda: self._archive.add_slots(SlotSet.of(rank, fds)), lambda _: self._scan())
 
     def _rung(self, bell: int) -> None:
         os.eventfd_read(bell)
