@@ -71,7 +71,10 @@ class LiveRun:
 
     def waiter(self) -> subprocess.Popen[bytes]:
         """`holdfast wait RUN`, started: it leaves with the run's exit code when the run has ended."""
-        return subprocess.Popen([*HOLDFAST, "wait", self.id], env=environment(self.home), stdout=subprocess.DEVNULL)
+        return subprocess.Popen(
+            [*HOLDFAST, "wait", self.id],
+            env=environment(self.home), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
 
     def output(self) -> str:
         """Everything that the attempts have printed."""

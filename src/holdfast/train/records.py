@@ -33,11 +33,11 @@ class Records:
 
     def step(self, step: int, epoch: int, values: dict[str, Any]) -> None:
         """One completed step's values, already plain."""
-        self._write({"t": time.time(), "step": step, "epoch": epoch, "a": self._attempt, **values})
+        self._write({"t": time.time(), "step": step, "epoch": epoch, "attempt": self._attempt, **values})
 
     def event(self, name: str, **facts: Any) -> None:
         """Something the library did, or that somebody should know."""
-        self._write({"t": time.time(), "event": name, "a": self._attempt, **facts})
+        self._write({"t": time.time(), "event": name, "attempt": self._attempt, **facts})
 
     def _write(self, record: dict[str, Any]) -> None:
         os.write(self._descriptor, json.dumps(record, separators=(",", ":")).encode() + b"\n")

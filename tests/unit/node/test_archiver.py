@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -388,3 +389,20 @@ def test_a_table_that_cannot_be_fails_its_save_only(run: RunDir, shim: FakeShim)
         outside = save(shim, 1, seed=2, sequence=2, step=2, sizes=(49 << 20,))
         assert "past" in outside.read_message()
         assert save(shim, 2, seed=3, sequence=3, step=3).get("result") == Result.COMMITTED
+
+
+def test_with_nothing_to_do_it_sleeps(run: RunDir, shim: FakeShim) -> None:
+    with archiver(run) as popen:
+        shim.welcome()
+        restore(run)
+        before_s, since_s = cpu_s(popen.pid), time.monotonic()
+
+        until(lambda: time.monotonic() - since_s > 2.0)
+
+        assert cpu_s(popen.pid) - before_s < 0.3
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time used so far, in seconds."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
