@@ -17,8 +17,7 @@ from holdfast import runs
 from holdfast.commands.arguments import Callback, complete_runs, say
 from holdfast.commands.attach import attach
 from holdfast.commands.liveness import ENDED, POLL_S, live, plan_of, status_of
-from holdfast.errors import HoldfastError, UsageError
-from holdfast.faults.base import listens
+from holdfast.errors import HoldfastError, LeaseHeld, UsageError
 from holdfast.runs import RunDir
 
 At = int | str | None  # a step, "best", or None for the newest
@@ -67,13 +66,15 @@ def resume(run: RunDir, at: At) -> None:
     if plan.get("alone"):
         raise UsageError(f"{run.id} was started by its own script", hint="start the script again: it continues")
     before = status_of(run)["state"]
-    living = live(run)
-    if living and before not in ENDED:
+    if before in ENDED:
+        _ask(run, at, lambda: start_shim(run, secrets=secrets_of(plan, os.environ)))
+    elif at is not None:
+        hint = f"holdfast resume {run.id}, then holdfast stop {run.id}; after that going back is possible"
+        raise UsageError(f"{run.id} is {before}: only a run that has ended can go back to {at}", hint=hint)
+    elif live(run):
         raise UsageError(f"{run.id} is {before} already", hint=f"holdfast attach {run.id}")
-    if not living:
+    else:
         start_shim(run, secrets=secrets_of(plan, os.environ))
-    if before in ENDED or at is not None:
-        _ask(run, at)
 
 
 def secrets_of(plan: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
@@ -89,17 +90,25 @@ def secrets_of(plan: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str,
 
 def cut_off(status: Mapping[str, Any], living: bool) -> bool:
     """Whether `--all` continues it: it had not ended and nothing carries it, or it was preempted. Pure."""
-    return not living and (status["state"] not in ENDED or bool(status.get("to_be_continued")))
+    return bool(status.get("to_be_continued")) if status["state"] in ENDED else not living
 
 
-def _ask(run: RunDir, at: At) -> None:
-    """POST /resume; a supervisor that is only just starting is asked again."""
+def _ask(run: RunDir, at: At, start: Callable[[], None]) -> None:
+    """POST /resume to a supervisor that may be about to leave, or only just starting: then it is asked again."""
     from holdfast.node import client
 
     deadline = time.monotonic() + _ANSWER_S
-    while not listens(run.runtime / "control.sock") and time.monotonic() < deadline:
-        time.sleep(POLL_S)
-    client.call(run, "POST", "/resume", {"at": at})
+    while True:
+        try:
+            if not live(run):
+                start()
+            client.call(run, "POST", "/resume", {"at": at})
+        except (client.NotLive, LeaseHeld):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)
+        else:
+            return
 
 
 def _resume_all() -> int:

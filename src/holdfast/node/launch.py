@@ -75,6 +75,10 @@ def resolve(plan: Plan, at: Any) -> Any:
     if at is None:
         return "newest"
     if isinstance(at, int) and not isinstance(at, bool) and at >= 0:
+        steps = sorted({info.step for info in checkpoints(Path(plan.checkpoint.dir))})
+        if at not in steps:
+            there = ", ".join(map(str, steps[-10:])) or "none"
+            raise ValueError(f"resume at step {at}: there is no checkpoint of that step; there are {there}")
         return {"step": at}
     if at != "best":
         raise ValueError(f"resume at {at!r}: expected a step, or best")
