@@ -74,18 +74,19 @@ def resolve(plan: Plan, at: Any) -> Any:
     """The archiver's `want` for what a person asked: None, a step, or "best". Raises ValueError in words."""
     if at is None:
         return "newest"
-    if isinstance(at, int) and not isinstance(at, bool) and at >= 0:
-        steps = sorted({info.step for info in checkpoints(Path(plan.checkpoint.dir))})
+    infos = checkpoints(Path(plan.checkpoint.dir))
+    if isinstance(at, int) and not isinstance(at, bool):
+        steps = sorted({info.step for info in infos})
         if at not in steps:
-            there = ", ".join(map(str, steps[-10:])) or "none"
-            raise ValueError(f"resume at step {at}: there is no checkpoint of that step; there are {there}")
+            there = ", ".join(str(step) for step in steps[-10:]) or "none"
+            raise ValueError(f"no checkpoint of step {at}; the newest there are: {there}")
         return {"step": at}
     if at != "best":
         raise ValueError(f"resume at {at!r}: expected a step, or best")
     best = plan.checkpoint.keep.best
     if best is None:
         raise ValueError("resume at best: the run file names no `checkpoint.keep.best`")
-    known = [info for info in checkpoints(Path(plan.checkpoint.dir)) if best.metric in info.metrics]
+    known = [info for info in infos if best.metric in info.metrics]
     if not known:
         raise ValueError(f"resume at best: no checkpoint holds the metric {best.metric!r}")
     chosen = (min if best.mode == "min" else max)(known, key=lambda info: info.metrics[best.metric])

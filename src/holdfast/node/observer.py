@@ -61,7 +61,7 @@ class Observer:
         )
         found = watch.silence(self.memory, beats, now_s=now_s, limits=limits, library=state.library)
         was_over, self.over = self.over, found is None
-        self._bound_output()
+        self.bound_output()
         self._heartbeat_line(state, attempt)
         if found is None or not was_over or state.stop is not None:
             return None
@@ -127,7 +127,8 @@ class Observer:
 
     # -- the output
 
-    def _bound_output(self) -> None:
+    def bound_output(self) -> None:
+        """Free what lies before the last `logs.keep` bytes."""
         if self._unbounded:
             return
         try:

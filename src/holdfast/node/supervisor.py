@@ -335,6 +335,7 @@ class Supervisor:
     def _classify(self, seen: ev.ExitSeen) -> None:
         beats = self.attempt.pages.beats(seen.attempt)
         self._observe()
+        self.observer.bound_output()
         begin = self.state.started.log_offset if self.state.started else 0
         text = evidence.tail(self.dir.output, begin) + launch.recorded_error(self.dir, seen.attempt)
         verdict = exits.classify(
