@@ -179,7 +179,12 @@ class FakeNode:
         self.hold = hold
         if message["claim"] not in self.claims:
             self.term += 1
-            self.claims[message["claim"]] = {"ok": True, "term": self.term, "next_sequence": self.sequence + 1, "fell_back": []}
+            self.claims[message["claim"]] = {
+                "ok": True,
+                "term": self.term,
+                "next_sequence": self.sequence + 1,
+                "fell_back": [],
+            }
         answer = self.claims[message["claim"]]
         mine = [kept for kept in self.kept if kept.table["rank"] == message["rank"]]
         if not mine or message["want"] == "nothing":
@@ -202,5 +207,3 @@ def check_gaps(slot: Slot, table: dict[str, Any]) -> None:
     for start, size in [*sorted(spans), (slot.get("table_offset"), 0)]:
         assert not any(bytes(slot.view[at:start])), f"bytes {at}..{start} are not zero"
         at = start + size
-
-

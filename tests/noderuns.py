@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import sys
@@ -37,9 +38,33 @@ def home(base: Path) -> Iterator[Path]:
 
 
 def end(run: RunDir) -> None:
-    """End everything of `run`, shim first so that it brings nothing back."""
-    for who in [*rundirs.processes(run).values(), *sweep.members(run.root)]:
-        process.send_signal(who, signal.SIGKILL)
+    """End everything of `run`, again and again, since its processes bring each other back."""
+
+    def nobody() -> bool:
+        left = [who for who in [*rundirs.processes(run).values(), *sweep.members(run.root)] if process.alive(who)]
+        for who in left:
+            process.send_signal(who, signal.SIGKILL)
+        return not left and not _starting(run)
+
+    until(nobody, 30.0)
+
+
+def _starting(run: RunDir) -> bool:
+    """Whether somebody holds the run's lock, or is about to: a shim that has not written itself down yet."""
+    with run.lock.open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    marks = f"node\0shim\0{run.root}\0".encode()
+    return any(marks in _command(entry) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+
+
+def _command(entry: Path) -> bytes:
+    try:
+        return (entry / "cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def begin(base: Path, argv: list[str], **plan: Any) -> RunDir:

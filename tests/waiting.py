@@ -9,13 +9,16 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], within_s: float = 20.0, *, every_s: float = 0.02, what: str = "") -> T:
-    """The first truthy value of `condition`; fails the test with `what` and the last value after `within_s`."""
+def until(
+    condition: Callable[[], T], within_s: float = 20.0, *, every_s: float = 0.02, what: str | Callable[[], str] = ""
+) -> T:
+    """The first truthy value of `condition`; fails after `within_s` with `what` and the last value."""
     deadline = time.monotonic() + within_s
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {within_s:g} s: {what or condition!r}; last value {value!r}")
+            told = what() if callable(what) else what
+            raise AssertionError(f"not within {within_s:g} s: {told or condition!r}; last value {value!r}")
         time.sleep(every_s)

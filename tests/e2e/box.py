@@ -32,12 +32,9 @@ class Box:
     def env(self) -> dict[str, str]:
         """The environment of a person at this machine."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("HOLDFAST_", "PYTHONPATH", "COLUMNS"))}
-        return {
-            **kept,
-            "HOLDFAST_HOME": str(self.root / "home"),
-            "XDG_RUNTIME_DIR": str(self.runtime),
-            "OMP_NUM_THREADS": "1",
-        }
+        kept["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
+        mine = {"HOLDFAST_HOME": str(self.root / "home"), "XDG_RUNTIME_DIR": str(self.runtime)}
+        return {**kept, **mine, "OMP_NUM_THREADS": "1"}
 
     @property
     def work(self) -> Path:
@@ -90,7 +87,7 @@ class Box:
             found = self.status(run)
             return found if found["state"] in states else None
 
-        return until(reached, within_s, every_s=0.2, what=f"{run.id} {states}\n{self.tail(run)}")
+        return until(reached, within_s, every_s=0.2, what=lambda: f"{run.id} {states}\n{self.tail(run)}")
 
     def wait_step(self, run: RunDir, step: int, within_s: float = 60.0) -> dict[str, Any]:
         """The status once `step` steps are complete."""
@@ -99,7 +96,7 @@ class Box:
             found = self.status(run)
             return found if found["step"] >= step or found["state"] in ENDED else None
 
-        return until(reached, within_s, every_s=0.1, what=f"{run.id} step {step}\n{self.tail(run)}")
+        return until(reached, within_s, every_s=0.1, what=lambda: f"{run.id} step {step}\n{self.tail(run)}")
 
     def tail(self, run: RunDir, size: int = 3000) -> str:
         """The end of what the run and our own processes wrote, for failure messages."""
@@ -122,7 +119,7 @@ class Box:
 
     def kill(self, run: RunDir, role: str, signum: int = signal.SIGKILL) -> Identity:
         """Send `signum` to the process of that role."""
-        victim = until(lambda: self.process(run, role), 20, what=f"a live {role}\n{self.tail(run)}")
+        victim = until(lambda: self.process(run, role), 20, what=lambda: f"a live {role}\n{self.tail(run)}")
         os.kill(victim.pid, signum)
         return victim
 

@@ -27,12 +27,12 @@ def _sessions(pids: list[int]) -> set[int]:
 def test_sighup_to_every_process_of_its_sessions_changes_nothing(box: Box) -> None:
     box.write("count.py", COUNT)
     run = box.start("--", "python", "count.py")
-    until(lambda: run.output.exists() and b"line 3" in run.output.read_bytes(), what=box.tail(run))
+    until(lambda: run.output.exists() and b"line 3" in run.output.read_bytes(), what=lambda: box.tail(run))
     before = {role: until(lambda role=role: box.process(run, role), what=role) for role in ROLES}
 
     for pid in box.marked():
         os.kill(pid, signal.SIGHUP)
-    until(lambda: b"line 60" in run.output.read_bytes(), what=box.tail(run))
+    until(lambda: b"line 60" in run.output.read_bytes(), what=lambda: box.tail(run))
 
     assert {role: alive(found) for role, found in before.items()} == dict.fromkeys(ROLES, True)
     assert box.status(run)["attempt"] == 1
@@ -76,7 +76,7 @@ def test_attach_works_inside_a_multiplexer(box: Box, multiplexer: str, tmp_path:
     program = need_program(multiplexer)
     box.write("count.py", COUNT)
     run = box.start("--", "python", "count.py")
-    until(lambda: run.output.exists() and b"line 3" in run.output.read_bytes(), what=box.tail(run))
+    until(lambda: run.output.exists() and b"line 3" in run.output.read_bytes(), what=lambda: box.tail(run))
     seen = tmp_path / "seen.txt"
     attach = " ".join([*box.argv("attach", run.id)])
     if multiplexer == "tmux":
@@ -99,7 +99,7 @@ def test_attach_works_inside_a_multiplexer(box: Box, multiplexer: str, tmp_path:
         until(lambda: "line" in shown(), 30, what=f"output in {multiplexer}")
     finally:
         subprocess.run(stop, env=env, check=False, timeout=20)
-    until(lambda: b"line 399" in run.output.read_bytes(), 40, what=box.tail(run))
+    until(lambda: b"line 399" in run.output.read_bytes(), 40, what=lambda: box.tail(run))
     box.wait_for(run, "succeeded")
 
 

@@ -141,7 +141,7 @@ def test_a_full_disk_costs_nothing_but_the_save(box: Box, tmp_path: Path, expect
             f"name: full\nrun: exec python train.py\ncheckpoint: {{dir: {small}/ckpt, every: [3 steps]}}\n",
         )
         run = box.start(STEP_S="0.1")
-        until(lambda: (box.status(run)["checkpoint"] or {}).get("step"), 60, what=box.tail(run))
+        until(lambda: (box.status(run)["checkpoint"] or {}).get("step"), 60, what=lambda: box.tail(run))
         hog = small / "hog"
         with hog.open("wb") as stream:
             try:
@@ -150,7 +150,7 @@ def test_a_full_disk_costs_nothing_but_the_save(box: Box, tmp_path: Path, expect
             except OSError:
                 pass
 
-        raised = until(lambda: box.status(run)["findings"], 30, what="a finding\n" + box.tail(run))
+        raised = until(lambda: box.status(run)["findings"], 30, what=lambda: "a finding\n" + box.tail(run))
         assert "disk-full" in {finding["id"] for finding in raised} | set(), raised
         hog.unlink()
 

@@ -121,7 +121,7 @@ def test_stop_ends_a_program_that_ignores_sigterm(box: Box) -> None:
     )
     box.write("holdfast.yaml", "name: deaf\nrun: python deaf.py\nstop_grace_period: 1s\n")
     run = box.start()
-    until(lambda: run.output.exists() and b"up" in run.output.read_bytes(), what=box.tail(run))
+    until(lambda: run.output.exists() and b"up" in run.output.read_bytes(), what=lambda: box.tail(run))
     began = time.monotonic()
 
     assert box.holdfast("stop", "deaf").returncode == 0

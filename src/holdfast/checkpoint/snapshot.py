@@ -175,7 +175,9 @@ def copy_in(slot: Slot, layout: Layout, tensors: Mapping[str, torch.Tensor], *, 
                 ctypes.memmove(base + chunk.offset + piece.offset, address + piece.source, piece.size_bytes)
             elif piece.size_bytes:
                 tensor = tensors[piece.spec.name].detach()
-                _window(slot.view, chunk.offset, piece).copy_(_box(tensor, piece.index, piece.shape), non_blocking=tensor.is_cuda)
+                _window(slot.view, chunk.offset, piece).copy_(
+                    _box(tensor, piece.index, piece.shape), non_blocking=tensor.is_cuda
+                )
                 devices.add(tensor.device)
     for device in devices:
         if device.type == "cuda":

@@ -213,7 +213,11 @@ def _write_array(writer: _Writer, value: Any, where: _Where) -> Any:
     if value.dtype.kind in "OV":
         raise CannotStore(where.path, f"a NumPy array of {value.dtype}", "store arrays of plain numbers")
     order = "F" if value.flags.f_contiguous and not value.flags.c_contiguous else "C"
-    raw = torch.frombuffer(bytearray(value.tobytes(order)), dtype=torch.uint8) if value.nbytes else torch.empty(0, dtype=torch.uint8)
+    raw = (
+        torch.frombuffer(bytearray(value.tobytes(order)), dtype=torch.uint8)
+        if value.nbytes
+        else torch.empty(0, dtype=torch.uint8)
+    )
     node = {"$": "nparray", "dtype": value.dtype.str, "shape": list(value.shape), "order": order}
     return {**node, "ref": writer.reference(raw, where)}
 
@@ -269,9 +273,11 @@ class _Reader:
             return node
         if isinstance(node, list):
             return [self.value(member) for member in node]
-        read = _READERS.get(node.get("$")) if isinstance(node, dict) else None
+        read = _READERS.get(str(node.get("$"))) if isinstance(node, dict) else None
         if read is None:
-            raise UnreadableState(f"stored state has a node of unknown kind {str(node)[:80]}", hint="use a newer holdfast")
+            raise UnreadableState(
+                f"stored state has a node of unknown kind {str(node)[:80]}", hint="use a newer holdfast"
+            )
         try:
             return read(self, node)
         except (KeyError, TypeError, ValueError) as error:
@@ -315,7 +321,9 @@ def dtype_named(name: str) -> torch.dtype:
     """`float32` → torch.float32. Raises UnreadableState for a name this torch does not know."""
     found = getattr(torch, name, None)
     if not isinstance(found, torch.dtype):
-        raise UnreadableState(f"this torch ({torch.__version__}) has no dtype {name!r}", hint="use the torch that wrote it")
+        raise UnreadableState(
+            f"this torch ({torch.__version__}) has no dtype {name!r}", hint="use the torch that wrote it"
+        )
     return found
 
 
@@ -326,7 +334,7 @@ def _read_float(_reader: _Reader, node: Mapping[str, Any]) -> float:
 
 def _read_sparse(reader: _Reader, node: Mapping[str, Any]) -> torch.Tensor:
     indices, values = reader.value(node["indices"]), reader.value(node["values"])
-    made = torch.sparse_coo_tensor(indices, values, node["shape"], check_invariants=False)
+    made = torch.sparse_coo_tensor(indices, values, node["shape"], check_invariants=True)
     return made._coalesced_(True) if node["coalesced"] else made  # noqa: SLF001 (says what is known, computes nothing)
 
 

@@ -23,6 +23,7 @@ from holdfast.runs import RunDir
 from holdfast.units import show_duration
 
 _LOOK_S = 0.2
+_SILENT_S = 30.0  # a program that has not announced itself by then does not use the library
 _HEADINGS = ("FAULT", "VERDICT", "RECOVERED AFTER", "LOST STEPS", "EVIDENCE")
 
 
@@ -144,12 +145,15 @@ def _until(target: Target, wanted: Callable[[Look], bool], deadline: float) -> L
 
 
 def _await_training(target: Target, deadline_s: float) -> None:
-    """Until all four processes live and, where steps are known, one was completed. Raises HoldfastError."""
+    """Until all four processes live and a step was completed; what never tells steps, must only live for a while.
+
+    Raises HoldfastError.
+    """
     first = target.look(time.time())
 
     def ready(now: Look) -> bool:
-        whole = now.processes.keys() == set(ROLES)
-        return whole and (now.beat is None or (now.step > 0 and now.step != first.step))
+        trains = now.t - first.t > _SILENT_S if now.beat is None else now.step not in (0, first.step)
+        return trains and now.processes.keys() == set(ROLES)
 
     if _until(target, ready, time.monotonic() + deadline_s) is None:
         raise HoldfastError(

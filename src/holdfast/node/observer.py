@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast import events as ev
+from holdfast import findings
 from holdfast.lifecycle import State
 from holdfast.node import logfile, tail, watch
 from holdfast.node.attempt import Attempt
@@ -60,7 +61,7 @@ class Observer:
         )
         found = watch.silence(self.memory, beats, now_s=now_s, limits=limits, library=state.library)
         was_over, self.over = self.over, found is None
-        self._bound_output(time.monotonic())
+        self._bound_output()
         self._heartbeat_line(state, attempt)
         if found is None or not was_over or state.stop is not None:
             return None
@@ -71,31 +72,18 @@ class Observer:
 
     # -- findings
 
-    def findings(self, state: State, *, now_s: float) -> Iterator[ev.Event]:
+    def remarks(self, state: State, *, now_s: float) -> Iterator[ev.FindingRaised | ev.FindingCleared]:
         """What is worth knowing about the running attempt."""
         started = state.started
         ran_s = now_s - started.t if started else 0.0
         if not state.library and started and ran_s > NO_LIBRARY_S and not self.memory.steps_seen:
-            told = "the program has not used the library: it is restarted, but nobody sees its progress"
-            yield ev.FindingRaised(id="no-library", severity="info", message=told, hint="see the guide on holdfast.Run")
+            told = f"the program has not used the library in its first {NO_LIBRARY_S:.0f} s"
+            yield raised("no-library", told, at_s=now_s)
         elif state.library:
-            yield ev.FindingCleared(id="no-library")
+            yield ev.FindingCleared(t=now_s, id="no-library")
         if self._unbounded:
             told = f"{self._run.output} is on a file system that cannot punch holes: it grows without bound"
-            yield ev.FindingRaised(id="log-unbounded", severity="warning", message=told)
-
-    def ephemeral(self) -> str:
-        """Why the checkpoint folder would not survive a reboot; empty when nothing says so."""
-        folder = Path(self._plan.checkpoint.dir)
-        real = folder.resolve()
-        kind = _file_system(real)
-        if kind in ("tmpfs", "ramfs"):
-            return f"checkpoints go to {folder}, which is memory ({kind})"
-        if real.is_relative_to("/tmp") or real.is_relative_to("/var/tmp"):  # noqa: S108 - looked for, not used
-            return f"checkpoints go to {folder}, which is cleaned"
-        if kind == "overlay":
-            return f"checkpoints go to {folder}, which goes with the container"
-        return ""
+            yield raised("log-unbounded", told, at_s=now_s)
 
     # -- news from files
 
@@ -127,17 +115,19 @@ class Observer:
                     manifest=str(line.get("manifest", "")), fell_back=[str(told) for told in line.get("fell_back", [])],
                     seconds=float(line.get("seconds", 0.0)),
                 )  # fmt: skip
+                if line.get("fell_back"):
+                    yield raised("checkpoint-damaged", str(line["fell_back"][0]), at_s=at_s)
         elif at_s < self._since_s:
             return
         elif kind == "callback_failed":
             callback, message = str(line.get("callback", "")), str(line.get("message", ""))
             yield ev.CallbackFailed(t=at_s, attempt=attempt, callback=callback, message=message[:2000])
         elif kind == "warning":
-            yield ev.FindingRaised(id=str(line.get("id", "library")), severity="warning", message=str(line["message"]))
+            yield raised(str(line.get("id", "library")), str(line["message"]), at_s=at_s)
 
     # -- the output
 
-    def _bound_output(self, _now_s: float) -> None:
+    def _bound_output(self) -> None:
         if self._unbounded:
             return
         try:
@@ -192,28 +182,25 @@ def _archived(line: dict[str, Any], state: State, since_s: float) -> Iterator[ev
                 size_bytes=int(line.get("size_bytes", 0)), reason=str(line.get("reason", "")),
                 seconds=float(line.get("seconds", 0.0)), manifest=str(line.get("manifest", "")),
             )  # fmt: skip
-            yield ev.FindingCleared(id="disk-full")
-            yield ev.FindingCleared(id="save-failed")
+            yield ev.FindingCleared(t=at_s, id="disk-full")
+            yield ev.FindingCleared(t=at_s, id="save-failed")
     elif kind == "save_failed" and at_s >= since_s:
         message = str(line.get("message", ""))
         full = any(word in message for word in FULL)
         step, reason = int(line.get("step", 0)), str(line.get("reason", ""))
         yield ev.CheckpointFailed(t=at_s, step=step, reason=reason, message=message[:2000])
         told = f"the save of step {step} failed: {message[:500]}"
-        hint = "free some space; saving goes on by itself" if full else "holdfast events shows every failed save"
-        yield ev.FindingRaised(id="disk-full" if full else "save-failed", severity="error", message=told, hint=hint)
+        yield raised("disk-full" if full else "save-failed", told, at_s=at_s)
+    elif kind == "warning" and at_s >= since_s:
+        yield raised(str(line["id"]), str(line["message"]), at_s=at_s)
 
 
-def _file_system(path: Path) -> str:
-    """The type of the file system that `path` is or would be on."""
-    best, kind = -1, ""
-    with suppress(OSError):
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
-            left, _, right = line.partition(" - ")
-            point = left.split()[4].replace("\\040", " ")
-            if path.is_relative_to(point) and len(point) >= best:
-                best, kind = len(point), right.split()[0]
-    return kind
+def raised(name: str, message: str, *, at_s: float) -> ev.FindingRaised:
+    """The event for a finding of the catalogue; a warning without hint where the catalogue has none of that name."""
+    if name not in findings.CATALOGUE:
+        return ev.FindingRaised(t=at_s, id=name, severity="warning", message=message)
+    found = findings.finding(name, message)
+    return ev.FindingRaised(t=at_s, id=name, severity=found.severity, message=message, hint=found.hint)
 
 
 def _duration(seconds: float) -> str:

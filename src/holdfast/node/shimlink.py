@@ -64,15 +64,15 @@ class ShimLink:
         self.sock.close()
 
 
-def connect(run: RunDir, secrets: Mapping[str, str], *, within_s: float = 60.0) -> tuple[ShimLink, bool]:
-    """A link to the run's shim, and whether we had to start that. Raises HoldfastError after `within_s`."""
+def connect(run: RunDir, secrets: Mapping[str, str], *, within_s: float = 60.0) -> ShimLink:
+    """A link to the run's shim, which is started when there is none. Raises HoldfastError after `within_s`."""
     deadline_s = time.monotonic() + within_s
     while True:
         with contextlib.suppress(OSError):
-            return ShimLink(run.runtime / "shim.sock"), False
+            return ShimLink(run.runtime / "shim.sock")
         try:
             process.start_shim(run, secrets=secrets)
-            return ShimLink(run.runtime / "shim.sock"), True
+            return ShimLink(run.runtime / "shim.sock")
         except (HoldfastError, OSError):  # another one holds the lock and is about to listen, or is about to die
             if time.monotonic() > deadline_s:
                 raise

@@ -21,12 +21,12 @@ from typing import Any
 
 from holdfast import events as ev
 from holdfast import exits, journal, lifecycle, process
-from holdfast.errors import HoldfastError, LeaseHeld, UsageError
+from holdfast.errors import BudgetSpent, HoldfastError, LeaseHeld, UsageError
 from holdfast.lifecycle import OVER, Policy
 from holdfast.node import evidence, launch, logfile, status, sweep
 from holdfast.node.attempt import Attempt
 from holdfast.node.control import Ask, Control
-from holdfast.node.observer import Observer
+from holdfast.node.observer import Observer, raised
 from holdfast.node.pages import Pages
 from holdfast.node.shimlink import ShimLink, connect
 from holdfast.plan import Plan
@@ -59,6 +59,7 @@ class Supervisor:
         self.caller = dict(os.environ)
         self.secrets: dict[str, str] = {}
         self.link: ShimLink | None = None
+        self.shim_pid = 0  # of the last one met
         self.selector = selectors.DefaultSelector()
         self.control = Control(run.runtime / "control.sock", status=self.status, journal=run.journal)
 
@@ -74,7 +75,6 @@ class Supervisor:
         self._apply(ev.SupervisorStarted(t=time.time(), pid=os.getpid(), adopted=lives, boot=self.boot))
         if found_over and self.finish_at_s is not None:
             self.finish_at_s += LINGER_S
-        self._ephemeral_finding()
         while self.finish_at_s is None or time.monotonic() < self.finish_at_s:
             self._once()
         self._leave()
@@ -154,6 +154,9 @@ class Supervisor:
             self.start = action
         elif isinstance(action, lifecycle.Finish):
             self.finish_at_s = time.monotonic()
+            result = self.state.result
+            if result is not None and result.exit_code == BudgetSpent.exit_code:
+                self._raise("restart-budget", result.reason)
         else:
             self._sync()
             if isinstance(action, lifecycle.Prepare):
@@ -169,12 +172,13 @@ class Supervisor:
 
     def _meet_shim(self) -> None:
         """Connect, starting a shim if there is none, and learn what lives and what ended meanwhile."""
-        link, started = connect(self.dir, self.secrets)
-        self.link = link
+        before = self.shim_pid
+        link = connect(self.dir, self.secrets)
+        self.link, self.shim_pid = link, link.pid
         self.selector.register(link.sock, selectors.EVENT_READ, self._shim_readable)
         self.secrets.update(link.hello.get("secrets", {}))
-        if started:
-            self._apply(ev.ProcessRestarted(t=time.time(), role="shim", pid=link.pid, cause="it was gone"))
+        if before not in (0, link.pid):
+            self._apply(ev.ProcessRestarted(t=time.time(), role="shim", pid=before, cause="it was gone"))
         trainer = link.hello["trainer"]
         for record in link.hello["exits"]:
             self._exit_record(record)
@@ -284,7 +288,7 @@ class Supervisor:
     def _start_attempt(self, start: lifecycle.StartAttempt) -> None:
         if self._secrets_missing():
             names = ", ".join(self._secrets_missing())
-            self._raise("needs-secrets", "error", f"secrets are missing: {names}", f"holdfast resume {self.dir.id}")
+            self._raise("needs-secrets", f"secrets are missing: {names}")
             return
         self._clear("needs-secrets")
         if self.state.phase in OVER or self.state.stop is not None:
@@ -372,7 +376,7 @@ class Supervisor:
         self.swept_s = time.monotonic()
         if swept.stuck:
             pids = ", ".join(str(who.pid) for who in swept.stuck)
-            self._raise("orphans-stuck", "warning", f"processes {pids} do not end even on SIGKILL", "reboot, or wait")
+            self._raise("orphans-stuck", f"processes {pids} do not end even on SIGKILL")
         else:
             self._clear("orphans-stuck")
         return swept
@@ -392,7 +396,7 @@ class Supervisor:
             self._on_hang(hang)
         elif self.observer.over:
             self._clear("hang")
-        for finding in self.observer.findings(self.state, now_s=time.time()):
+        for finding in self.observer.remarks(self.state, now_s=time.time()):
             self._apply_finding(finding)
         self.attempt.press(self.state.stop, step_s=self.observer.memory.step_s)
         limit_s = self.plan.max_duration_s
@@ -415,9 +419,7 @@ class Supervisor:
     def _on_hang(self, hang: ev.HangDetected) -> None:
         self._apply(hang)
         action = self.plan.watchdog.action
-        self._raise(
-            "hang", "error", f"no heartbeat for {hang.silent_s:.0f} s in phase {hang.phase}, at step {hang.step}"
-        )
+        self._raise("hang", f"no heartbeat for {hang.silent_s:.0f} s in phase {hang.phase}, at step {hang.step}")
         self._sync()
         if action == "notify":
             return
@@ -427,25 +429,20 @@ class Supervisor:
             self._sync()
             self.attempt.end()
 
-    def _apply_finding(self, finding: ev.Event) -> None:
-        if isinstance(finding, ev.FindingRaised):
-            self._raise(finding.id, finding.severity, finding.message, finding.hint)
-        elif isinstance(finding, ev.FindingCleared):
+    def _apply_finding(self, finding: ev.FindingRaised | ev.FindingCleared) -> None:
+        """Journal what is news."""
+        known = next((each for each in self.state.findings if each.id == finding.id), None)
+        if isinstance(finding, ev.FindingCleared):
             self._clear(finding.id)
+        elif known is None or known.message != finding.message:
+            self._apply(finding)
 
-    def _raise(self, name: str, severity: str, message: str, hint: str = "") -> None:
-        known = next((finding for finding in self.state.findings if finding.id == name), None)
-        if known is None or known.message != message:
-            self._apply(ev.FindingRaised(t=time.time(), id=name, severity=severity, message=message, hint=hint))
+    def _raise(self, name: str, message: str) -> None:
+        self._apply_finding(raised(name, message, at_s=time.time()))
 
     def _clear(self, name: str) -> None:
         if any(finding.id == name for finding in self.state.findings):
             self._apply(ev.FindingCleared(t=time.time(), id=name))
-
-    def _ephemeral_finding(self) -> None:
-        told = self.observer.ephemeral()
-        if told:
-            self._raise("ephemeral-checkpoints", "warning", told, "set checkpoint.dir to a disk that survives a reboot")
 
     # -- what is asked
 
@@ -493,6 +490,7 @@ class Supervisor:
         except ValueError as error:
             raise UsageError(str(error)) from None
         self.finish_at_s = None
+        self._clear("restart-budget")
         self._apply(ev.ResumeRequested(t=time.time(), want=want))
         return {"attempt": self.state.next_attempt, "want": want}
 

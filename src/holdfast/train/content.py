@@ -60,19 +60,25 @@ class Content:
                 objects.load(name, value, parts[name], stored.tensors, views=stored.views, lenient=self._lenient)
         run: dict[str, Any] = decode(parts[RUN], _owned(stored, RUN))
         if run["version"] != VERSION:
-            raise UnreadableState(f"the checkpoint's run part has version {run['version']}", hint="use a newer holdfast")
+            raise UnreadableState(
+                f"the checkpoint's run part has version {run['version']}", hint="use a newer holdfast"
+            )
         self.state.clear()
         self.state.update(run["state"])
         return run
 
     def _check_names(self, stored: Sequence[str]) -> None:
-        unused = [name for name in stored if name not in self.objects and not objects.allowed(name, self._lenient.unused)]
+        unused = [
+            name for name in stored if name not in self.objects and not objects.allowed(name, self._lenient.unused)
+        ]
         if unused:
             raise objects.StateMismatch(
                 f"the checkpoint holds {', '.join(map(repr, unused))}, which Run was not given",
                 hint=f"Run({unused[0]}=…), or leave it behind with Run(allow_unused=[{unused[0]!r}])",
             )
-        missing = [name for name in self.objects if name not in stored and not objects.allowed(name, self._lenient.missing)]
+        missing = [
+            name for name in self.objects if name not in stored and not objects.allowed(name, self._lenient.missing)
+        ]
         if missing:
             raise objects.StateMismatch(
                 f"Run was given {', '.join(map(repr, missing))}, which the checkpoint does not hold",
@@ -95,5 +101,3 @@ def _parts(stored: Stored) -> dict[str, Any]:
 def _owned(stored: Stored, name: str) -> dict[str, torch.Tensor]:
     begin = f"{name}/"
     return {key: t.clone() if key in stored.views else t for key, t in stored.tensors.items() if key.startswith(begin)}
-
-

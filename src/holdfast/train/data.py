@@ -133,9 +133,7 @@ class _Plain:
         seed = derive(self._seed, "sampler", self._name, *place.key)
         workers = self._loader.num_workers
         in_flight = workers * (self._loader.prefetch_factor or 0)
-        self._pass = Pass(
-            self._sampler, seed, self._generators, skip=place.yielded, state=state, in_flight=in_flight
-        )
+        self._pass = Pass(self._sampler, seed, self._generators, skip=place.yielded, state=state, in_flight=in_flight)
         self._indices = _seeded(self._pass, self._worker_seed(place)) if workers else _bare(self._pass)
         began = () if self._loader.persistent_workers else place.key  # such workers live longer than a pass
         with Stream(derive(self._seed, "iterator", self._name, self._rank, *began), self._generators):
@@ -199,6 +197,7 @@ def _source(name: str, loader: Any, seed: int, rank: int) -> _Source:
         )
     if not getattr(loader, "in_order", True):
         raise UsageError(
-            f"loader {name!r} has in_order=False, so which batches were used cannot be known", hint="drop in_order=False"
+            f"loader {name!r} has in_order=False, so which batches were used cannot be known",
+            hint="drop in_order=False",
         )
     return _Plain(name, loader, seed, rank)

@@ -34,7 +34,9 @@ class Link:
         self._socket = self._connect()
         reply, descriptors = self._ask({"op": "slots", "rank": setting.rank})
         if not reply.get("ok") or len(descriptors) < 3:
-            raise HoldfastError(f"the shim gave no slots: {reply.get('error', reply)}", hint=f"see {setting.run.node_log}")
+            raise HoldfastError(
+                f"the shim gave no slots: {reply.get('error', reply)}", hint=f"see {setting.run.node_log}"
+            )
         self._set = SlotSet.of(setting.rank, descriptors)
         self.slots = [Slot(descriptor) for descriptor in self._set.slots]
         self._checked_s = time.monotonic()
@@ -47,7 +49,8 @@ class Link:
             except (ConnectionError, FileNotFoundError, TimeoutError) as error:
                 if time.monotonic() > deadline_s:
                     raise HoldfastError(
-                        f"no shim answers for {self._setting.run.root}: {error}", hint=f"see {self._setting.run.node_log}"
+                        f"no shim answers for {self._setting.run.root}: {error}",
+                        hint=f"see {self._setting.run.node_log}",
                     ) from error
             if self._setting.alone:
                 self._start_shim(deadline_s)
@@ -91,7 +94,14 @@ class Link:
             if slot.state in (State.WRITING, State.RESTORED):
                 slot.set(state=State.FREE)
         s = self._setting
-        message = {"op": "restore", "rank": s.rank, "world": s.world, "attempt": s.attempt, "claim": s.claim, "want": s.want}
+        message = {
+            "op": "restore",
+            "rank": s.rank,
+            "world": s.world,
+            "attempt": s.attempt,
+            "claim": s.claim,
+            "want": s.want,
+        }
         reply = self._ask_archiver(message)
         if reply.get("ok"):
             return reply
@@ -111,7 +121,8 @@ class Link:
                     deadline_s = time.monotonic() + DEADLINE_S
                 if time.monotonic() > deadline_s:
                     raise HoldfastError(
-                        f"no archiver answers for {self._setting.run.root}: {error}", hint=f"see {self._setting.run.node_log}"
+                        f"no archiver answers for {self._setting.run.root}: {error}",
+                        hint=f"see {self._setting.run.node_log}",
                     ) from error
             time.sleep(_RETRY_S)
 

@@ -59,7 +59,9 @@ def adapted(name: str, value: Any) -> Any:
     """`value` as something with state_dict and load_state_dict. Raises UsageError when it is no such thing."""
     if has_state(value):
         return value
-    if isinstance(value, (torch.Generator, random.Random)) or (np is not None and isinstance(value, np.random.Generator)):
+    if isinstance(value, (torch.Generator, random.Random)) or (
+        np is not None and isinstance(value, np.random.Generator)
+    ):
         return _Generator(value)
     raise UsageError(
         f"Run({name}=…) is a {type(value).__module__}.{type(value).__qualname__}, which has no state_dict and "
@@ -126,7 +128,11 @@ def load(
     Raises StateMismatch.
     """
     copies = isinstance(value, torch.nn.Module) and type(value).load_state_dict is torch.nn.Module.load_state_dict
-    held = tensors if copies else {key: t.clone() if key in views else t for key, t in tensors.items() if _belongs(key, name)}
+    held = (
+        tensors
+        if copies
+        else {key: t.clone() if key in views else t for key, t in tensors.items() if _belongs(key, name)}
+    )
     place = not isinstance(value, (torch.nn.Module, torch.optim.Optimizer))
     state = decode(tree, held, place=place)
     try:
@@ -134,10 +140,14 @@ def load(
             _load_module(name, value, state, lenient)
         else:
             value.load_state_dict(state)
+        if isinstance(value, torch.optim.Optimizer):
+            value._opt_called = True  # type: ignore[attr-defined]  # else schedulers warn of a step that came before
     except StateMismatch:
         raise
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise StateMismatch(f"{name} does not take the stored state: {error}", hint="is it the same object as before?") from error
+        raise StateMismatch(
+            f"{name} does not take the stored state: {error}", hint="is it the same object as before?"
+        ) from error
 
 
 def _belongs(key: str, name: str) -> bool:

@@ -114,4 +114,6 @@ def _kept(name: str, value: Any) -> Any:
     if value is None or isinstance(value, (float, int, str)):
         return value
     what = f"of shape {tuple(value.shape)}" if hasattr(value, "shape") else type(value).__name__
-    raise UsageError(f"run.log({name}=…) takes one number or text, not a value {what}", hint=f"log its mean: {name}.mean()")
+    raise UsageError(
+        f"run.log({name}=…) takes one number or text, not a value {what}", hint=f"log its mean: {name}.mean()"
+    )

@@ -74,7 +74,9 @@ class Saver:
         self._begin(slot)
         try:
             encoded = self._fill(slot, values, kinds_of)
-            slot.write_table({"version": TABLE_VERSION, "chunks": self._layout.table, "state": encoded.tree}, self._layout.end)
+            slot.write_table(
+                {"version": TABLE_VERSION, "chunks": self._layout.table, "state": encoded.tree}, self._layout.end
+            )
         except BaseException:
             slot.set(state=State.FREE)
             raise
@@ -94,7 +96,8 @@ class Saver:
         encoded = encode(values)
         kinds = kinds_of(list(encoded.tensors))
         specs = tuple(
-            Spec(name, kinds.get(name, "other"), tensor.dtype, tuple(tensor.shape)) for name, tensor in encoded.tensors.items()
+            Spec(name, kinds.get(name, "other"), tensor.dtype, tuple(tensor.shape))
+            for name, tensor in encoded.tensors.items()
         )
         if specs != self._specs or not self._layout.end:
             self._specs, self._layout = specs, plan(specs)

@@ -73,7 +73,9 @@ class Saves:
             timed=setting.world == 1,
         )
 
-    def save(self, head: Head, values: Callable[[], Mapping[str, Any]], kinds_of: KindsOf, *, patient: bool) -> int | None:
+    def save(
+        self, head: Head, values: Callable[[], Mapping[str, Any]], kinds_of: KindsOf, *, patient: bool
+    ) -> int | None:
         """Seal a slot; the archiver does the rest. Returns its sequence, None when there was no slot or no memory.
 
         patient: wait for a slot, and raise StoreRefused instead of returning None.
@@ -107,7 +109,9 @@ class Saves:
     def _tell_busy(self, head: Head) -> None:
         if not self._busy_told:
             self._busy_told = True
-            self._records.event("save_skipped", step=head.step, reason=head.reason, message="every slot is being archived")
+            self._records.event(
+                "save_skipped", step=head.step, reason=head.reason, message="every slot is being archived"
+            )
 
     def _note(self, notes: tuple[str, ...]) -> None:
         for note in notes:
@@ -159,7 +163,9 @@ class Saves:
                 hint=f"see {self._setting.run.archiver_log}",
             )
         if self._ended[sequence]:
-            raise StoreRefused(f"the checkpoint of step {step} was refused: {self._ended[sequence]}", hint="free some space")
+            raise StoreRefused(
+                f"the checkpoint of step {step} was refused: {self._ended[sequence]}", hint="free some space"
+            )
 
     def _wait(self, until: Callable[[], bool]) -> bool:
         before = self._pulse.enter(Phase.WAITING)

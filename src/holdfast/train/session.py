@@ -80,7 +80,9 @@ class Session:
         self._begin_page()
         self._pulse = Pulse(self._page)
         self._records = Records(
-            setting.run.records / f"rank-{setting.rank:05d}.jsonl", attempt=setting.attempt, sync_always=setting.sync_always
+            setting.run.records / f"rank-{setting.rank:05d}.jsonl",
+            attempt=setting.attempt,
+            sync_always=setting.sync_always,
         )
         self._pending = Pending(self._records)
         self.occasions = Occasions(self._records)
@@ -283,7 +285,9 @@ class Session:
             left.place.open = not ends  # a resumed process must not enter it again
         self._step_epoch = self.epoch
         self._flush_log()
-        self._boundary(At(LOOP, loader) if loader else At(OUTSIDE))
+        # Code behind a loop left by `break` may have run already: not a moment to save at, unless the run stops here.
+        whole = left is None or self._stop_is_due()
+        self._boundary(At(LOOP, loader) if loader else At(OUTSIDE), whole=whole)
         if left is not None:
             self._end_left(left, ends=ends)
 
@@ -302,7 +306,7 @@ class Session:
         self.in_epoch = False
         self._boundary(At(TURN))
 
-    def _boundary(self, at: At) -> None:
+    def _boundary(self, at: At, *, whole: bool = True) -> None:
         now_s = time.monotonic()
         self._page.set(step=self.step, epoch=self.epoch, beat_ns=int(now_s * 1e9))
         if self._finished:
@@ -312,6 +316,8 @@ class Session:
         said = self._link.check(now_s)
         if said:
             self._records.event("shim_restarted", step=self.step, message=said)
+        if not whole:
+            return
         if self._stop_is_due():
             self._stop(at)
         reason = self._asked or self._saves.reason(self.step, self.epoch, now_s)
@@ -441,7 +447,9 @@ class Session:
         if self._raised:
             self.abandon()
         elif self._open is not None:
-            self.warn("the script ended inside a step, which is not saved; call run.close() after leaving a loop by break")
+            self.warn(
+                "the script ended inside a step, which is not saved; call run.close() after leaving a loop by break"
+            )
             self._close_down()
         else:
             self.close()

@@ -83,5 +83,3 @@ class Hooks:
         in_main = threading.current_thread() is threading.main_thread()
         if in_main and Handlers.TERMINATE in self.handlers and signal.getsignal(signal.SIGTERM) == self._on_term:
             signal.signal(signal.SIGTERM, self._previous_term or signal.SIG_DFL)
-
-

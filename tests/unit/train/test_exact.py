@@ -34,7 +34,7 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Eve
     return make
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning", "ignore:'set_vital' is deprecated")
 @pytest.mark.parametrize(("loop", "loader"), CASES)
 def test_killed_at_every_step_equals_never_killed(
     fresh: Callable[[str, Every], FakeNode], loop: str, loader: str
