@@ -63,9 +63,11 @@ class Watch:
 
     def ended(self) -> bool:
         """Whether the run is over; refreshes the bar."""
-        if beat := self.run.beat():
+        over = self.waiter.poll() is not None
+        beat = self.run.beat() if over or self.run.trainer() else None  # not the page of an earlier demo
+        if beat:
             self.bar.update(self.task, completed=beat.step)
-        return self.waiter.poll() is not None
+        return over
 
     def until(self, condition: Callable[[], object], *, what: str, every_s: float = live.POLL_S) -> bool:
         """Wait for `condition`; False when the run ended first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import secrets
+import shutil
 import sys
 import tempfile
 import time
@@ -27,7 +28,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--epochs", type=int, default=40, help="of one training; a long one takes more kills")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31))
-    parser.add_argument("--home", type=Path, help="keep the runs there")
+    parser.add_argument(
+        "--home", type=Path, help="keep the runs there; by default they are kept only when one came to harm"
+    )
     given = parser.parse_args()
     home = given.home or Path(tempfile.mkdtemp(prefix="holdfast-soak-", dir=Path.home()))
     print(f"seed {given.seed}, runs below {home}", flush=True)
@@ -41,6 +44,8 @@ def main() -> int:
         "seconds": round(time.monotonic() - begun_s), "problems": problems,
     }  # fmt: skip
     print(f"{sum(total.values())} kills, {len(problems)} problems; {machine.keep('soak-kills', result)}")
+    if not problems and not given.home:
+        shutil.rmtree(home)
     return 1 if problems else 0
 
 
