@@ -1,6 +1,7 @@
 """The other side of a trainer's border, in a thread: shim.sock and archiver.sock, without a disk.
 
-It makes real memfds and eventfds, keeps the bytes of each sealed slot as a checkpoint, frees the slot, and fills one on restore.
+It makes real memfds and eventfds, keeps the bytes of each sealed slot as a checkpoint, frees the slot, and fills one on
+restore.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Records:
 
 
 class Pending:
-    """Values given to `run.log`, read when that costs nothing: on the CPU at the step's end, from a GPU a step later."""
+    """Values given to `run.log`, read when that is free: on the CPU at the step's end, from a GPU a step later."""
 
     def __init__(self, records: Records) -> None:
         self._records = records
