@@ -155,8 +155,8 @@ class FakeNode:
 
     def _archive(self) -> None:
         for slots in self.sets.values() if not self.hold else ():
-            for descriptor in slots.slots:
-                slot = Slot(descriptor)
+            mapped = [Slot(descriptor) for descriptor in slots.slots]
+            for slot in sorted(mapped, key=lambda slot: slot.get("sequence")):
                 if slot.state is State.SEALED:
                     self._archive_one(slot)
                     os.eventfd_write(slots.to_rank, 1)

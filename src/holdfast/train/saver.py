@@ -54,7 +54,8 @@ class Saver:
     def seal(self, slot: Slot, values: Mapping[str, Any], kinds_of: KindsOf, head: Head) -> tuple[int, tuple[str, ...]]:
         """Copy `values` into `slot` and give it to the archiver.
 
-        Returns the sequence, and sentences on what comes back as another type. Raises CannotStore, or OSError when there is no memory; the slot is free again then.
+        Returns the sequence, and sentences on what comes back as another type.
+        Raises CannotStore, or OSError when there is no memory; the slot is free again then.
         """
         sequence = self._sequence
         self._begin(slot)
