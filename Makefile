@@ -1,27 +1,56 @@
-# What a person can do here. `make help` lists it.
+# What a person can do here; every target sets itself up. `make help` lists them.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: help venv demo test lint labs soak format
+.PHONY: help venv demo test lint labs soak bench format clean
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-venv: $(VENV)/.ready
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is missing or older than 3.10; name another one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) cannot make virtual environments: install its venv package (Debian: apt-get install python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+
+$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+	@echo "installing what the demo needs into $(VENV) (torch, scikit-learn, matplotlib)"
+	@$(PIP) -e '.[demo]'
 	@touch $@
 
-test: venv ## run the test suite (sets itself up)
+$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+	@echo "installing everything for development into $(VENV)"
+	@$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+venv: $(VENV)/.dev ## everything for development, in .venv
+
+demo: $(VENV)/.demo ## train, kill -9 again and again, compare the weights; results in demo-out/
+	@$(BIN)/python -m bench.demo
+
+test: $(VENV)/.dev ## the test suite; first installs the light packages of packages.txt where it is root
+	@.ci/apt light
 	$(BIN)/python -m pytest
 
-lint: venv ## format check, ruff, mypy --strict, import contracts
+lint: $(VENV)/.dev ## format check, ruff, mypy --strict, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: venv ## format in place
+labs: ## install the heavy packages of packages.txt where it is root
+	@.ci/apt heavy
+
+soak: $(VENV)/.dev ## the long counts: 200 kills; result in bench/results/
+	$(BIN)/python -m bench.soak --kills 200
+
+bench: $(VENV)/.dev ## recovery and start-up times beside their peers; results in bench/results/
+	$(BIN)/python -m bench.startup
+	$(BIN)/python -m bench.recovery
+
+format: $(VENV)/.dev ## format in place
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+clean: ## remove what the targets above made, .venv included
+	rm -rf $(VENV) demo-out build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -9,7 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+else:
+
+    def dataclass_transform(**_options: object) -> Any:
+        """Only type checkers need it: in the standard library from Python 3.11 on."""
+        return lambda decorator: decorator
+
 
 VERSION = 1
 
@@ -24,6 +33,7 @@ class Event:
     t: float = 0.0
 
 
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
 def _event(name: str) -> Any:
     def register(cls: type[Event]) -> type[Event]:
         made = dataclass(frozen=True, slots=True, kw_only=True)(cls)

@@ -1,16 +1,36 @@
 """What will be done, with no look-ups left: spec + host facts → plan.
 
 Pure. `plan.json` is `Plan.to_json`; the trainer side reads its `checkpoint` and `logs` tables with the standard
-library alone. No secret is ever part of it, only their names.
+library alone. No secret is ever part of it, only their names and where they come from.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import posixpath
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from holdfast.errors import HoldfastError
+
+if TYPE_CHECKING:
+    from holdfast import units
+    from holdfast.spec import Spec
 
 VERSION = 1
+
+# What of the caller's environment decides which programs, libraries and devices a run gets: recorded, so that it is
+# the same after a reboot. Everything else is inherited and not recorded, since it may hold secrets.
+RECORDED = (
+    "PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "CUDA_HOME",
+    "CUDA_VISIBLE_DEVICES", "LANG", "LC_ALL", "TZ",
+)  # fmt: skip
+_SYNC = {"always": "always", "1s": "everysec", "os": "no"}
+_REFERENCE = re.compile(r"\$\{([^}]*)\}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +112,8 @@ class LogsPlan:
     """`logs`, resolved."""
 
     sync: str = "everysec"  # always | everysec | no
-    max_bytes: int = 1 << 30
-    heartbeat_s: float = 300.0
+    max_bytes: int = 2_000_000_000
+    heartbeat_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,12 +128,13 @@ class Plan:
     setup: tuple[str, ...] = ()  # argv, empty for none
     env: dict[str, str] = field(default_factory=dict)
     secret_names: tuple[str, ...] = ()
+    secret_recipes: dict[str, dict[str, str]] = field(default_factory=dict)  # name → {command} or {file}
     checkpoint: CheckpointPlan
     restart: RestartPlan = field(default_factory=RestartPlan)
     watchdog: WatchdogPlan = field(default_factory=WatchdogPlan)
     logs: LogsPlan = field(default_factory=LogsPlan)
     stop_signal: str = "SIGTERM"
-    stop_grace_s: float = 60.0
+    stop_grace_s: float = 180.0
     max_duration_s: float | None = None
     created_s: float = 0.0
     alone: bool = False  # made by the library, no supervisor
@@ -122,3 +143,178 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """As in plan.json."""
         return {"version": VERSION, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Plan:
+        """The plan of a plan.json. Raises HoldfastError when it is of another version, incomplete or changed."""
+        if raw.get("version") != VERSION:
+            raise HoldfastError(
+                f"plan.json has version {raw.get('version')!r}, this holdfast reads version {VERSION}",
+                hint="use the holdfast that made the run",
+            )
+        if raw.get("digest") and raw["digest"] != digest(raw):
+            raise HoldfastError("plan.json was changed after the run was made", hint="start a new run instead")
+        try:
+            plan: Plan = _record(cls, raw)
+        except (TypeError, AttributeError) as error:
+            raise HoldfastError(f"plan.json is damaged: {error}") from error
+        return plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a plan needs to know of the machine and the call. Paths are absolute."""
+
+    run: str  # the run id
+    dir: str  # the run directory
+    name: str  # when the run file gives none
+    base: str  # what relative paths of the run file stand on: the folder of the file
+    cwd: str  # where the command runs
+    shell: str  # bash, or sh where there is none
+    home: str  # what ~ stands for
+    environ: Mapping[str, str] = field(default_factory=dict)  # the caller's; only `RECORDED` is taken
+    now_s: float = 0.0
+
+
+def make(spec: Spec, facts: Facts) -> Plan:
+    """The plan of a run: every default filled in, every path absolute, every reference replaced."""
+    plan = Plan(
+        run=facts.run,
+        name=spec.name or facts.name,
+        dir=facts.dir,
+        argv=(facts.shell, "-c", spec.run) if isinstance(spec.run, str) else spec.run,
+        cwd=facts.cwd,
+        setup=(facts.shell, "-c", spec.setup) if spec.setup else (),
+        env=_environment(spec, facts),
+        secret_names=tuple(sorted(spec.secrets)),
+        secret_recipes=_recipes(spec, facts),
+        checkpoint=_checkpoint(spec, facts),
+        restart=_restart(spec),
+        watchdog=_watchdog(spec),
+        logs=LogsPlan(sync=_SYNC[spec.logs.sync], max_bytes=spec.logs.keep, heartbeat_s=spec.logs.heartbeat),
+        stop_signal=spec.stop_signal,
+        stop_grace_s=spec.stop_grace_period,
+        max_duration_s=spec.max_duration,
+        created_s=facts.now_s,
+    )
+    return dataclasses.replace(plan, digest=digest(plan.to_json()))
+
+
+def digest(raw: Mapping[str, Any]) -> str:
+    """BLAKE2b of the canonical JSON of a plan.json without its digest, hex."""
+    rest = {key: value for key, value in raw.items() if key != "digest"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=32).hexdigest()
+
+
+def path_of(written: str, spec: Spec, facts: Facts) -> str:
+    """A path of the run file made absolute: ${name}, ${run} and variables of envs replaced, ~ and the base put in."""
+    known = {
+        **{name: value or "" for name, value in spec.envs.items()},
+        "name": spec.name or facts.name,
+        "run": facts.run,
+    }
+    path = _REFERENCE.sub(lambda match: known.get(match[1], match[0]), written)
+    if path == "~" or path.startswith("~/"):
+        path = facts.home + path[1:]
+    return posixpath.normpath(posixpath.join(facts.base, path))
+
+
+def _environment(spec: Spec, facts: Facts) -> dict[str, str]:
+    recorded = {name: facts.environ[name] for name in RECORDED if name in facts.environ}
+    given = {name: value for name, value in spec.envs.items() if value is not None}
+    env = recorded | given
+    if spec.environment.python is not None:
+        folder = posixpath.dirname(path_of(spec.environment.python, spec, facts))
+        env["PATH"] = ":".join(part for part in (folder, env.get("PATH", "")) if part)
+    return env
+
+
+def _recipes(spec: Spec, facts: Facts) -> dict[str, dict[str, str]]:
+    recipes = {}
+    for name, recipe in spec.secrets.items():
+        if recipe is not None and recipe.command is not None:
+            recipes[name] = {"command": recipe.command}
+        elif recipe is not None and recipe.file is not None:
+            recipes[name] = {"file": path_of(recipe.file, spec, facts)}
+    return recipes
+
+
+def _checkpoint(spec: Spec, facts: Facts) -> CheckpointPlan:
+    given = spec.checkpoint
+    best = given.keep.best
+    return CheckpointPlan(
+        dir=path_of(given.dir, spec, facts) if given.dir is not None else posixpath.join(facts.dir, "checkpoints"),
+        every=_every(given.every),
+        max_overhead_ratio=given.max_overhead,
+        timeout_s=given.timeout,
+        name=given.name,
+        keep=Keep(
+            last=given.keep.last, best=Best(metric=best.metric, mode=best.mode, count=best.count) if best else None
+        ),
+    )
+
+
+def _every(triggers: tuple[units.Trigger, ...]) -> Every:
+    found: dict[str, Any] = {}
+    for trigger in triggers:
+        for unit in ("steps", "seconds", "epochs"):
+            if (amount := getattr(trigger, unit)) is not None:
+                found[unit] = amount
+    return Every(auto=not triggers, **found)
+
+
+def _restart(spec: Spec) -> RestartPlan:
+    given = spec.restart
+    return RestartPlan(
+        policy=given.policy,
+        max_restarts=given.max_restarts,
+        max_no_progress=given.max_no_progress,
+        backoff_initial_s=given.backoff.initial,
+        backoff_factor=given.backoff.factor,
+        backoff_max_s=given.backoff.max,
+        window_restarts=given.window.restarts,
+        window_s=given.window.per,
+        rules=tuple(
+            RestartRule(
+                exit_class=rule.exit_class,
+                exit_codes=rule.exit_codes,
+                pattern=rule.pattern,
+                action=rule.action,
+                free=rule.free,
+            )
+            for rule in given.rules
+        ),
+    )
+
+
+def _watchdog(spec: Spec) -> WatchdogPlan:
+    progress = spec.watchdog.progress
+    return WatchdogPlan(
+        startup_s=spec.watchdog.startup,
+        progress_s=None if isinstance(progress, str) else progress,
+        action=spec.watchdog.action,
+    )
+
+
+_INSIDE: Mapping[type[Any], Mapping[str, type[Any]]] = {
+    Plan: {"checkpoint": CheckpointPlan, "restart": RestartPlan, "watchdog": WatchdogPlan, "logs": LogsPlan},
+    CheckpointPlan: {"every": Every, "keep": Keep},
+    Keep: {"best": Best},
+    RestartPlan: {"rules": RestartRule},
+}
+
+
+def _record(kind: type[Any], raw: Mapping[str, Any]) -> Any:
+    """A record from its JSON; keys that this version does not know are left out."""
+    inside = _INSIDE.get(kind, {})
+    given = {}
+    for known in dataclasses.fields(kind):
+        if known.name in raw:
+            value, inner = raw[known.name], inside.get(known.name)
+            if isinstance(value, list):
+                value = tuple(_record(inner, item) if inner else item for item in value)
+            elif inner is not None and value is not None:
+                value = _record(inner, value)
+            given[known.name] = value
+    return kind(**given)

@@ -84,7 +84,7 @@ class RunDir:
     @property
     def runtime(self) -> Path:
         """Sockets and pages: a short path of our own, since a socket's path ends at 108 bytes."""
-        return runtime_home() / hashlib.blake2b(str(self.root.resolve()).encode(), digest_size=8).hexdigest()
+        return runtime_home() / runtime_name(self.root)
 
 
 def home() -> Path:
@@ -98,6 +98,11 @@ def runtime_home() -> Path:
     if given and _is_ours(Path(given)):
         return Path(given) / "holdfast"
     return Path(tempfile.gettempdir()) / f"holdfast-{os.getuid()}"
+
+
+def runtime_name(root: Path) -> str:
+    """The name of a run directory's folder below `runtime_home()`: 16 hex digits of BLAKE2b of its real path."""
+    return hashlib.blake2b(str(root.resolve()).encode(), digest_size=8).hexdigest()
 
 
 def make_runtime(run: RunDir) -> Path:

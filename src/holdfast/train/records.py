@@ -33,11 +33,11 @@ class Records:
 
     def step(self, step: int, epoch: int, values: dict[str, Any]) -> None:
         """One completed step's values, already plain."""
-        self._write({"t": time.time(), "step": step, "epoch": epoch, "a": self._attempt, **values})
+        self._write({**values, "t": time.time(), "step": step, "epoch": epoch, "attempt": self._attempt})
 
     def event(self, name: str, **facts: Any) -> None:
         """Something the library did, or that somebody should know."""
-        self._write({"t": time.time(), "event": name, "a": self._attempt, **facts})
+        self._write({"t": time.time(), "event": name, "attempt": self._attempt, **facts})
 
     def _write(self, record: dict[str, Any]) -> None:
         os.write(self._descriptor, json.dumps(record, separators=(",", ":")).encode() + b"\n")
@@ -61,6 +61,8 @@ class Pending:
     def add(self, values: dict[str, Any]) -> None:
         """Keep `values` for the step in progress. Raises UsageError for what is not one number or text."""
         for name, value in values.items():
+            if name == "event":
+                raise UsageError("run.log(event=…): lines with that name are the library's own", hint="another name")
             self._now[name] = _kept(name, value)
 
     def end_step(self, step: int, epoch: int) -> None:

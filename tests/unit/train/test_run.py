@@ -104,7 +104,7 @@ def test_step_records_are_whole_and_come_before_their_checkpoint(node: FakeNode)
     with holdfast.Run(loader=data) as run:
         for x in run.steps(data, epochs=1):
             node.archive_now()
-            run.log(loss=x.sum(), name="a", inf=float("inf"))
+            run.log(loss=x.sum(), name="a", inf=float("inf"), step=99)
         run.log(val_loss=0.25)
 
     lines = [(r.get("event", "record"), r["step"]) for r in records(node)]
@@ -114,7 +114,13 @@ def test_step_records_are_whole_and_come_before_their_checkpoint(node: FakeNode)
         *[("record", 2), ("sealed", 2), ("finished", 2)],  # val_loss
     ]
     first = records(node)[1]
-    assert (first["loss"], first["name"], first["inf"], first["epoch"], first["a"]) == (0.0, "a", "Infinity", 0, 1)
+    assert (first["loss"], first["name"], first["inf"], first["epoch"], first["attempt"]) == (
+        0.0,
+        "a",
+        "Infinity",
+        0,
+        1,
+    )
     assert node.kept[-1].table["metrics"] == {"loss": 1.0, "val_loss": 0.25}
     assert node.kept[-1].table["final"]
 

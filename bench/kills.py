@@ -1,0 +1,155 @@
+"""Random kills of everything a run consists of; afterwards it must be as if nothing had happened.
+
+`trainings` breaks as many trainings as it takes for the wanted number of kills and judges each against one that ran in
+peace: same final weights, every step in the records and in the output, a repeated step never with another loss.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench import live
+from bench.attempts import attempts, contradictions
+from bench.live import LiveRun
+from bench.plain import weights_in
+from holdfast.process import Identity, identity
+
+SCRIPT = Path(__file__).parent / "unseen"
+STEPS_PER_EPOCH = 25
+ROLES = ("trainer", "worker", "shim", "supervisor", "archiver")
+LONGEST_S = 600  # of one training, kills included
+_PRINTED = re.compile(r"^step (\d+) loss (\S+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What the training must come to."""
+
+    weights: str
+    losses: dict[int, str]  # as printed, by step
+    seconds: float
+
+
+@dataclass(slots=True)
+class Broken:
+    """One training that was broken on purpose, and what was wrong with it afterwards."""
+
+    run: str
+    kills: Counter[str] = field(default_factory=Counter)
+    story: list[str] = field(default_factory=list)  # a line a kill
+    attempts: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def in_peace(home: Path, *, epochs: int) -> Reference:
+    """Run it once without harm. Raises TooSlow, CalledProcessError."""
+    begun_s = time.monotonic()
+    run = live.start(SCRIPT, "--env", f"EPOCHS={epochs}", home=home)
+    waiter = run.waiter()
+    try:
+        live.until(lambda: waiter.poll() is not None, within_s=LONGEST_S, what="the end of the training")
+        return Reference(weights_in(run.output()), printed_losses(run.output())[0], time.monotonic() - begun_s)
+    finally:
+        put_down(run)
+        waiter.wait(timeout=60)
+
+
+def printed_losses(output: str) -> tuple[dict[int, str], list[str]]:
+    """The loss of each step as printed, and a sentence for each step that was printed with two different ones."""
+    losses: dict[int, str] = {}
+    differing = []
+    for step, loss in _PRINTED.findall(output):
+        if losses.setdefault(int(step), loss) != loss:
+            differing.append(f"step {step} printed loss {losses[int(step)]} and {loss}")
+    return losses, differing
+
+
+def broken(home: Path, reference: Reference, rng: random.Random, *, epochs: int, most: int) -> Broken:
+    """One training, killed at random moments until it ends or `most` kills were done."""
+    run = live.start(SCRIPT, "--env", f"EPOCHS={epochs}", home=home)
+    result = Broken(run.id)
+    waiter = run.waiter()
+    deadline_s = time.monotonic() + LONGEST_S
+    try:
+        while sum(result.kills.values()) < most and waiter.poll() is None and time.monotonic() < deadline_s:
+            kill_something(run, result, rng, ended=lambda: waiter.poll() is not None)
+        live.until(lambda: waiter.poll() is not None, within_s=LONGEST_S, what="the end of the training")
+        judge(run, result, reference, exit_code=waiter.wait(), steps_total=epochs * STEPS_PER_EPOCH)
+    except live.TooSlow as slow:
+        result.problems.append(f"{slow}; status {run.call('status', '--json').stdout.strip()}")
+    finally:
+        put_down(run)
+        waiter.wait(timeout=60)
+    return result
+
+
+def kill_something(run: LiveRun, result: Broken, rng: random.Random, *, ended: Callable[[], bool]) -> None:
+    """Wait for a random time, mostly in training but now and then while the last kill is being mended; then kill."""
+    if rng.random() < 0.7:
+        live.until(lambda: ended() or stepping(run), within_s=120, what="the next step")
+    moment_s = time.monotonic() + rng.expovariate(1 / 0.5)
+    live.until(lambda: ended() or time.monotonic() >= moment_s, within_s=60, what="a random moment")
+    role = rng.choice(ROLES)
+    target = find(run, role, rng)
+    if target is not None and live.kill(target):
+        beat = run.beat()
+        result.kills[role] += 1
+        result.story.append(f"{role} {target.pid} at step {beat.step if beat else 0}, t {time.time():.3f}")
+
+
+def stepping(run: LiveRun) -> bool:
+    """Whether this attempt has completed a step of its own."""
+    beat = run.beat()
+    return beat is not None and run.trainer() is not None and beat.step > beat.first_step
+
+
+def find(run: LiveRun, role: str, rng: random.Random) -> Identity | None:
+    """A living process of that role."""
+    if role not in ("trainer", "worker"):
+        return run.process(role)
+    trainer = run.trainer()
+    if trainer is None or role == "trainer":
+        return trainer
+    workers = live.children(trainer)
+    return identity(rng.choice(workers)) if workers else None
+
+
+def judge(run: LiveRun, result: Broken, reference: Reference, *, exit_code: int, steps_total: int) -> None:
+    """Note everything that differs from the training in peace."""
+    records, output = list(run.records()), run.output()
+    losses, differing = printed_losses(output)
+    result.attempts = len(attempts(records))
+    result.problems += contradictions(records, steps_total=steps_total) + differing
+    if exit_code != 0:
+        result.problems.append(f"exit code {exit_code}")
+    if weights_in(output) != reference.weights:
+        result.problems.append(f"final weights {weights_in(output) or 'none'}, expected {reference.weights}")
+    if losses != reference.losses:
+        wrong = sorted(
+            step for step in losses.keys() | reference.losses if losses.get(step) != reference.losses.get(step)
+        )
+        result.problems.append(f"{len(wrong)} steps printed otherwise or not at all, the first {wrong[:5]}")
+
+
+def put_down(run: LiveRun) -> None:
+    """Leave nothing behind; nothing happens to a run that has ended."""
+    run.call("kill")
+
+
+def trainings(home: Path, *, seed: int, kills: int, epochs: int, tell: Callable[[Broken], None]) -> list[Broken]:
+    """Break trainings until `kills` kills were done or one came to harm."""
+    rng = random.Random(seed)
+    reference = in_peace(home, epochs=epochs)
+    done: list[Broken] = []
+    while (left := kills - sum(sum(each.kills.values()) for each in done)) > 0:
+        done.append(broken(home, reference, rng, epochs=epochs, most=left))
+        tell(done[-1])
+        if done[-1].problems:
+            break
+    return done

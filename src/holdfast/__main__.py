@@ -1,0 +1,80 @@
+"""The `holdfast` program: one table of verbs, one place where errors become sentences and exit codes.
+
+`holdfast node …` is how our own processes start; it is answered before click is imported, so they stay small.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from holdfast.errors import INTERRUPTED, HoldfastError
+
+
+def main() -> None:
+    """Entry point of the console script and of `python -m holdfast`."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: Sequence[str], *, clock: Callable[[], float] | None = None) -> int:
+    """Run one command line and return its exit code. `clock` gives unix seconds; by default it is time.time."""
+    if argv[:1] == ["node"]:
+        return _node(argv[1:])
+    try:
+        return _verb(argv, clock)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        _silence_stdout()
+        return 0
+    except HoldfastError as error:
+        return _say(str(error), error.hint, error.exit_code)
+    except Exception as error:
+        from holdfast.commands.crash import report
+
+        return _say(*report(error, argv), HoldfastError.exit_code)
+
+
+def _node(argv: Sequence[str]) -> int:
+    """A process of a run; what it does not expect goes to node.log as a traceback."""
+    from holdfast.node import main as node_main
+
+    try:
+        return node_main(argv)
+    except HoldfastError as error:
+        return _say(str(error), error.hint, error.exit_code)
+
+
+def _verb(argv: Sequence[str], clock: Callable[[], float] | None) -> int:
+    import click
+
+    from holdfast.commands import group
+
+    try:
+        returned = group.main(args=list(argv), prog_name="holdfast", standalone_mode=False, obj=clock)
+    except click.Abort:
+        return INTERRUPTED
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "holdfast"
+        return _say(error.format_message().removesuffix("."), f"{path} --help", error.exit_code)
+    except click.ClickException as error:
+        return _say(error.format_message().removesuffix("."), "", error.exit_code)
+    sys.stdout.flush()
+    return returned if isinstance(returned, int) else 0
+
+
+def _say(message: str, hint: str, exit_code: int) -> int:
+    sys.stderr.write(f"error: {message}\n" + (f"hint: {hint}\n" if hint else ""))
+    sys.stderr.flush()
+    return exit_code
+
+
+def _silence_stdout() -> None:
+    """The reader left; keep the interpreter from complaining about it while it flushes on its way out."""
+    with open(os.devnull, "wb") as nothing:  # noqa: PTH123 - the descriptor is what is wanted
+        os.dup2(nothing.fileno(), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""Find the checkpoint to continue from, and bring it back: verified byte for byte, or named as damaged and passed over.
+
+Reading never trusts: the manifest is checked against its name, every pack against the manifest, every byte of every
+pack against its footer, while it is read. What a slot receives is therefore what a rank once sealed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from holdfast.checkpoint import folder, manifest, pack, survey
+from holdfast.checkpoint.canonical import Damaged
+from holdfast.checkpoint.lineage import Position
+from holdfast.checkpoint.manifest import Manifest
+from holdfast.checkpoint.slots import HEADER_BYTES, Slot, align
+from holdfast.checkpoint.survey import CheckpointInfo, Survey, Unreadable
+from holdfast.errors import NoValidCheckpoint, StoreRefused
+from holdfast.fsio import DISK, Disk, File, get
+
+__all__ = ["CheckpointInfo", "Chosen", "Want", "checkpoints", "choose", "fill", "problems", "read", "verify"]
+
+
+# {"step": N}: that step's checkpoint, live before aside, then the newest. {"term": T, "sequence": S}: exactly that one.
+Want: TypeAlias = Literal["newest", "nothing"] | dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """What to continue from; `info` None for a start from nothing. `fell_back`: a sentence for each one passed over."""
+
+    info: CheckpointInfo | None
+    fell_back: tuple[str, ...] = ()
+
+
+def checkpoints(root: Path, disk: Disk = DISK) -> list[CheckpointInfo]:
+    """Every checkpoint with a whole manifest, newest last, live and aside; packs are not looked at."""
+    return list(survey.take(root, disk).checkpoints)
+
+
+def problems(root: Path, disk: Disk = DISK) -> list[str]:
+    """What is wrong with the folder apart from packs: damaged or missing manifests, leases, format.json."""
+    found = survey.take(root, disk)
+    return [*folder.format_problems(root, disk), *found.problems, *(one.problem for one in found.unreadable)]
+
+
+def read(info: CheckpointInfo, disk: Disk = DISK) -> Manifest:
+    """The whole manifest. Raises Damaged, OSError."""
+    return manifest.parse(info.path.name, get(disk, info.path, limit_bytes=manifest.MAX_MANIFEST_BYTES))
+
+
+def verify(root: Path, info: CheckpointInfo, disk: Disk = DISK) -> list[str]:
+    """Read all of a checkpoint and say what is wrong with it, a sentence each; empty means intact."""
+    try:
+        found = read(info, disk)
+    except (Damaged, OSError, OverflowError) as error:
+        return [str(error)]
+    return [problem for index in range(len(found.packs)) for problem in _pack_problems(root, disk, found, index)]
+
+
+def _pack_problems(root: Path, disk: Disk, found: Manifest, index: int) -> list[str]:
+    try:
+        _check_pack(root, disk, found, index, {})
+    except (Damaged, OSError) as error:
+        return [str(error)]
+    return []
+
+
+def choose(
+    root: Path,
+    want: Want = "newest",
+    *,
+    attempt: Callable[[CheckpointInfo], list[str]] | None = None,
+    disk: Disk = DISK,
+) -> Chosen:
+    """The checkpoint to continue from, with none of its bytes unread.
+
+    attempt: reads a candidate and says what is wrong with it, empty for nothing; by default `verify`.
+    Newest falls back along the live line. Raises NoValidCheckpoint when there are checkpoints and none is intact, or
+    the one asked for is not.
+    """
+    attempt = attempt or (lambda info: verify(root, info, disk))
+    found = survey.take(root, disk)
+    said: list[str] = list(found.problems) if want == "newest" else []
+    tried = 0
+    for candidate in _candidates(found, want):
+        tried += 1
+        wrong = [candidate.problem] if isinstance(candidate, Unreadable) else attempt(candidate)
+        if not wrong and isinstance(candidate, CheckpointInfo):
+            return Chosen(info=candidate, fell_back=tuple(said))
+        said.append(f"{_named(candidate)} was passed over: {'; '.join(wrong[:3])}")
+    if tried or isinstance(want, dict):
+        run = next((info.run for info in found.checkpoints), root.parent.name)
+        raise NoValidCheckpoint(run, tried, why=" · ".join(said[:3]) or f"none at {json.dumps(want)}")
+    return Chosen(info=None, fell_back=tuple(said))
+
+
+def _candidates(found: Survey, want: Want) -> Iterator[CheckpointInfo | Unreadable]:
+    """What to try, in that order."""
+    if want == "nothing":
+        return
+    if isinstance(want, dict):
+        asked = [info for info in reversed(found.checkpoints) if _is_asked(info, want)]
+        yield from sorted(asked, key=lambda info: not info.live)
+        return
+    every: list[CheckpointInfo | Unreadable] = [*found.checkpoints, *found.unreadable]
+    by_position: dict[Position, list[CheckpointInfo | Unreadable]] = {}
+    for one in every:
+        by_position.setdefault(one.position, []).append(one)
+    for position in reversed(found.line()):
+        yield from by_position[position]
+
+
+def _is_asked(info: CheckpointInfo, want: dict[str, int]) -> bool:
+    if "step" in want:
+        return info.step == want["step"]
+    return (info.term, info.sequence) == (want.get("term"), want.get("sequence"))
+
+
+def _named(one: CheckpointInfo | Unreadable) -> str:
+    if isinstance(one, CheckpointInfo):
+        return str(one)
+    return f"the checkpoint of term {one.position.term}, sequence {one.position.sequence}"
+
+
+def fill(root: Path, info: CheckpointInfo, rank: int, slot: Slot, *, whole: bool, disk: Disk = DISK) -> None:
+    """Put rank `rank`'s part of a checkpoint into `slot`, chunks and table, verified. The states are the caller's.
+
+    whole: check the packs of all ranks on the way, not only those this rank needs. Raises Damaged, OSError, and
+    StoreRefused when the slot cannot grow.
+    """
+    found = read(info, disk)
+    if rank >= len(found.ranks):
+        raise Damaged(f"{info} has {len(found.ranks)} ranks, there is none for rank {rank}")
+    part = found.ranks[rank]
+    chunks, end = _places(part["chunks"])
+    table = {**part["table"], "chunks": chunks}
+    _reserve(slot, end + len(json.dumps(table)))
+    with ExitStack() as views:
+        sinks = [_Sinks() for _ in found.packs]
+        for stored, placed in zip(part["chunks"], chunks, strict=True):
+            at = placed["offset"]
+            view = views.enter_context(slot.view[at : at + align(stored["bytes"])])
+            sinks[stored["pack"]].add(stored["offset"], view)
+        for index, into in enumerate(sinks):
+            if whole or into.first:
+                _check_pack(root, disk, found, index, into.first)
+                into.copy()
+    slot.write_table(table, end)
+
+
+def _reserve(slot: Slot, size_bytes: int) -> None:
+    try:
+        slot.reserve(size_bytes)
+    except OSError as error:
+        raise StoreRefused(f"there is no memory for a slot of {size_bytes} bytes: {error.strerror}") from error
+
+
+class _Sinks:
+    """Where the chunks of one pack go. Several may be the same record: it is read once and copied."""
+
+    def __init__(self) -> None:
+        self.first: dict[int, memoryview] = {}
+        self._again: list[tuple[memoryview, memoryview]] = []
+
+    def add(self, offset: int, view: memoryview) -> None:
+        if offset in self.first:
+            self._again.append((self.first[offset], view))
+        else:
+            self.first[offset] = view
+
+    def copy(self) -> None:
+        for source, target in self._again:
+            target[:] = source
+
+
+def _places(stored: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+    """The chunks as a slot's table has them, one after the other from the first page on, and where the table goes."""
+    placed, offset = [], HEADER_BYTES
+    for chunk in stored:
+        kept = {name: value for name, value in chunk.items() if name not in ("id", "pack")}
+        placed.append({**kept, "offset": offset})
+        offset += align(chunk["bytes"])
+    return placed, offset
+
+
+def _check_pack(root: Path, disk: Disk, found: Manifest, index: int, sinks: dict[int, memoryview]) -> None:
+    """Read one pack of a checkpoint in full and hold it against the manifest. Raises Damaged, OSError."""
+    entry = found.packs[index]
+    try:
+        file = disk.open(pack.path(root, entry.name), cached=False)
+    except FileNotFoundError as error:
+        raise Damaged(f"pack {entry.name[:12]} is missing") from error
+    with closing(file):
+        pack.check(file, entry.name, _matching_layout(file, found, index), sinks)
+
+
+def _matching_layout(file: File, found: Manifest, index: int) -> pack.Layout:
+    entry = found.packs[index]
+    if file.size() != entry.size_bytes:
+        raise Damaged(f"pack {entry.name[:12]} has {file.size()} bytes instead of {entry.size_bytes}")
+    layout = pack.read_layout(file, entry.name)
+    records = {record.offset: (record.id, record.raw_bytes) for record in layout.records}
+    for chunk in found.chunks_by_pack[index]:
+        if records.get(chunk["offset"]) != (chunk["id"], chunk["bytes"]):
+            raise Damaged(f"pack {entry.name[:12]} holds another chunk at offset {chunk['offset']} than asked for")
+    return layout

@@ -1,0 +1,256 @@
+"""The pack: up to 64 MiB of chunks in one immutable file in which no byte is unaccounted for.
+
+    record*   one header block (64 bytes, zeros), the payload, zeros to the next 4 KiB
+    footer    canonical JSON: the records, in order; zeros
+    trailer   the last 48 bytes of the file's last block: magic, footer length, footer hash
+
+All parts start on 4 KiB, so that a payload goes from memory to the medium by O_DIRECT. The file's name is the BLAKE3
+of its footer, the footer holds the BLAKE3 of every payload, and everything else follows from the footer: so the name
+alone decides whether a file is whole. `docs/reference/format.md` has the layout byte by byte.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from holdfast.checkpoint import canonical
+from holdfast.checkpoint.canonical import Damaged, is_count, is_hash
+from holdfast.checkpoint.parallel import ordered
+from holdfast.fsio import BLOCK, Bytes, File
+
+MAX_PACK_BYTES = 64 << 20
+MAX_CHUNK_BYTES = 48 << 20
+MAX_RECORDS = MAX_PACK_BYTES // BLOCK
+VERSION = 1
+CODEC_NONE = 0
+
+_RECORD_MAGIC = b"HLFREC01"
+_PACK_MAGIC = b"HLFPACK1"
+_HEADER = struct.Struct("<8sII32sQQ")  # magic, version, codec, chunk id, raw bytes, stored bytes
+_TRAILER = struct.Struct("<8sQ32s")  # magic, footer bytes, footer hash
+_FOOTER_PER_RECORD = 160  # an upper bound of one record's JSON, in bytes
+_BATCH_BYTES = 8 << 20  # handed to the kernel at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One chunk in a pack. `offset` is that of its header; sizes in bytes without padding."""
+
+    id: str
+    offset: int
+    raw_bytes: int
+    stored_bytes: int
+    codec: int = CODEC_NONE
+
+    @property
+    def padded_bytes(self) -> int:
+        """Length of the payload with its zeros."""
+        return _blocks(self.stored_bytes)
+
+    @property
+    def end(self) -> int:
+        """Where the next record starts."""
+        return self.offset + BLOCK + self.padded_bytes
+
+    def header(self) -> bytes:
+        """The 64 bytes at `offset`; zeros fill the block."""
+        values = (VERSION, self.codec, bytes.fromhex(self.id), self.raw_bytes, self.stored_bytes)
+        return _HEADER.pack(_RECORD_MAGIC, *values)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a pack holds; everything about its bytes but the payloads follows."""
+
+    records: tuple[Record, ...]
+
+    @property
+    def footer(self) -> bytes:
+        """Canonical JSON; its hash is the pack's name."""
+        rows = [
+            {"codec": r.codec, "id": r.id, "offset": r.offset, "raw": r.raw_bytes, "stored": r.stored_bytes}
+            for r in self.records
+        ]
+        return canonical.encode({"records": rows, "version": VERSION})
+
+    @property
+    def footer_at(self) -> int:
+        """Where the footer starts, in bytes."""
+        return self.records[-1].end if self.records else 0
+
+    def tail(self) -> bytes:
+        """Footer, zeros and trailer: the end of the file, whole blocks."""
+        footer = self.footer
+        trailer = _TRAILER.pack(_PACK_MAGIC, len(footer), blake3(footer).digest())
+        return footer.ljust(_blocks(len(footer) + len(trailer)) - len(trailer), b"\0") + trailer
+
+
+def _blocks(size_bytes: int) -> int:
+    return -(-size_bytes // BLOCK) * BLOCK
+
+
+def layout(chunks: Sequence[tuple[str, int]]) -> Layout:
+    """The pack that holds `chunks`, (id, bytes) each, uncompressed, in that order."""
+    records, offset = [], 0
+    for chunk_id, size in chunks:
+        records.append(Record(id=chunk_id, offset=offset, raw_bytes=size, stored_bytes=size))
+        offset = records[-1].end
+    return Layout(tuple(records))
+
+
+def room(count: int, payload_bytes: int) -> bool:
+    """Whether `count` chunks of `payload_bytes` in all, each rounded up to 4 KiB, fit into one pack."""
+    footer = _blocks(count * _FOOTER_PER_RECORD + BLOCK)
+    return count * BLOCK + payload_bytes + footer <= MAX_PACK_BYTES
+
+
+def path(root: Path, name: str) -> Path:
+    """Where the pack called `name` lies below the checkpoint folder."""
+    return root / "packs" / name[:2] / f"{name}.hfp"
+
+
+def write(file: File, plan: Layout, payloads: Sequence[Bytes]) -> None:
+    """Append all bytes of a pack; `payloads` come padded to 4 KiB, page-aligned where speed matters. Raises OSError."""
+    headers = memoryview(mmap.mmap(-1, max(1, len(plan.records)) * BLOCK))
+    batch: list[Bytes] = []
+    size = 0
+    for index, (record, payload) in enumerate(zip(plan.records, payloads, strict=True)):
+        block = headers[index * BLOCK : (index + 1) * BLOCK]
+        block[: _HEADER.size] = record.header()
+        batch += [block, payload] if record.padded_bytes else [block]
+        size += BLOCK + record.padded_bytes
+        if size >= _BATCH_BYTES:
+            file.append(batch)
+            batch, size = [], 0
+    tail = plan.tail()
+    end = mmap.mmap(-1, len(tail))
+    end[:] = tail
+    file.append([*batch, end])
+
+
+def read_layout(file: File, name: str) -> Layout:
+    """The footer of the pack called `name`, checked against that name and the file's length.
+
+    Raises Damaged, OSError.
+    """
+    what, size = f"pack {name[:12]}", file.size()
+    if size % BLOCK or not BLOCK <= size <= MAX_PACK_BYTES:
+        raise Damaged(f"{what} has {size} bytes, which no pack has")
+    magic, footer_bytes, footer_hash = _TRAILER.unpack(_exactly(file, size - BLOCK, BLOCK, what)[-_TRAILER.size :])
+    tail_bytes = _blocks(footer_bytes + _TRAILER.size)
+    if magic != _PACK_MAGIC or footer_hash.hex() != name or tail_bytes > size:
+        raise Damaged(f"{what} does not end in the trailer its name asks for")
+    tail = _exactly(file, size - tail_bytes, tail_bytes, what)
+    if canonical.digest(tail[:footer_bytes]) != name:
+        raise Damaged(f"{what} has a footer that does not match its name")
+    found = _parse(canonical.decode(tail[:footer_bytes], what), what)
+    if found.tail() != tail or found.footer_at + tail_bytes != size:
+        raise Damaged(f"{what} has bytes that its footer does not account for")
+    return found
+
+
+def _exactly(file: File, offset: int, size: int, what: str) -> bytes:
+    aligned = mmap.mmap(-1, size)
+    if file.read(offset, [memoryview(aligned)]) != size:
+        raise Damaged(f"{what} ends early")
+    return aligned[:]
+
+
+def _parse(footer: dict[str, Any], what: str) -> Layout:
+    if footer.get("version") != VERSION:
+        raise canonical.NewerFormat(what, footer.get("version"))
+    rows = footer.get("records")
+    if not isinstance(rows, list) or len(rows) > MAX_RECORDS:
+        raise Damaged(f"{what} has no list of records")
+    records: list[Record] = []
+    for row in rows:
+        records.append(_parse_row(row, records[-1].end if records else 0, what))
+    return Layout(tuple(records))
+
+
+def _parse_row(row: object, offset: int, what: str) -> Record:
+    if not isinstance(row, dict) or set(row) != {"codec", "id", "offset", "raw", "stored"}:
+        raise Damaged(f"{what} has a malformed record in its footer")
+    size = row["raw"]
+    sound = is_hash(row["id"]) and is_count(size, most=MAX_CHUNK_BYTES)
+    plain = (row["offset"], row["stored"], row["codec"]) == (offset, size, CODEC_NONE)
+    if not sound or not plain or not all(type(row[key]) is int for key in ("offset", "stored", "codec")):
+        raise Damaged(f"{what} has an impossible record at offset {offset}")
+    return Record(id=row["id"], offset=offset, raw_bytes=size, stored_bytes=size)
+
+
+def check(file: File, name: str, found: Layout, sinks: Mapping[int, memoryview] | None = None) -> None:
+    """Read every record of the pack and compare every byte of it. Raises Damaged, OSError.
+
+    sinks: record offset → writable memory of `padded_bytes` that receives its payload on the way.
+    """
+    sinks = sinks or {}
+
+    def one(record: Record) -> None:
+        read_record(file, record, sinks.get(record.offset), f"pack {name[:12]}")
+
+    with closing(ordered(one, found.records)) as done:
+        for _ in done:
+            pass
+
+
+_local = threading.local()
+
+
+def _scratch(size: int) -> memoryview:
+    """Page-aligned memory of this thread, overwritten by its next call."""
+    held: mmap.mmap | None = getattr(_local, "map", None)
+    if held is None or len(held) < size:
+        held = _local.map = mmap.mmap(-1, max(size, 4 << 20))
+    return memoryview(held)[:size]
+
+
+def read_record(file: File, record: Record, sink: memoryview | None, what: str) -> None:
+    """Read one record, its payload into `sink` if given; check header, hash and padding. Raises Damaged, OSError."""
+    own = _scratch(BLOCK + (0 if sink is not None else record.padded_bytes))
+    with own, own[:BLOCK] as block, own[BLOCK:] if sink is None else sink[:] as payload:
+        parts = [block, payload] if record.padded_bytes else [block]
+        if file.read(record.offset, parts) != BLOCK + record.padded_bytes:
+            raise Damaged(f"{what} ends inside the record at offset {record.offset}")
+        if bytes(block) != record.header().ljust(BLOCK, b"\0"):
+            raise Damaged(f"{what} has a damaged header at offset {record.offset}")
+        with payload[: record.stored_bytes] as stored, payload[record.stored_bytes :] as padding:
+            if blake3(stored).hexdigest() != record.id or not is_zero(padding):
+                raise Damaged(f"{what} has a damaged chunk at offset {record.offset}")
+
+
+def is_zero(view: memoryview) -> bool:
+    """Whether every byte is 0; meant for paddings, a few KiB."""
+    return bytes(view).count(0) == view.nbytes
+
+
+def scan(file: File) -> Iterator[Record]:
+    """The intact records of a pack whose footer is lost, found by their headers alone. Raises OSError."""
+    offset, size = 0, file.size()
+    while offset + BLOCK <= size:
+        record = _at(file, offset)
+        try:
+            if record is None:
+                raise Damaged("no header here")
+            read_record(file, record, None, "pack")
+        except Damaged:
+            offset += BLOCK
+        else:
+            yield record
+            offset = record.end
+
+
+def _at(file: File, offset: int) -> Record | None:
+    magic, version, codec, chunk_id, raw, stored = _HEADER.unpack(_exactly(file, offset, BLOCK, "pack")[: _HEADER.size])
+    if (magic, version, codec) != (_RECORD_MAGIC, VERSION, CODEC_NONE) or raw != stored or raw > MAX_CHUNK_BYTES:
+        return None
+    return Record(id=chunk_id.hex(), offset=offset, raw_bytes=raw, stored_bytes=stored)

@@ -1,0 +1,170 @@
+"""What lies in a checkpoint folder: every checkpoint, every lease, and a sentence for whatever cannot be read.
+
+Reads only; the archiver may write meanwhile, so a file that vanishes between listing and reading is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from holdfast.checkpoint import folder, lease, lineage, manifest, table
+from holdfast.checkpoint.canonical import Damaged
+from holdfast.checkpoint.lease import Lease
+from holdfast.checkpoint.lineage import Position
+from holdfast.checkpoint.manifest import Manifest, PackEntry
+from holdfast.fsio import DISK, Disk, get
+
+Parsed = TypeVar("Parsed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointInfo:
+    """One checkpoint whose manifest is whole. `live`: on the line that a resume continues. Times in unix seconds."""
+
+    term: int
+    sequence: int
+    step: int
+    epoch: int
+    time_s: float
+    reason: str
+    metrics: dict[str, float]
+    world: int
+    size_bytes: int
+    live: bool
+    path: Path  # of the manifest
+    run: str
+    save_id: str
+    final: bool
+    parent: Position | None
+    base: Position | None
+    packs: tuple[PackEntry, ...]
+
+    @property
+    def position(self) -> Position:
+        """Term and sequence."""
+        return Position(self.term, self.sequence)
+
+    def __str__(self) -> str:
+        return f"the checkpoint of step {self.step} (term {self.term}, sequence {self.sequence})"
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A checkpoint that once was: its manifest is damaged or gone. `path` is None when it is gone."""
+
+    position: Position
+    problem: str
+    path: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """All of a checkpoint folder but the packs."""
+
+    checkpoints: tuple[CheckpointInfo, ...]  # oldest first, live and aside
+    unreadable: tuple[Unreadable, ...]
+    lease: Lease | None  # the newest one, if it can be read
+    newest_term: int  # ever taken or committed in, 0 for none
+    bases: dict[int, Position | None]
+    problems: tuple[str, ...]  # with leases
+
+    def line(self) -> list[Position]:
+        """Positions of the current line, oldest first, readable or not."""
+        known = [one.position for one in self.checkpoints] + [one.position for one in self.unreadable]
+        return lineage.live(known, self.bases)
+
+
+def take(root: Path, disk: Disk = DISK) -> Survey:
+    """Look at the folder at `root`. Raises NewerFormat; OSError when a folder cannot be listed."""
+    leases: dict[int, Lease] = {}
+    problems: list[str] = []
+    names = [name for name in disk.list(lease.folder(root)) if lease.term_of(name) is not None]
+    for name in names:
+        found = _read(disk, lease.folder(root) / name, lease.MAX_LEASE_BYTES, lease.parse)
+        if isinstance(found, Lease):
+            leases[found.term] = found
+        elif found is not None:
+            problems.append(found)
+    infos, unreadable = _checkpoints(root, disk)
+    bases = {info.term: info.base for info in infos} | {term: one.base for term, one in leases.items()}
+    terms = [lease.term_of(name) or 0 for name in names] + [info.term for info in infos]
+    newest_term = max(terms + [one.position.term for one in unreadable], default=0)
+    unreadable += _missing(root, disk, infos, unreadable)
+    survey = Survey(
+        checkpoints=tuple(infos),
+        unreadable=tuple(unreadable),
+        lease=leases.get(newest_term),
+        newest_term=newest_term,
+        bases=bases,
+        problems=tuple(problems),
+    )
+    line = set(survey.line())
+    return replace(survey, checkpoints=tuple(replace(info, live=info.position in line) for info in infos))
+
+
+def _checkpoints(root: Path, disk: Disk) -> tuple[list[CheckpointInfo], list[Unreadable]]:
+    infos: list[CheckpointInfo] = []
+    unreadable: list[Unreadable] = []
+    for name in disk.list(manifest.folder(root)):
+        position, path = manifest.position_of(name), manifest.folder(root) / name
+        if position is None:
+            continue
+        found = _read(disk, path, manifest.MAX_MANIFEST_BYTES, manifest.parse)
+        if isinstance(found, Manifest):
+            infos.append(info_of(found, path))
+        elif found is not None:
+            unreadable.append(Unreadable(position, found, path))
+    return sorted(infos, key=lambda info: info.position), unreadable
+
+
+def _missing(root: Path, disk: Disk, infos: list[CheckpointInfo], unreadable: list[Unreadable]) -> list[Unreadable]:
+    """The newest commit, if somebody removed its manifest."""
+    name = folder.hinted(root, disk)
+    position = manifest.position_of(name) if name is not None else None
+    known = {info.position for info in infos} | {one.position for one in unreadable}
+    if position is None or position in known:
+        return []
+    return [Unreadable(position, f"manifest {name} is missing", None)]
+
+
+def _read(disk: Disk, path: Path, limit_bytes: int, parse: Callable[[str, bytes], Parsed]) -> Parsed | str | None:
+    """The parsed file; or what is wrong with it; or None when it has vanished meanwhile."""
+    try:
+        return parse(path.name, get(disk, path, limit_bytes=limit_bytes))
+    except FileNotFoundError:
+        return None
+    except (Damaged, OSError, OverflowError) as error:
+        return str(error)
+
+
+def info_of(found: Manifest, path: Path) -> CheckpointInfo:
+    """The checkpoint of a manifest at `path`; whether it is live is for `take` to say."""
+    head = found.head
+    return CheckpointInfo(
+        term=found.position.term,
+        sequence=found.position.sequence,
+        step=head["step"],
+        epoch=head["epoch"],
+        time_s=float(head["time_s"]),
+        reason=head["reason"],
+        metrics=table.numbers(head["metrics"]),
+        world=len(found.ranks),
+        size_bytes=found.size_bytes,
+        live=False,
+        path=path,
+        run=head["run"],
+        save_id=head["save_id"],
+        final=head["final"],
+        parent=found.parent,
+        base=found.base,
+        packs=found.packs,
+    )
+
+
+def pack_names(survey: Survey) -> Iterator[str]:
+    """Every pack that some readable checkpoint needs, live or aside."""
+    for info in survey.checkpoints:
+        yield from (entry.name for entry in info.packs)

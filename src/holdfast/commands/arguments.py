@@ -1,0 +1,91 @@
+"""What verbs share on their command lines: the RUN argument, `--json`, durations, the clock, and talk on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from holdfast import runs
+from holdfast.errors import UsageError
+from holdfast.runs import RunDir
+
+Callback = TypeVar("Callback", bound=Callable[..., Any])
+
+
+def complete_runs(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Ids of the runs on this machine, for the shell."""
+    return [CompletionItem(run.id) for run in runs.every() if run.id.startswith(incomplete)]
+
+
+def run_argument(callback: Callback) -> Callback:
+    """A RUN that must be given, by its id or its folder; becomes a RunDir. Raises RunNotFound with the nearest name."""
+    return click.argument("run", type=runs.find, shell_complete=complete_runs)(callback)
+
+
+def optional_run(callback: Callback) -> Callback:
+    """A RUN that may be left out: None then, for `chosen`."""
+    return click.argument("run", type=runs.find, shell_complete=complete_runs, required=False)(callback)
+
+
+def duration_option(*names: str, **options: Any) -> Callable[[Callback], Callback]:
+    """An option such as `--timeout 10m`; becomes seconds. Raises BadQuantity."""
+
+    def seconds(text: str) -> float:
+        from holdfast.units import parse_duration
+
+        return parse_duration(text)
+
+    return click.option(*names, type=seconds, metavar="DURATION", **options)
+
+
+def json_option(callback: Callback) -> Callback:
+    """`--json`: the same facts for programs."""
+    return click.option("--json", "as_json", is_flag=True, help="The same facts as JSON.")(callback)
+
+
+def chosen(run: RunDir | None, *, live_only: bool = False) -> RunDir:
+    """The run meant: the one given, else the only live one, else the newest. Raises UsageError."""
+    if run is not None:
+        return run
+    from holdfast.commands.liveness import live
+
+    every = list(runs.every())
+    living = [candidate for candidate in every if live(candidate)]
+    if len(living) > 1:
+        names = ", ".join(candidate.id for candidate in living)
+        raise UsageError(f"{len(living)} runs are live: {names}", hint="name the one you mean")
+    if living:
+        return living[0]
+    if not every:
+        raise UsageError("there is no run yet", hint="holdfast run -- python train.py")
+    if live_only:
+        raise UsageError("no run is live", hint="holdfast ps --all lists every run")
+    return max(every, key=lambda candidate: candidate.plan.stat().st_mtime)
+
+
+def clock_of(context: click.Context) -> Callable[[], float]:
+    """The clock the program was called with, in unix seconds."""
+    return context.obj if callable(context.obj) else time.time
+
+
+def print_json(value: object) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def say(sentence: str, *, hint: str = "") -> None:
+    """Talk: one sentence on stderr, perhaps with a hint."""
+    click.echo(sentence, err=True)
+    if hint:
+        click.echo(f"hint: {hint}", err=True)
+
+
+def at_terminal() -> bool:
+    """Whether a person looks at stdout."""
+    return sys.stdout.isatty()

@@ -1,0 +1,179 @@
+"""`holdfast explain`: why each attempt ended, what was decided, what is left of the budgets, and what to do.
+
+Reads the journal and the plan only, so it works on any machine that has them, whether the run is live or not.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import click
+
+from holdfast.commands.advice import advice
+from holdfast.commands.arguments import chosen, clock_of, json_option, optional_run, print_json
+from holdfast.commands.liveness import plan_of
+from holdfast.commands.wording import clock, plural
+from holdfast.events import (
+    AttemptEnded,
+    AttemptStarted,
+    Event,
+    HangDetected,
+    RestartScheduled,
+    Restored,
+    ResumeRequested,
+    RunEnded,
+    StacksCaptured,
+)
+from holdfast.runs import RunDir
+from holdfast.units import show_duration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Story:
+    """One attempt, as far as the journal tells it."""
+
+    started: AttemptStarted
+    restored: Restored | None = None
+    hang: HangDetected | None = None
+    stacks: str = ""
+    ended: AttemptEnded | None = None
+    restart: RestartScheduled | None = None
+
+
+@click.command("explain")
+@optional_run
+@json_option
+@click.pass_context
+def command(context: click.Context, run: RunDir | None, as_json: bool) -> None:
+    """Why each attempt of RUN ended, in plain words with the evidence, and what to do."""
+    from holdfast.journal import read
+
+    meant = chosen(run)
+    events = read(meant.journal)[0] if meant.journal.exists() else []
+    restart = plan_of(meant)["restart"]
+    now_s = clock_of(context)()
+    if as_json:
+        print_json(as_object(meant, events, restart, now_s))
+    else:
+        click.echo("\n".join(render(meant, events, restart, now_s)))
+
+
+def stories(events: Sequence[Event]) -> list[Story]:
+    """The attempts, oldest first. Pure."""
+    told: list[Story] = []
+    for event in events:
+        if isinstance(event, AttemptStarted):
+            told.append(Story(started=event))
+        elif told:
+            told[-1] = _continued(told[-1], event)
+    return told
+
+
+def budgets(events: Sequence[Event], restart: Mapping[str, Any], now_s: float) -> dict[str, dict[str, int]]:
+    """Restarts used and allowed since the last resume: in all, in the window, and ends in a row without progress."""
+    from holdfast.lifecycle import fold
+
+    ledger = fold(events).ledger
+    recent = sum(at_s > now_s - restart["window_s"] for at_s in ledger.window)
+    return {
+        "restarts": {"used": ledger.restarts, "allowed": restart["max_restarts"]},
+        "window": {"used": recent, "allowed": restart["window_restarts"]},
+        "no_progress": {"used": ledger.no_progress, "allowed": restart["max_no_progress"]},
+    }
+
+
+def render(run: RunDir, events: Sequence[Event], restart: Mapping[str, Any], now_s: float) -> list[str]:
+    """The lines for people. Pure but for the time zone."""
+    told = stories(events)
+    lines = [] if told else [f"{run.id}: no attempt was started yet"]
+    for story in told:
+        lines += [*_attempt(run, story, now_s), ""]
+    end = _end(events)
+    if end:
+        goes_on = "; it is to be continued" if end.to_be_continued else ""
+        lines.append(f"{run.id} {end.state}, exit code {end.exit_code}: {end.reason}{goes_on}")
+    if told and not (end and end.state == "succeeded"):
+        lines.append(_budget_line(budgets(events, restart, now_s), restart))
+    last = next((story.ended for story in reversed(told) if story.ended), None)
+    return lines + [f"to do: {said}" for said in advice(run.id, last, end)]
+
+
+def as_object(run: RunDir, events: Sequence[Event], restart: Mapping[str, Any], now_s: float) -> dict[str, Any]:
+    """The same facts for programs. Pure."""
+    end = _end(events)
+    told = stories(events)
+    last = next((story.ended for story in reversed(told) if story.ended), None)
+    return {
+        "run": run.id,
+        "attempts": [
+            {name: value for name, value in asdict(story).items() if value not in (None, "")} for story in told
+        ],
+        "end": None if end is None else asdict(end),
+        "budgets": budgets(events, restart, now_s),
+        "advice": advice(run.id, last, end),
+    }
+
+
+def _continued(story: Story, event: Event) -> Story:
+    if isinstance(event, Restored):
+        return replace(story, restored=event)
+    if isinstance(event, HangDetected):
+        return replace(story, hang=event)
+    if isinstance(event, StacksCaptured):
+        return replace(story, stacks=event.path)
+    if isinstance(event, AttemptEnded):
+        return replace(story, ended=event)
+    return replace(story, restart=event) if isinstance(event, RestartScheduled) else story
+
+
+def _attempt(run: RunDir, story: Story, now_s: float) -> Iterator[str]:
+    started, ended = story.started, story.ended
+    lasted = show_duration((ended.t if ended else now_s) - started.t)
+    yield f"attempt {started.attempt}  {clock(started.t)}, {lasted}{'' if ended else ' so far'}, {_origin(story)}"
+    for fallen in story.restored.fell_back if story.restored else []:
+        yield f"  not used: {fallen}"
+    if story.hang:
+        yield (
+            f"  no heartbeat for {show_duration(story.hang.silent_s)} at step {story.hang.step}"
+            f" (allowed: {show_duration(story.hang.allowed_s)})"
+        )
+    if story.stacks:
+        yield f"  stacks: {run.root / story.stacks}"
+    if ended:
+        from holdfast.lifecycle import describe
+
+        yield from textwrap.indent(describe(ended).removeprefix(f"attempt {ended.attempt} "), "  ").splitlines()
+        yield from textwrap.indent(ended.traceback.strip(), "    ").splitlines()
+    if story.restart:
+        counted = "free" if story.restart.free else "counted"
+        when = f"after {show_duration(story.restart.delay_s)}" if story.restart.delay_s else "at once"
+        yield f"  then: attempt {story.restart.attempt} {when} ({story.restart.reason}; {counted})"
+
+
+def _origin(story: Story) -> str:
+    step = story.restored.step if story.restored else story.started.resume_step
+    return f"from step {step}" if step else "from the beginning"
+
+
+def _end(events: Sequence[Event]) -> RunEnded | None:
+    """The end, unless something began after it."""
+    for event in reversed(events):
+        if isinstance(event, RunEnded):
+            return event
+        if isinstance(event, (AttemptStarted, ResumeRequested)):
+            return None
+    return None
+
+
+def _budget_line(left: dict[str, dict[str, int]], restart: Mapping[str, Any]) -> str:
+    def said(name: str) -> str:
+        return f"{max(0, left[name]['allowed'] - left[name]['used'])} of {left[name]['allowed']}"
+
+    return (
+        f"restarts left: {said('restarts')} in all, {said('window')} per {show_duration(restart['window_s'])};"
+        f" {plural(left['no_progress']['used'], 'attempt')} in a row without progress"
+        f" ({left['no_progress']['allowed']} allowed)"
+    )

@@ -1,0 +1,75 @@
+"""Whether a run is live, where it stands, and when it is over: what every verb that looks or waits asks."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from holdfast.errors import HoldfastError, UsageError
+from holdfast.faults.base import listens
+from holdfast.runs import RunDir
+
+ENDED = frozenset({"succeeded", "failed", "stopped"})
+POLL_S = 0.25
+LOST_S = 15.0  # a run that nothing has carried for this long will not come back by itself
+
+
+def live(run: RunDir) -> bool:
+    """Whether any process of ours carries the run now: its shim, or the supervisor that is bringing it back."""
+    return listens(run.runtime / "shim.sock") or listens(run.runtime / "control.sock")
+
+
+def status_of(run: RunDir) -> dict[str, Any]:
+    """The `status --json` object, from the supervisor or else from the files. Raises HoldfastError."""
+    from holdfast.node import client
+
+    try:
+        return client.status(run)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise HoldfastError(f"{run.root} cannot be read: {error}", hint=f"holdfast events --json {run.id}") from error
+
+
+def plan_of(run: RunDir) -> dict[str, Any]:
+    """plan.json. Raises HoldfastError when it cannot be read."""
+    try:
+        plan = json.loads(run.plan.read_bytes())
+    except (OSError, ValueError) as error:
+        raise HoldfastError(f"{run.plan} cannot be read: {error}", hint=f"holdfast rm --force {run.id}") from error
+    if not isinstance(plan, dict):
+        raise HoldfastError(f"{run.plan} holds no plan", hint=f"holdfast rm --force {run.id}")
+    return plan
+
+
+def polls(run: RunDir, *, every_s: float = POLL_S) -> Iterator[dict[str, Any]]:
+    """The status again and again; the last one is that of a run that is over (ended, or lost for `LOST_S`)."""
+    carried = time.monotonic()
+    while True:
+        status = status_of(run)
+        now = time.monotonic()
+        if status["state"] != "lost":
+            carried = now
+        yield status
+        if status["state"] in ENDED or now - carried > LOST_S:
+            return
+        time.sleep(every_s)
+
+
+def when_over(run: RunDir, *, every_s: float = POLL_S) -> dict[str, Any]:
+    """Wait; the last status."""
+    return deque(polls(run, every_s=every_s), maxlen=1)[0]
+
+
+def exit_code_of(status: dict[str, Any]) -> int:
+    """What `wait` and an attached `run` return: the run's own exit code, 1 where it left none."""
+    code = status.get("exit_code")
+    return code if isinstance(code, int) else 1
+
+
+def must_be_live(run: RunDir, verb: str) -> None:
+    """Raise UsageError, with the state, when nothing carries the run."""
+    if not live(run):
+        state = status_of(run)["state"]
+        raise UsageError(f"cannot {verb} {run.id}: it is {state}", hint=f"holdfast resume {run.id} continues it")

@@ -1,0 +1,118 @@
+"""`holdfast resume`: continue a run that has ended, or that nothing carries any more.
+
+There is one way in: start the shim where none is live, then ask the supervisor. A run that had not ended (the
+machine was restarted) is continued by its supervisor without being asked.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from holdfast import runs
+from holdfast.commands.arguments import Callback, complete_runs, say
+from holdfast.commands.attach import attach
+from holdfast.commands.liveness import ENDED, POLL_S, live, plan_of, status_of
+from holdfast.errors import HoldfastError, UsageError
+from holdfast.faults.base import listens
+from holdfast.runs import RunDir
+
+At = int | str | None  # a step, "best", or None for the newest
+_ANSWER_S = 15.0
+
+
+def run_at(text: str) -> tuple[RunDir, At]:
+    """The parts of RUN, RUN@STEP or RUN@best. Raises RunNotFound, UsageError."""
+    name, at_sign, at = text.rpartition("@")
+    if not at_sign:
+        return runs.find(text), None
+    if at != "best" and not at.isdecimal():
+        raise UsageError(f"{text!r}: after @ comes a step or best, not {at!r}", hint=f"holdfast ckpt ls {name}")
+    return runs.find(name), at if at == "best" else int(at)
+
+
+def target_argument(**options: Any) -> Callable[[Callback], Callback]:
+    """A RUN[@STEP|@best]; becomes what `run_at` returns."""
+    return click.argument("target", metavar="RUN[@STEP|@best]", type=run_at, shell_complete=complete_runs, **options)
+
+
+@click.command("resume")
+@target_argument(required=False)
+@click.option("--all", "everything", is_flag=True, help="Every run that was preempted or cut off, as after a reboot.")
+@click.option("--detach", "-d", is_flag=True, help="Leave it; otherwise stay with it as `attach` does.")
+def command(target: tuple[RunDir, At] | None, everything: bool, detach: bool) -> int:
+    """Continue RUN from its newest checkpoint, from STEP, or from the best one. Later steps are kept aside."""
+    if (target is None) != everything:
+        raise UsageError("give either a run or --all", hint="holdfast ps --all lists every run")
+    if target is None:
+        return _resume_all()
+    run, at = target
+    shown = run.output.stat().st_size if run.output.exists() else 0
+    resume(run, at)
+    if detach:
+        say(f"{run.id} continues", hint=f"holdfast attach {run.id}")
+        return 0
+    return attach(run, from_byte=shown)
+
+
+def resume(run: RunDir, at: At) -> None:
+    """Make it continue. Raises UsageError when it is running, HoldfastError when it cannot be started."""
+    from holdfast.process import start_shim
+
+    plan = plan_of(run)
+    if plan.get("alone"):
+        raise UsageError(f"{run.id} was started by its own script", hint="start the script again: it continues")
+    before = status_of(run)["state"]
+    living = live(run)
+    if living and before not in ENDED:
+        raise UsageError(f"{run.id} is {before} already", hint=f"holdfast attach {run.id}")
+    if not living:
+        start_shim(run, secrets=secrets_of(plan, os.environ))
+    if before in ENDED or at is not None:
+        _ask(run, at)
+
+
+def secrets_of(plan: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
+    """The run's secrets that can be had: from `{file:}` and `{command:}`, and from the caller's environment.
+
+    Raises SecretUnavailable. What is still missing the supervisor will say.
+    """
+    from holdfast.credentials import fetch
+
+    given = {name: environ[name] for name in plan.get("secret_names", ()) if name in environ}
+    return {**fetch(plan.get("secret_recipes", {})), **given}
+
+
+def cut_off(status: Mapping[str, Any], living: bool) -> bool:
+    """Whether `--all` continues it: it had not ended and nothing carries it, or it was preempted. Pure."""
+    return not living and (status["state"] not in ENDED or bool(status.get("to_be_continued")))
+
+
+def _ask(run: RunDir, at: At) -> None:
+    """POST /resume; a supervisor that is only just starting is asked again."""
+    from holdfast.node import client
+
+    deadline = time.monotonic() + _ANSWER_S
+    while not listens(run.runtime / "control.sock") and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    client.call(run, "POST", "/resume", {"at": at})
+
+
+def _resume_all() -> int:
+    return max((_resume_one(run) for run in runs.every()), default=0)
+
+
+def _resume_one(run: RunDir) -> int:
+    """One run that cannot go on must not keep the others from it."""
+    try:
+        if cut_off(status_of(run), live(run)):
+            resume(run, None)
+            say(f"{run.id} continues")
+    except HoldfastError as error:
+        say(f"{run.id}: {error}", hint=error.hint)
+        return error.exit_code
+    return 0

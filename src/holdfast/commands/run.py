@@ -1,0 +1,189 @@
+"""`holdfast run`: a run file or a command becomes a run, is started, and is looked at until it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from holdfast.errors import RunFileError, UsageError
+from holdfast.runs import RunDir, home
+
+if TYPE_CHECKING:
+    from holdfast.plan import Plan
+    from holdfast.spec import Source, Spec
+
+DEFAULT_FILE = "holdfast.yaml"
+
+
+@click.command("run", context_settings={"allow_interspersed_args": False})
+@click.option(
+    "--file",
+    "-f",
+    "files",
+    multiple=True,
+    metavar="FILE",
+    help=f"Run file, by default {DEFAULT_FILE}; several are merged.",
+)
+@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Put C into the run file at A.B.")
+@click.option("--env", "-e", multiple=True, metavar="K[=V]", help="Environment variable; without V, the caller's.")
+@click.option("--secret", "secrets", multiple=True, metavar="K[=V]", help="The same, and written nowhere.")
+@click.option("--name", help="The run's name.")
+@click.option("--id", "run_id", metavar="ID", help="Continue the run with this id, or make it.")
+@click.option("--snapshot/--in-place", "copy", default=None, help="Run a copy of the code, or the code itself.")
+@click.option("--detach", "-d", is_flag=True, help="Start it and leave it.")
+@click.option("--dry-run", is_flag=True, help="Show the plan and start nothing.")
+@click.option("--json", "as_json", is_flag=True, help="With -d the run and its folder, with --dry-run the plan.")
+@click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND...]")
+def command(
+    files: Sequence[str],
+    overrides: Sequence[str],
+    env: Sequence[str],
+    secrets: Sequence[str],
+    name: str | None,
+    run_id: str | None,
+    copy: bool | None,
+    detach: bool,
+    dry_run: bool,
+    as_json: bool,
+    argv: Sequence[str],
+) -> int:
+    """Start a run from a run file, or of COMMAND, and stay with it. Ctrl-C leaves it running."""
+    from holdfast import creation, spec
+
+    if as_json and not (detach or dry_run):
+        raise UsageError("--json needs -d or --dry-run", hint="holdfast status --json tells of a run that is there")
+    if run_id is not None and (existing := _existing(run_id)) is not None and not dry_run:
+        return _continue(existing, detach=detach, as_json=as_json)
+    sources, base = read_sources(files, argv)
+    declared = spec.load(
+        sources, overrides=overrides, env=env, secrets=secrets, environ=os.environ, name=name, argv=argv
+    )
+    order = creation.Order(
+        spec=declared,
+        base=base,
+        copy=bool(sources) if copy is None else copy,
+        id=run_id,
+        environ=os.environ,
+    )
+    called = declared.name or creation.default_name(declared, base, from_file=bool(sources))
+    planned = creation.preview(order, called)
+    if dry_run:
+        return _show(planned, copied=order.copy, as_json=as_json)
+    values = secret_values(declared, planned, secrets, os.environ)
+    run, plan = creation.create(order, called, _record)
+    _warn(plan)
+    return _start(run, values, detach=detach, as_json=as_json)
+
+
+def read_sources(files: Sequence[str], argv: Sequence[str]) -> tuple[list[Source], Path]:
+    """The run files, and the folder that relative paths stand on. Raises UsageError, RunFileError."""
+    from holdfast.spec import Source
+
+    default = Path(DEFAULT_FILE)
+    if not files and argv:
+        if argv[0].endswith((".yaml", ".yml")):
+            raise UsageError(f"{argv[0]} is not a command", hint=f"holdfast run -f {argv[0]}")
+        if default.is_file():
+            click.echo(f"note: {default} is not used; -f {default} would", err=True)
+        return [], Path.cwd()
+    if not files and not default.is_file():
+        raise UsageError(f"there is no {default} here and no command was given", hint="holdfast run -- python train.py")
+    paths = [Path(file) for file in files] or [default]
+    return [Source(str(path), _text(path)) for path in paths], paths[0].absolute().parent
+
+
+def secret_values(spec: Spec, plan: Plan, given: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+    """The value of every secret: from --secret, from the environment, or fetched. Raises SecretUnavailable."""
+    from holdfast import credentials
+
+    values = credentials.fetch(plan.secret_recipes)
+    said = {name: value for name, equals, value in (option.partition("=") for option in given) if equals}
+    for name in spec.secrets:
+        if name not in values:
+            values[name] = said[name] if name in said else environ[name]
+    return values
+
+
+def _text(path: Path) -> str:
+    from holdfast.spec.document import MAX_BYTES
+
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1).decode("utf-8")
+    except OSError as error:
+        raise UsageError(f"run file {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RunFileError(
+            f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
+        ) from error
+
+
+def _existing(run_id: str) -> RunDir | None:
+    from holdfast.spec.fields import NAME
+
+    if not NAME.fullmatch(run_id):
+        raise UsageError(f"{run_id!r} cannot be a run id", hint="up to 63 letters, digits, '.', '_' or '-'")
+    run = RunDir(home().absolute() / "runs" / run_id)
+    return run if run.plan.is_file() else None
+
+
+def _continue(run: RunDir, *, detach: bool, as_json: bool) -> int:
+    """What a generated script wants of a run that is there: it goes on, whether it ended, was cut off, or lives."""
+    from holdfast.commands.liveness import ENDED, live, status_of
+    from holdfast.commands.resume import resume
+
+    if not live(run) or status_of(run)["state"] in ENDED:
+        resume(run, None)
+    return _stay(run, detach=detach, as_json=as_json, said="continues")
+
+
+def _start(run: RunDir, values: Mapping[str, str], *, detach: bool, as_json: bool) -> int:
+    from holdfast.process import start_shim
+
+    start_shim(run, secrets=values)
+    return _stay(run, detach=detach, as_json=as_json, said="started")
+
+
+def _stay(run: RunDir, *, detach: bool, as_json: bool, said: str) -> int:
+    if not detach:
+        from holdfast.commands.attach import attach
+
+        return attach(run)
+    if as_json:
+        click.echo(json.dumps({"run": run.id, "dir": str(run.root)}))
+    else:
+        click.echo(run.id)
+        click.echo(f"{run.id} {said}\nhint: holdfast attach {run.id}", err=True)
+    return 0
+
+
+def _show(plan: Plan, *, copied: bool, as_json: bool) -> int:
+    from holdfast.commands.dry_run import describe
+
+    click.echo(json.dumps(plan.to_json(), indent=2) if as_json else describe(plan, copied=copied))
+    return 0
+
+
+def _record(run: RunDir, plan: Plan) -> None:
+    """The first line of the journal, which is the supervisor's from then on."""
+    from holdfast.events import RunCreated
+    from holdfast.journal import Journal
+
+    journal = Journal(run.journal)
+    journal.append(RunCreated(t=time.time(), run=run.id, plan=plan.digest))
+    journal.close()
+
+
+def _warn(plan: Plan) -> None:
+    from holdfast import creation, findings
+
+    why = creation.ephemeral(Path(plan.checkpoint.dir), Path("/proc/self/mounts").read_text())
+    if why:
+        found = findings.finding("ephemeral-checkpoints", f"{why}: checkpoints there do not outlive a reboot")
+        click.echo(f"warning: {found.message}\nhint: {found.hint}", err=True)

@@ -1,0 +1,125 @@
+"""`holdfast status`: where one run stands, in a few lines or as the JSON object other programs read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from holdfast.commands.arguments import at_terminal, chosen, json_option, optional_run, print_json, say
+from holdfast.commands.liveness import ENDED, polls, status_of
+from holdfast.commands.wording import age, number, plural
+from holdfast.runs import RunDir
+from holdfast.units import show_duration
+
+_WATCH_S = 1.0
+
+
+@click.command("status")
+@optional_run
+@json_option
+@click.option("--watch", "-w", is_flag=True, help="Again and again, until the run is over.")
+def command(run: RunDir | None, as_json: bool, watch: bool) -> None:
+    """Where RUN stands. Without RUN: the only live one, else the newest."""
+    meant = chosen(run)
+    if watch:
+        _watch(meant, as_json)
+        return
+    status = status_of(meant)
+    if as_json:
+        print_json(status)
+        return
+    click.echo("\n".join(render(status)))
+    for hint in hints(status):
+        click.echo(f"hint: {hint}", err=True)
+
+
+def render(status: dict[str, Any]) -> list[str]:
+    """The lines for people. Pure."""
+    facts = [
+        (status["run"], "    ".join(_standing(status))),
+        *(("why", text) for text in [status.get("reason")] if text),
+        ("saved", saved(status)),
+        *(("metrics", text) for text in [metrics(status)] if text),
+        *(("finding", f"{finding['id']}: {finding['message']}") for finding in status.get("findings") or []),
+    ]
+    width = max(7, *(len(label) for label, _ in facts))
+    return [f"{label.ljust(width)}  {text}" for label, text in facts]
+
+
+def hints(status: dict[str, Any]) -> Iterator[str]:
+    """One thing to do for each finding that has one, and for a run that can go on."""
+    yield from (finding["hint"] for finding in status.get("findings") or [] if finding.get("hint"))
+    if status["state"] == "failed":
+        yield f"holdfast explain {status['run']}"
+    if status["state"] == "lost" or status.get("to_be_continued"):
+        yield f"holdfast resume {status['run']}"
+
+
+def progress(status: dict[str, Any]) -> str:
+    """ "step 18200 of 50000, epoch 3", or an empty text before the first step."""
+    step, total, epoch = status.get("step"), status.get("steps_total"), status.get("epoch")
+    if step is None:
+        return ""
+    said = f"step {step} of {total}" if total else f"step {step}"
+    return f"{said}, epoch {epoch}" if epoch is not None else said
+
+
+def saved(status: dict[str, Any]) -> str:
+    """Step, age and tier of the newest checkpoint."""
+    checkpoint = status.get("checkpoint")
+    if not checkpoint:
+        return "nothing yet"
+    tier = checkpoint.get("tier")
+    return f"step {checkpoint['step']}, {age(checkpoint.get('age_s'))}" + (f", {tier}" if tier else "")
+
+
+def metrics(status: dict[str, Any]) -> str:
+    """The last logged values and the speed."""
+    said = [f"{name} {number(value)}" for name, value in (status.get("metrics") or {}).items()]
+    speed = status.get("speed_steps_per_s")
+    if speed:
+        said.append(f"{speed:.3g} steps/s" if speed >= 0.1 else f"{show_duration(1 / speed)} a step")
+    return ", ".join(said)
+
+
+def _standing(status: dict[str, Any]) -> Iterator[str]:
+    attempt, restarts = status.get("attempt"), status.get("restarts")
+    said = status["state"]
+    if status["state"] in ENDED and status.get("exit_code") is not None:
+        said += f", exit code {status['exit_code']}"
+    if attempt:
+        said += f", attempt {attempt}"
+    yield said + (f", {plural(restarts, 'restart')}" if restarts else "")
+    if text := progress(status):
+        yield text
+    if status.get("eta_s") is not None and status["state"] not in ENDED:
+        yield f"left {show_duration(status['eta_s'])}"
+
+
+def _watch(run: RunDir, as_json: bool) -> None:
+    if as_json:
+        for status in polls(run, every_s=_WATCH_S):
+            click.echo(json.dumps(status))
+    elif at_terminal():
+        _redraw(run)
+    else:
+        say("not a terminal: a new block whenever something changes")
+        last: list[str] = []
+        for status in polls(run, every_s=_WATCH_S):
+            lines = render(status)
+            if lines != last:
+                click.echo("\n".join(lines))
+            last = lines
+
+
+def _redraw(run: RunDir) -> None:
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(auto_refresh=False) as screen:
+        for status in polls(run, every_s=_WATCH_S):
+            lines = render(status) + [f"hint: {hint}" for hint in hints(status)]
+            screen.update(Text("\n".join(lines)), refresh=True)

@@ -1,0 +1,233 @@
+"""Make a run: its id, its folder, and everything in it before the first process starts.
+
+plan.json is written last of all; a folder without one is not a run (`runs.every` does not see it).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+
+from holdfast import fsio, runs, workspace
+from holdfast.errors import RunFileError, UsageError
+from holdfast.plan import Facts, Plan, make, path_of
+from holdfast.runs import RunDir
+from holdfast.spec import Spec, dump
+
+_UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
+_INTERPRETERS = re.compile(r"(python|pypy|bash|sh|torchrun|accelerate|deepspeed|env|uv|nice)[0-9.]*")
+_EPHEMERAL = frozenset({"tmpfs", "ramfs", "overlay", "aufs"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What is to be made: a spec and where it was said."""
+
+    spec: Spec
+    base: Path  # relative paths of the run file stand on it
+    copy: bool  # take a snapshot of workdir; else the command runs in workdir itself
+    id: str | None = None  # this id and no other; else the name, with a number when it is taken
+    environ: Mapping[str, str]
+
+
+def default_name(spec: Spec, base: Path, *, from_file: bool) -> str:
+    """The folder's name for a run file, the script's for a command. Pure."""
+    words = spec.run.split() if isinstance(spec.run, str) else spec.run
+    plain = [word for word in words if not word.startswith("-") and " " not in word]
+    scripts = [Path(word).stem for word in plain if word.endswith((".py", ".sh"))]
+    programs = [Path(word).name for word in plain if not _INTERPRETERS.fullmatch(Path(word).name)]
+    candidates = [base.resolve().name] if from_file else [*scripts, *programs, *words[:1]]
+    fitting = (_UNFIT.sub("-", candidate).strip("-._")[:48].rstrip("-._") for candidate in candidates)
+    return next((name for name in fitting if name), "run")
+
+
+def preview(order: Order, name: str) -> Plan:
+    """The plan that `create` would make now. Raises UsageError, RunFileError for what could never start."""
+    facts = facts_of(order, name, RunDir(_folder() / (order.id or next_id(name))))
+    workdir = Path(path_of(order.spec.workdir, order.spec, facts))
+    if not workdir.is_dir():
+        raise RunFileError(f"workdir {workdir} is not a folder")
+    if order.copy and workdir.resolve() in (Path.home().resolve(), Path("/")):
+        raise RunFileError(
+            f"workdir {workdir} is not the folder of a project", hint="move the code into a folder of its own"
+        )
+    plan = make(order.spec, facts)
+    if order.spec.environment.python is not None:
+        _check_interpreter(path_of(order.spec.environment.python, order.spec, facts))
+    if not isinstance(order.spec.run, str):
+        _check_program(order.spec.run[0], plan.env.get("PATH", os.defpath), workdir)
+    if (Path(plan.checkpoint.dir) / "format.json").exists():
+        raise UsageError(
+            f"{plan.checkpoint.dir} holds the checkpoints of another run",
+            hint="put ${run} into checkpoint.dir, or continue that run with holdfast resume",
+        )
+    return plan
+
+
+def facts_of(order: Order, name: str, run: RunDir) -> Facts:
+    """What `plan.make` needs to know."""
+    facts = Facts(
+        run=run.id,
+        dir=str(run.root),
+        name=name,
+        base=str(order.base),
+        cwd=str(run.code),
+        shell=shutil.which("bash") or shutil.which("sh") or "/bin/sh",
+        home=str(Path.home()),
+        environ=order.environ,
+        now_s=time.time(),
+    )
+    if order.copy:
+        return facts
+    workdir = path_of(order.spec.workdir, order.spec, facts)
+    return replace(facts, cwd=workdir)
+
+
+def next_id(name: str) -> str:
+    """The id that a run of this name would get now."""
+    return next(candidate for candidate in _candidates(name) if not (_folder() / candidate).exists())
+
+
+def create(order: Order, name: str, record: Callable[[RunDir, Plan], None]) -> tuple[RunDir, Plan]:
+    """Make the run; `record` writes the first journal line. Leaves nothing behind when it fails.
+
+    Raises UsageError when the home cannot be written or `order.id` is taken, and what the snapshot raises.
+    """
+    run, lock = _claim(order.id or name, exactly=order.id is not None)
+    try:
+        facts = facts_of(order, name, run)
+        plan = make(order.spec, facts)
+        workdir = Path(path_of(order.spec.workdir, order.spec, facts))
+        _write(run.root / "code.json", json.dumps(_code(order, workdir, run), indent=1))
+        _write(run.spec, dump(order.spec))
+        run.lib.mkdir(mode=0o700)
+        (run.lib / "holdfast").symlink_to(Path(__file__).resolve().parent)
+        record(run, plan)
+        fsio.create(run.plan, json.dumps(plan.to_json(), indent=1).encode())
+    except BaseException:
+        shutil.rmtree(run.root, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock)
+    return run, plan
+
+
+def ephemeral(path: Path, mounts: str) -> str:
+    """Why what is written to `path` does not outlive a reboot or the container; empty when it does.
+
+    mounts: the text of /proc/self/mounts. Pure.
+    """
+    here = [path, *path.parents]
+    found = [
+        fields
+        for fields in (line.split() for line in mounts.splitlines())
+        if len(fields) > 2 and Path(fields[1]) in here
+    ]
+    kind = max(found, key=lambda fields: len(Path(fields[1]).parts))[2] if found else ""
+    if kind in _EPHEMERAL:
+        return f"{path} is on {kind}"
+    return f"{path} is under /tmp" if Path("/tmp") in here else ""  # noqa: S108
+
+
+def _claim(name: str, *, exactly: bool) -> tuple[RunDir, int]:
+    """A new folder of this name, and a lock on it to be held while it is filled.
+
+    mkdir decides between two that want a name at once. A folder without plan.json and without a lock was left by a
+    caller that was killed; whoever wants exactly this id takes it over.
+    """
+    folder = _folder()
+    try:
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for candidate in [name] if exactly else _candidates(name):
+            run = RunDir(folder / candidate)
+            try:
+                run.root.mkdir(mode=0o700)
+            except FileExistsError:
+                if not exactly or run.plan.exists():
+                    continue
+            if (lock := _lock(run)) is not None:
+                return run, lock
+    except OSError as error:
+        raise UsageError(
+            f"{folder} cannot be written: {error.strerror}", hint="set HOLDFAST_HOME to a folder of yours"
+        ) from error
+    raise UsageError(f"there is a run {name!r} already", hint=f"holdfast status {name}")
+
+
+def _lock(run: RunDir) -> int | None:
+    """A lock on the empty folder of a run to be made; None when somebody else makes it or has made it."""
+    lock = os.open(run.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    if run.plan.exists():
+        os.close(lock)
+        return None
+    for left in run.root.iterdir():
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+    return lock
+
+
+def _candidates(name: str) -> Iterator[str]:
+    yield name
+    yield from (f"{name}-{number}" for number in count(2))
+
+
+def _folder() -> Path:
+    return runs.home().absolute() / "runs"
+
+
+def _code(order: Order, workdir: Path, run: RunDir) -> dict[str, object]:
+    """The snapshot, taken, and its code.json: where the code came from and in which state it was."""
+    said: dict[str, object] = {
+        "version": 1,
+        "workdir": str(workdir),
+        "snapshot": order.copy,
+        "git": workspace.describe_git(workdir),
+    }
+    if order.copy:
+        copied = workspace.snapshot(workdir, run.code, avoid=runs.home())
+        said |= {"files": copied.files, "bytes": copied.size_bytes, "skipped": list(copied.skipped)}
+    return said
+
+
+def _check_program(program: str, path: str, workdir: Path) -> None:
+    if "/" in program:
+        found = workdir / Path(program).expanduser()
+        if not found.is_file():
+            raise UsageError(f"there is no program {program} in {workdir}")
+        if not os.access(found, os.X_OK):
+            raise UsageError(f"{program} is not executable", hint=f"chmod +x {program}, or name its interpreter first")
+        return
+    if shutil.which(program, path=path) is not None:
+        return
+    hint = f"is it installed? PATH is {path}"
+    if (workdir / program).is_file():
+        hint = f"python {program}" if program.endswith(".py") else f"./{program}"
+    elif program == "python" and shutil.which("python3", path=path):
+        hint = "python3 is there"
+    raise UsageError(f"there is no program {program!r} on PATH", hint=hint)
+
+
+def _check_interpreter(path: str) -> None:
+    if not os.access(path, os.X_OK) or not Path(path).is_file():
+        raise RunFileError(f"environment.python: {path} is not a program", hint="give the path of an interpreter")
+
+
+def _write(path: Path, text: str) -> None:
+    path.touch(mode=0o600)
+    path.write_text(text, encoding="utf-8")

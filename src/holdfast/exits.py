@@ -1,0 +1,279 @@
+"""Why an attempt ended: exit status, last output and what the kernel counted → one class, with the evidence.
+
+Pure. The order of the questions matters: what we asked for first, then what the program says it died of, then what
+the signal number allows. NCCL errors come last among the texts: when one rank dies the others report its silence, so
+an NCCL line is a consequence wherever anything else explains the end.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from dataclasses import dataclass
+from enum import Enum
+
+from holdfast.errors import STOPPED_WITH_CHECKPOINT
+from holdfast.events import AttemptEnded
+
+TRACEBACK_BYTES = 8000
+USAGE_STATUS = 2  # argparse, and the interpreter when it cannot open the script
+NOT_EXECUTABLE, NOT_FOUND = 126, 127  # sh(1)
+
+
+class ExitClass(str, Enum):
+    """Names used in rules, in the journal and in `explain`."""
+
+    SUCCEEDED = "succeeded"
+    STOPPED = "stopped"  # left with 75 after its checkpoint was durable
+    USER_STOP = "user_stop"  # we were asked to end it, and it did not save
+    KILLED = "killed"  # SIGKILL from outside
+    HOST_OOM = "host_oom"
+    CUDA_OOM = "cuda_oom"
+    CUDA_ERROR = "cuda_error"
+    NCCL_ERROR = "nccl_error"
+    HANG = "hang"
+    PREEMPTED = "preempted"  # SIGTERM that we did not send
+    CODE_ERROR = "code_error"
+    IMPORT_ERROR = "import_error"
+    DISK_FULL = "disk_full"
+    SEGFAULT = "segfault"
+    BUS_ERROR = "bus_error"
+    ABORT = "abort"
+    CANNOT_START = "cannot_start"
+    LOST = "lost"  # the machine was restarted under it
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """Everything known about one end. `status` as in `events.ExitSeen`."""
+
+    status: int | None
+    tail: str = ""  # the end of this attempt's output
+    asked: str = ""  # why we ended it: stop, kill, preempted, max-duration or hang; empty when we did not
+    outcome: str = ""  # as the library saw it: finished, stopped, raised; empty when it said nothing
+    progressed: bool = False  # a step was completed
+    oom_kills: int = 0  # by how much the kernel's count rose during the attempt
+    oom_scope: str = ""  # whose count: "this cgroup" or "this machine"
+    exec_error: str = ""  # the program could not be started at all
+    rebooted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The class, the lines that decided it, and the last traceback of the output (bounded, empty for none)."""
+
+    exit_class: ExitClass
+    evidence: tuple[str, ...] = ()
+    traceback: str = ""
+
+
+# Text in the output → class, first match wins; a pattern must not match a mere warning or a library's name.
+_TEXTS: tuple[tuple[ExitClass, str], ...] = (
+    (ExitClass.CUDA_OOM, r"CUDA out of memory|OutOfMemoryError: (?:CUDA|HIP)|CUBLAS_STATUS_ALLOC_FAILED"),
+    (
+        ExitClass.CUDA_ERROR,
+        (
+            r"CUDA error: |an illegal memory access was encountered|device-side assert|uncorrectable ECC|"
+            r"fallen off the bus|CUDA driver error|CUDNN_STATUS_(?!NOT_SUPPORTED)\w+|unspecified launch failure"
+        ),
+    ),
+    (ExitClass.DISK_FULL, r"No space left on device|Errno 28\b|Disk quota exceeded|Errno 122\b"),
+    (ExitClass.BUS_ERROR, r"insufficient shared memory \(shm\)|Bus error"),
+    (ExitClass.HOST_OOM, r"^(?:\w+\.)*MemoryError\b|Cannot allocate memory|DefaultCPUAllocator: (?:can't|not enough)"),
+    (ExitClass.IMPORT_ERROR, r"^(?:ModuleNotFoundError|ImportError)\b"),
+)
+_NCCL = re.compile(
+    r"ncclUnhandledCudaError|ncclSystemError|ncclRemoteError|NCCL error|NCCL WARN .*failed|"
+    r"Watchdog caught collective operation timeout|ProcessGroupNCCL.*(?:timed? ?out|aborted)|DistBackendError",
+    re.MULTILINE,
+)
+_KILLED_WORKER = re.compile(r"(?:DataLoader worker|worker) .*killed by signal: Killed")
+_USAGE = re.compile(
+    r"^usage: |can't open file |: command not found|: not found$|No such file or directory", re.MULTILINE
+)
+_RANK = re.compile(r"^\[?(?:rank\d+|default\d+)\]?:[ ]?", re.MULTILINE)
+_RAISED = re.compile(r"^(?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception|Warning|Interrupt|Exit)|[A-Z]\w+)(?::|$)")
+_STARTS = "Traceback (most recent call last):"
+_PASSING = {"ConnectionError", "ConnectionResetError", "TimeoutError", "BrokenPipeError", "ConnectionRefusedError"}
+
+_SIGNALS = {
+    signal.SIGSEGV: ExitClass.SEGFAULT,
+    signal.SIGBUS: ExitClass.BUS_ERROR,
+    signal.SIGABRT: ExitClass.ABORT,
+    signal.SIGKILL: ExitClass.KILLED,
+    signal.SIGTERM: ExitClass.PREEMPTED,
+    signal.SIGINT: ExitClass.PREEMPTED,
+    signal.SIGHUP: ExitClass.PREEMPTED,
+    signal.SIGILL: ExitClass.ABORT,
+    signal.SIGFPE: ExitClass.ABORT,
+    signal.SIGSYS: ExitClass.ABORT,
+}
+
+
+def classify(end: Exit) -> Verdict:
+    """The class of one end. Never raises: what nothing explains is `unknown`."""
+    tail = _RANK.sub("", end.tail)
+    tracebacks = _tracebacks(tail)
+    traceback = _root(tracebacks)
+    found = _asked(end) or _plain(end) or _by_text(end, tail, traceback) or _by_signal(end)
+    exit_class, evidence = found or (ExitClass.UNKNOWN, _last_lines(tail))
+    return Verdict(exit_class=exit_class, evidence=(*evidence, status_words(end.status)), traceback=traceback)
+
+
+_Found = tuple[ExitClass, tuple[str, ...]]
+
+
+def _asked(end: Exit) -> _Found | None:
+    if end.asked == "hang":
+        return ExitClass.HANG, ("no heartbeat for longer than allowed; ended by holdfast",)
+    if end.status == STOPPED_WITH_CHECKPOINT:
+        return ExitClass.STOPPED, ("saved and left as agreed",)
+    finished = end.status == 0 and (end.outcome == "finished" or not end.asked)
+    if finished:
+        return ExitClass.SUCCEEDED, ()
+    if end.asked:
+        return ExitClass.USER_STOP, (f"ended by holdfast: {end.asked}",)
+    return None
+
+
+def _plain(end: Exit) -> _Found | None:
+    if end.exec_error:
+        return ExitClass.CANNOT_START, (end.exec_error,)
+    if end.rebooted:
+        return ExitClass.LOST, ("the machine was restarted while the attempt ran",)
+    if end.oom_kills and end.status is not None and end.status != 0:
+        times = "time" if end.oom_kills == 1 else "times"
+        killed = end.status in (-signal.SIGKILL, 128 + signal.SIGKILL) or _KILLED_WORKER.search(end.tail)
+        if killed or end.oom_scope == "this cgroup":
+            told = f"the kernel's out-of-memory killer struck {end.oom_kills} {times} in {end.oom_scope}"
+            return ExitClass.HOST_OOM, (told,)
+    return None
+
+
+def _by_text(end: Exit, tail: str, traceback: str) -> _Found | None:
+    if end.status == 0 or _from_outside(end.status):
+        return None
+    never_ran = not end.progressed and end.status in (NOT_EXECUTABLE, NOT_FOUND, USAGE_STATUS)
+    if never_ran and (end.status != USAGE_STATUS or _USAGE.search(tail)) and not traceback:
+        return ExitClass.CANNOT_START, _lines_with(_USAGE, tail) or _last_lines(tail)
+    for text in (traceback, tail):
+        for exit_class, pattern in _TEXTS:
+            compiled = re.compile(pattern, re.MULTILINE)
+            if compiled.search(text) and (text == traceback or exit_class in _FATAL_ANYWHERE):
+                return exit_class, _lines_with(compiled, text)
+    if _NCCL.search(traceback) or (not traceback and _NCCL.search(tail)):
+        return ExitClass.NCCL_ERROR, _lines_with(_NCCL, tail)
+    if _KILLED_WORKER.search(tail):
+        return ExitClass.KILLED, _lines_with(_KILLED_WORKER, tail)
+    return _by_exception(end, traceback)
+
+
+def _from_outside(status: int | None) -> bool:
+    """Whether somebody else's signal ended it: what stands in the output was survived."""
+    outside = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    return status is not None and status in {code for number in outside for code in (-number, 128 + number)}
+
+
+# Found in the output without a traceback of their own: a native library aborts with them.
+_FATAL_ANYWHERE = {ExitClass.CUDA_OOM, ExitClass.CUDA_ERROR, ExitClass.BUS_ERROR, ExitClass.DISK_FULL}
+
+
+def _by_exception(end: Exit, traceback: str) -> _Found | None:
+    if end.status is not None and end.status < 0:
+        return None  # a signal ended it; an exception in the output was survived
+    last = traceback.splitlines()[-1] if traceback else ""
+    raised = _RAISED.match(last)
+    if raised is None:
+        return None
+    passing = raised[1] in _PASSING
+    return (ExitClass.UNKNOWN if passing else ExitClass.CODE_ERROR), (last[:500],)
+
+
+def _by_signal(end: Exit) -> _Found | None:
+    if end.status is None:
+        return None
+    number = -end.status if end.status < 0 else end.status - 128
+    known = {int(name): exit_class for name, exit_class in _SIGNALS.items()}
+    return (known[number], ()) if number in known else None
+
+
+def status_words(status: int | None) -> str:
+    """An exit status as a person says it."""
+    if status is None:
+        return "exit status unknown: nobody was there to see it"
+    if status >= 0:
+        shell = f" (as a shell reports signal {status - 128})" if 128 < status < 160 else ""
+        return f"exit status {status}{shell}"
+    try:
+        return f"ended by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"ended by signal {-status}"
+
+
+def _tracebacks(text: str) -> list[str]:
+    """Every traceback in `text`, oldest first, each up to and with the line that names the exception."""
+    found = []
+    for block in text.split(_STARTS)[1:]:
+        lines = []
+        for line in block.splitlines()[1:]:
+            lines.append(line)
+            if line and not line[0].isspace() and not line.startswith(("|", "+")):
+                break
+        found.append("\n".join([_STARTS, *lines]))
+    syntax = re.search(r'^  File ".*\n(?:    .*\n)*(?:SyntaxError|IndentationError|TabError): .*', text, re.MULTILINE)
+    if not found and syntax:  # the interpreter shows a script that does not parse without the heading
+        found.append(syntax[0])
+    return found
+
+
+def _root(tracebacks: list[str]) -> str:
+    """The one that explains the others: the last that is neither NCCL's nor the launcher's; cut to bounds."""
+    told = [text for text in tracebacks if not _NCCL.search(text) and "ChildFailedError" not in text]
+    chosen = (told or tracebacks or [""])[-1]
+    return chosen[-TRACEBACK_BYTES:]
+
+
+def _lines_with(pattern: re.Pattern[str], text: str) -> tuple[str, ...]:
+    found = [line.strip()[:500] for line in text.splitlines() if pattern.search(line)]
+    return tuple(found[:3])
+
+
+def _last_lines(text: str) -> tuple[str, ...]:
+    lines = [line.strip()[:500] for line in text.splitlines() if line.strip()]
+    return tuple(lines[-3:])
+
+
+_WORDS = {
+    ExitClass.SUCCEEDED: "it finished",
+    ExitClass.STOPPED: "it saved and left as agreed",
+    ExitClass.USER_STOP: "it was ended on request",
+    ExitClass.KILLED: "something outside killed it (SIGKILL), and the kernel did not run out of memory",
+    ExitClass.HOST_OOM: "the machine ran out of memory",
+    ExitClass.CUDA_OOM: "the GPU ran out of memory",
+    ExitClass.CUDA_ERROR: "the GPU or its driver reported an error",
+    ExitClass.NCCL_ERROR: "communication between ranks failed; no earlier cause is in the output",
+    ExitClass.HANG: "training stood still",
+    ExitClass.PREEMPTED: "something outside asked it to end",
+    ExitClass.CODE_ERROR: "the program raised an exception",
+    ExitClass.IMPORT_ERROR: "the program could not import a module",
+    ExitClass.DISK_FULL: "a disk was full",
+    ExitClass.SEGFAULT: "it crashed in native code (segmentation fault)",
+    ExitClass.BUS_ERROR: "it crashed on memory that could not be had; often /dev/shm was full",
+    ExitClass.ABORT: "it aborted itself in native code",
+    ExitClass.CANNOT_START: "the program could not be started",
+    ExitClass.LOST: "the machine was restarted",
+    ExitClass.UNKNOWN: "nothing tells why it ended",
+}
+
+
+def describe(ended: AttemptEnded) -> str:
+    """Plain words for `explain`: what happened, how far it had come, and the evidence, a line each."""
+    why = _WORDS[ExitClass(ended.exit_class)] if ended.exit_class in set(ExitClass) else ended.exit_class
+    lines = [f"attempt {ended.attempt} ended at step {ended.step}: {why}"]
+    lines += [f"  {line}" for line in ended.evidence]
+    if ended.committed_step < ended.step:
+        lines.append(f"  newest checkpoint then: step {ended.committed_step}")
+    if ended.orphans:
+        lines.append(f"  {ended.orphans} leftover processes of it were ended")
+    return "\n".join(lines)

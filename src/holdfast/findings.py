@@ -1,0 +1,96 @@
+"""Things that are wrong or worth knowing about a run, by stable ids. Scripts may rely on an id; its words may change.
+
+Pure. An event `FindingRaised` carries one; `status` shows those that were not cleared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """One entry of the catalogue: how bad it is, what it means, and one thing to do."""
+
+    severity: Severity
+    meaning: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One kind met in one run; `message` is a sentence with the values."""
+
+    id: str
+    severity: Severity
+    message: str
+    hint: str = ""
+
+
+CATALOGUE: Mapping[str, Kind] = {
+    "save-failed": Kind(
+        severity="error",
+        meaning="the last save did not commit; training goes on and earlier checkpoints are intact",
+        hint="holdfast explain RUN says why",
+    ),
+    "disk-full": Kind(
+        severity="error",
+        meaning="there was no space for a checkpoint",
+        hint="free space; the next save works again by itself",
+    ),
+    "checkpoint-damaged": Kind(
+        severity="error",
+        meaning="a checkpoint did not verify and an older one was taken",
+        hint="holdfast ckpt verify RUN names the damage",
+    ),
+    "ephemeral-checkpoints": Kind(
+        severity="warning",
+        meaning="checkpoints lie where a reboot or the end of the container deletes them",
+        hint="set checkpoint.dir or HOLDFAST_HOME to a disk that stays",
+    ),
+    "hang": Kind(
+        severity="error",
+        meaning="no step was completed for longer than this run ever took",
+        hint="the stacks of all processes are in the run's folder, under stacks/",
+    ),
+    "no-library": Kind(
+        severity="info",
+        meaning="the command does not use the library: it is restarted, but nobody sees its progress",
+        hint="add holdfast.Run to the script, or give watchdog.progress",
+    ),
+    "restart-budget": Kind(
+        severity="error",
+        meaning="the run was restarted as often as allowed and has stopped",
+        hint="holdfast explain RUN, mend the cause, then holdfast resume RUN",
+    ),
+    "log-unbounded": Kind(
+        severity="warning",
+        meaning="the file system cannot release old output, so logs.keep has no effect",
+        hint="keep an eye on the disk, or put HOLDFAST_HOME on another file system",
+    ),
+    "needs-secrets": Kind(
+        severity="error",
+        meaning="the machine was restarted and a secret of the caller is gone",
+        hint="holdfast resume RUN from a shell that has it; {command} and {file} secrets survive",
+    ),
+    "orphans-stuck": Kind(
+        severity="warning",
+        meaning="processes of an ended attempt cannot be ended; they may hold devices",
+        hint="a process in state D waits for the kernel: look at the disk or the driver",
+    ),
+    "process-restarted": Kind(
+        severity="info",
+        meaning="a process of holdfast died and was brought back; training was not touched",
+        hint="node.log in the run's folder may say why",
+    ),
+}
+
+
+def finding(identifier: str, message: str, *, hint: str = "", severity: Severity | None = None) -> Finding:
+    """A finding of the catalogue; hint and severity are the catalogue's unless given. Raises KeyError."""
+    kind = CATALOGUE[identifier]
+    return Finding(id=identifier, severity=severity or kind.severity, message=message, hint=hint or kind.hint)

@@ -1,0 +1,274 @@
+"""Files that are whole or absent: write to a temporary name, fsync, rename, fsync the folder.
+
+The only module that renames. `replace` and `create` are for anybody with a small file; `Disk` is what the checkpoint
+engine writes through, so that `testing.crashdisk` can stand in and stop at any operation.
+
+Standard library only: the trainer side uses it too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+Bytes: TypeAlias = "bytes | bytearray | memoryview | mmap.mmap"
+
+BLOCK = 4096  # what O_DIRECT wants addresses, offsets and lengths to be multiples of
+_PARTS_PER_CALL = 1024  # IOV_MAX
+_RENAME_NOREPLACE = 1
+_AT_FDCWD = -100
+_NO_SUCH_CALL = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class File(Protocol):
+    """One open file. Every method raises OSError."""
+
+    def append(self, parts: Sequence[Bytes]) -> None:
+        """Write all of `parts`, one after the other, at the end."""
+        ...
+
+    def read(self, offset: int, parts: Sequence[memoryview]) -> int:
+        """Fill `parts` from `offset` on; returns the bytes read, fewer than asked only at the end of the file."""
+        ...
+
+    def size(self) -> int:
+        """Length in bytes."""
+        ...
+
+    def sync(self) -> None:
+        """Return when contents and length would survive a power cut."""
+        ...
+
+    def close(self) -> None:
+        """Let go; says nothing about durability."""
+        ...
+
+
+class Disk(Protocol):
+    """What a checkpoint needs of a file system. Every method raises OSError."""
+
+    def create(self, path: Path, *, cached: bool = True) -> File:
+        """A new empty file. Not `cached`: written past the page cache where that can be. Raises FileExistsError."""
+        ...
+
+    def open(self, path: Path, *, cached: bool = True) -> File:
+        """An existing file for reading and `sync`; not `cached`: what the medium holds, not what memory remembers."""
+        ...
+
+    def rename(self, source: Path, target: Path, *, replace: bool = False) -> None:
+        """Give a file its final name. Raises FileExistsError when that is taken, unless `replace`."""
+        ...
+
+    def sync_folder(self, folder: Path) -> None:
+        """Return when the names in `folder` would survive a power cut."""
+        ...
+
+    def make_folder(self, folder: Path) -> None:
+        """Make `folder` unless it is there, and make its name durable either way. Its parent must exist."""
+        ...
+
+    def remove(self, path: Path) -> None:
+        """Remove a file; one that is not there is fine."""
+        ...
+
+    def list(self, folder: Path) -> list[str]:
+        """Sorted names in `folder`; none when it does not exist."""
+        ...
+
+
+class _RealFile:
+    """A file descriptor; O_DIRECT is dropped by itself the first time the kernel refuses it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._end = 0
+
+    def append(self, parts: Sequence[Bytes]) -> None:
+        left = [memoryview(part).cast("B") for part in parts]
+        try:
+            while left:
+                done = self._write(left[:_PARTS_PER_CALL])
+                self._end += done
+                left = _after(left, done)
+        finally:
+            for view in left:
+                view.release()
+
+    def _write(self, parts: list[memoryview]) -> int:
+        try:
+            return os.pwritev(self._descriptor, parts, self._end)
+        except OSError as error:
+            if not self._refused_direct(error):
+                raise
+            return os.pwritev(self._descriptor, parts, self._end)
+
+    def read(self, offset: int, parts: Sequence[memoryview]) -> int:
+        left, total = list(parts), 0
+        while left:
+            done = self._read(left[:_PARTS_PER_CALL], offset + total)
+            if done == 0:
+                break
+            total += done
+            left = _after(left, done)
+        return total
+
+    def _read(self, parts: list[memoryview], offset: int) -> int:
+        try:
+            return os.preadv(self._descriptor, parts, offset)
+        except OSError as error:
+            if not self._refused_direct(error):
+                raise
+            return os.preadv(self._descriptor, parts, offset)
+
+    def _refused_direct(self, error: OSError) -> bool:
+        """True when O_DIRECT was the reason, which is off from now on: an unaligned tail, or a picky file system."""
+        import fcntl
+
+        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
+        if error.errno != errno.EINVAL or not flags & os.O_DIRECT:
+            return False
+        fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+        return True
+
+    def size(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+    def sync(self) -> None:
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def _after(parts: list[memoryview], done: int) -> list[memoryview]:
+    """What is left of `parts` once their first `done` bytes are dealt with."""
+    for index, part in enumerate(parts):
+        if done < part.nbytes:
+            return [part[done:], *parts[index + 1 :]]
+        done -= part.nbytes
+    return []
+
+
+class RealDisk:
+    """The machine's own file system. Files are made 0600, folders 0700."""
+
+    def create(self, path: Path, *, cached: bool = True) -> File:
+        return _RealFile(_open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, direct=not cached))
+
+    def open(self, path: Path, *, cached: bool = True) -> File:
+        descriptor = _open(path, os.O_RDONLY, direct=not cached)
+        if not cached:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        return _RealFile(descriptor)
+
+    def rename(self, source: Path, target: Path, *, replace: bool = False) -> None:
+        if replace:
+            source.replace(target)
+        else:
+            _rename_no_replace(source, target)
+
+    def sync_folder(self, folder: Path) -> None:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in _NO_SUCH_CALL:  # some FUSE and SMB mounts have no fsync on folders: nothing to ask
+                raise
+        finally:
+            os.close(descriptor)
+
+    def make_folder(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self.sync_folder(folder.parent)
+
+    def remove(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+    def list(self, folder: Path) -> list[str]:
+        try:
+            return sorted(entry.name for entry in folder.iterdir())
+        except FileNotFoundError:
+            return []
+
+
+DISK: Disk = RealDisk()
+
+
+def _open(path: Path, flags: int, *, direct: bool) -> int:
+    flags |= os.O_CLOEXEC
+    if direct:
+        try:
+            return os.open(path, flags | os.O_DIRECT, 0o600)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            if flags & os.O_EXCL:  # the name is made before the flag is refused
+                path.unlink(missing_ok=True)
+    return os.open(path, flags, 0o600)
+
+
+def _rename_no_replace(source: Path, target: Path) -> None:
+    """renameat2(RENAME_NOREPLACE); link and unlink where the kernel or the file system lacks it."""
+    if hasattr(_libc, "renameat2"):
+        paths = (_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target))
+        if _libc.renameat2(*paths, _RENAME_NOREPLACE) == 0:
+            return
+        number = ctypes.get_errno()
+        if number not in _NO_SUCH_CALL:
+            raise OSError(number, os.strerror(number), str(source), None, str(target))
+    target.hardlink_to(source)
+    source.unlink()
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Make `data` the contents of `path`, durably: whoever reads sees the old contents or the new. Raises OSError."""
+    _put(path, data, replace=True)
+
+
+def create(path: Path, data: bytes) -> None:
+    """Like `replace`, but raises FileExistsError when there is something at `path`, which stays as it is."""
+    _put(path, data, replace=False)
+
+
+def _put(path: Path, data: bytes, *, replace: bool) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        put(DISK, temporary, data)
+        DISK.rename(temporary, path, replace=replace)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            DISK.remove(temporary)
+        raise
+    DISK.sync_folder(path.parent)
+
+
+def put(disk: Disk, path: Path, data: bytes) -> None:
+    """A new file at `path` with `data` in it, its contents durable, its name not yet. Raises OSError."""
+    file = disk.create(path)
+    try:
+        file.append([data])
+        file.sync()
+    finally:
+        file.close()
+
+
+def get(disk: Disk, path: Path, *, limit_bytes: int, cached: bool = True) -> bytes:
+    """All of a small file. Raises OSError; OverflowError, without reading, when it is longer than `limit_bytes`."""
+    file = disk.open(path, cached=cached)
+    try:
+        size = file.size()
+        if size > limit_bytes:
+            raise OverflowError(f"{path.name} has {size} bytes, more than the {limit_bytes} allowed")
+        data = bytearray(size)
+        return bytes(data[: file.read(0, [memoryview(data)])])
+    finally:
+        file.close()

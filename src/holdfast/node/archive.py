@@ -1,0 +1,329 @@
+"""What the archiver does with slots: save the sealed, fill one for a restore, apply retention.
+
+Knows no socket. Everything runs on one thread, one thing after the other, so a restore sees every save that was sealed
+before it was asked for. Nothing here is fatal: a save that fails says so in its slot and in archiver.jsonl.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from holdfast.checkpoint import collect, commit, load, survey
+from holdfast.checkpoint.canonical import Damaged, is_count
+from holdfast.checkpoint.folder import Folder, make_folders
+from holdfast.checkpoint.lease import Lease
+from holdfast.checkpoint.lease import write as write_lease
+from holdfast.checkpoint.slots import Result, Slot, SlotSet, State
+from holdfast.checkpoint.survey import CheckpointInfo
+from holdfast.errors import HoldfastError, StoreRefused
+from holdfast.node.eventlog import EventLog
+from holdfast.node.slotsets import Sealed, SlotSets
+from holdfast.plan import CheckpointPlan
+
+Reply = dict[str, Any]
+
+
+class OtherWorld(HoldfastError):
+    """A checkpoint of another number of ranks; nothing is resharded."""
+
+    exit_code = 12
+
+
+class FolderInUse(HoldfastError):
+    """Two runs that share a checkpoint folder would remove each other's packs."""
+
+    exit_code = 11
+
+
+class Archive:
+    """One run's checkpoints, and the slots they come from."""
+
+    def __init__(self, plan: CheckpointPlan, log: EventLog) -> None:
+        self.folder = Folder(Path(plan.dir))
+        self.slots = SlotSets()
+        self.last: Reply | None = None
+        self.failed: Reply | None = None
+        self._plan, self._log = plan, log
+        self._opened = False
+        self._lock: int | None = None
+        self._since_s: dict[str, float] = {}  # save id → when it was first seen sealed
+        self._fell_back: dict[str, tuple[str, ...]] = {}  # claim → what its first rank was told
+
+    def add_slots(self, given: SlotSet) -> None:
+        """Hold a rank's slots from now on."""
+        self.slots.add(given)
+
+    def begin(self) -> None:
+        """Ready the folder and remember the newest checkpoint; what does not work now is tried again when needed."""
+        try:
+            self._open()
+            live = [info for info in survey.take(self.folder.root).checkpoints if info.live]
+        except (HoldfastError, OSError) as error:
+            self._log.write("warning", id="checkpoint-folder", message=_sentence(error))
+            return
+        if live:
+            self.last = _told(live[-1])
+
+    # -- saving
+
+    def scan(self, now_s: float) -> int:
+        """Save what is sealed by every rank; fail what waited too long. Returns how many slots still wait."""
+        while True:
+            waiting = self._waiting()
+            for save_id in waiting:
+                self._since_s.setdefault(save_id, now_s)
+            self._since_s = {save_id: since_s for save_id, since_s in self._since_s.items() if save_id in waiting}
+            ready = [parts for parts in waiting.values() if len(parts) == parts[0].table["world"]]
+            if not ready:
+                break
+            chosen = min(ready, key=_order)
+            self.fail(
+                [one for one in waiting.values() if _order(one) < _order(chosen)], "a later save was complete first"
+            )
+            self._save(chosen, now_s)
+        late = [parts for name, parts in waiting.items() if now_s - self._since_s[name] > self._plan.timeout_s]
+        self.fail(late, f"not every rank came within {self._plan.timeout_s:g} s")
+        self.slots.drop_unused()
+        return sum(len(parts) for parts in waiting.values()) - sum(len(parts) for parts in late)
+
+    def fail_incomplete(self, why: str) -> None:
+        """Give up saves whose missing ranks cannot come any more."""
+        self.fail(list(self._waiting().values()), why)
+
+    def fail(self, saves: list[list[Sealed]], why: str) -> None:
+        """Tell every rank that was there that its save did not commit."""
+        for parts in saves:
+            head = parts[0].table
+            ranks = sorted(part.owner.rank for part in parts)
+            self._tell_failed(head, f"{why}: {len(parts)} of {head['world']} ranks, {ranks[:20]}")
+            for part in parts:
+                part.finish(Result.FAILED, why)
+
+    def _waiting(self) -> dict[str, list[Sealed]]:
+        """Sealed slots by save id, ranks in order; one whose table cannot be read is failed here."""
+        found: dict[str, dict[int, Sealed]] = {}
+        for owner in self.slots.every():
+            for slot in owner.sealed():
+                part = _read(owner, slot)
+                if isinstance(part, str):
+                    self._tell_failed({"step": slot.get("step")}, part)
+                    Sealed(owner, slot, {}).finish(Result.FAILED, part)
+                else:
+                    found.setdefault(part.table["save_id"], {})[owner.rank] = part
+        return {save_id: [parts[rank] for rank in sorted(parts)] for save_id, parts in found.items()}
+
+    def _save(self, parts: list[Sealed], now_s: float) -> None:
+        head = parts[0].table
+        try:
+            self._open()
+            made = commit.commit(self.folder, [commit.Part(part.table, part.slot.view) for part in parts])
+        except Exception as error:
+            message = _sentence(error)
+            self._sweep()
+            self._tell_failed(head, message)
+            result = Result.FAILED
+        else:
+            message, result = "", Result.COMMITTED
+            self._tell_committed(made, time.time() - self._since_s.get(head["save_id"], now_s))
+        for part in parts:
+            part.finish(result, message)
+        if result is Result.COMMITTED:
+            self.retain()
+
+    def _tell_committed(self, made: commit.Committed, seconds: float) -> None:
+        self.last = _told(survey.info_of(made.manifest, self.folder.root / "manifests" / made.file_name))
+        timing = {"write_seconds": made.write_seconds, "verify_seconds": made.verify_seconds}
+        self.failed = None
+        self._log.write("committed", **self.last, seconds=seconds, written_bytes=made.written_bytes, **timing)
+
+    def _tell_failed(self, head: Mapping[str, Any], message: str) -> None:
+        told = {name: head.get(name, 0) for name in ("step", "term", "sequence")}
+        self.failed = {**told, "reason": head.get("reason", ""), "message": message}
+        self._log.write("save_failed", **self.failed)
+
+    def _sweep(self) -> None:
+        """Give back the room that a failed save took."""
+        try:
+            collect.sweep(self.folder)
+        except (HoldfastError, OSError) as error:
+            self._log.write("warning", id="not-swept", message=_sentence(error))
+
+    def retain(self) -> None:
+        """Apply `checkpoint.keep` now."""
+        try:
+            self._open()
+            removed = collect.retain(self.folder, self._plan.keep)
+        except (HoldfastError, OSError) as error:
+            self._log.write("warning", id="not-retained", message=_sentence(error))
+            return
+        if removed:
+            self._log.write("retained", removed=[{**one.position.to_json(), "step": one.step} for one in removed])
+
+    # -- restoring
+
+    def restore(self, request: Mapping[str, Any], now_s: float) -> Reply:
+        """Take the lease for the request's claim and fill a slot of its rank; the answer as it goes over the socket."""
+        try:
+            return self._restore(_checked(request), now_s)
+        except Exception as error:
+            message = _sentence(error)
+            self._log.write("restore_failed", message=message, want=request.get("want"))
+            store = StoreRefused.exit_code if isinstance(error, OSError) else HoldfastError.exit_code
+            code = error.exit_code if isinstance(error, HoldfastError) else store
+            return {"ok": False, "exit_code": code, "error": message, "hint": getattr(error, "hint", "")}
+
+    def _restore(self, request: Mapping[str, Any], now_s: float) -> Reply:
+        self._open()
+        self.scan(now_s)
+        found = survey.take(self.folder.root)
+        held = found.lease if found.lease is not None and found.lease.claim == request["claim"] else None
+        if held is None:
+            self.fail_incomplete("the attempt that began this save is over")
+        owner = self.slots.newest(request["rank"])
+        if owner is None:
+            raise HoldfastError(f"rank {request['rank']} has no slots")
+        index = owner.room()
+        chosen = self._choose(request, held, owner.slots[index])
+        lease = held or self._take_lease(request, found.newest_term + 1, chosen, now_s)
+        if chosen.info is not None:
+            info = chosen.info
+            words = {"sequence": info.sequence, "step": info.step, "term": info.term}
+            owner.slots[index].set(**words, state=State.RESTORED)
+            owner.ring()
+        fell_back = self._fell_back.get(lease.claim, ())
+        return _answer(lease, chosen.info, index, fell_back, found)
+
+    def _choose(self, request: Mapping[str, Any], held: Lease | None, slot: Slot) -> load.Chosen:
+        want: load.Want = request["want"]
+        if held is not None:
+            want = {**held.base.to_json()} if held.base is not None else "nothing"
+
+        def into_slot(info: CheckpointInfo) -> list[str]:
+            if info.world != request["world"]:
+                raise OtherWorld(f"{info} is of {info.world} ranks, this attempt has {request['world']}")
+            slot.set(state=State.FILLING)
+            try:
+                load.fill(self.folder.root, info, request["rank"], slot, whole=held is None)
+            except (Damaged, OSError) as error:
+                return [str(error)]
+            return []
+
+        slot.refresh()
+        try:
+            return load.choose(self.folder.root, want, attempt=into_slot)
+        except BaseException:
+            slot.set(state=State.FREE)
+            raise
+
+    def _take_lease(self, request: Mapping[str, Any], term: int, chosen: load.Chosen, now_s: float) -> Lease:
+        base = chosen.info.position if chosen.info is not None else None
+        owner = {"pid": os.getpid(), "host": socket.gethostname()}
+        lease = Lease(
+            term=term, claim=request["claim"], attempt=request["attempt"], base=base, owner=owner, time_s=now_s
+        )
+        write_lease(self.folder, lease)
+        self._fell_back = {lease.claim: chosen.fell_back}
+        for sentence in chosen.fell_back:
+            self._log.write("fell_back", message=sentence)
+        self._log.write("lease_taken", term=term, attempt=lease.attempt, base=base and base.to_json())
+        return lease
+
+    def _open(self) -> None:
+        """Ready the folder, at the first use that succeeds: it may be full or away at the start."""
+        if not self._opened:
+            if self._lock is None:
+                self._lock = _lock_folder(self.folder)
+            for sentence in self.folder.open():
+                self._log.write("warning", id="checkpoint-folder-damaged", message=sentence)
+            self._opened = True
+
+
+def _lock_folder(folder: Folder) -> int:
+    """Hold the folder itself until we end. Raises FolderInUse, OSError."""
+    make_folders(folder.disk, folder.root)
+    descriptor = os.open(folder.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise FolderInUse(
+            f"the archiver of another run uses {folder.root}", hint="give each run a checkpoint.dir of its own"
+        ) from None
+    return descriptor
+
+
+def _told(info: CheckpointInfo) -> Reply:
+    """A checkpoint in the words of `status` and archiver.jsonl."""
+    return {
+        "step": info.step,
+        "epoch": info.epoch,
+        **info.position.to_json(),
+        "size_bytes": info.size_bytes,
+        "reason": info.reason,
+        "time_s": info.time_s,
+        "manifest": info.path.name,
+    }
+
+
+def _order(parts: list[Sealed]) -> tuple[int, int]:
+    return (parts[0].table["term"], parts[0].table["sequence"])
+
+
+def _read(owner: Any, slot: Slot) -> Sealed | str:
+    """The slot with its table, or what is wrong with that: enough of it is checked to group and sort."""
+    try:
+        table = slot.read_table()
+    except (ValueError, RecursionError) as error:
+        return f"the slot's table cannot be read: {str(error)[:200]}"
+    numbers = ("rank", "world", "term", "sequence", "step")
+    if not all(is_count(table.get(name)) for name in numbers) or not isinstance(table.get("save_id"), str):
+        return "the slot's table lacks rank, world, term, sequence, step or save_id"
+    if table["rank"] != owner.rank or table["world"] <= table["rank"]:
+        return f"the slot of rank {owner.rank} holds a table of rank {table['rank']} of {table['world']}"
+    return Sealed(owner, slot, table)
+
+
+def _checked(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    counts = all(is_count(request.get(name)) for name in ("rank", "world", "attempt"))
+    want = request.get("want", "newest")
+    sound = want in ("newest", "nothing") or (isinstance(want, dict) and all(is_count(one) for one in want.values()))
+    if not counts or not sound or not isinstance(request.get("claim"), str):
+        raise HoldfastError(f"a restore request needs rank, world, attempt, claim and want, not {str(request)[:200]}")
+    return {**request, "want": want}
+
+
+def _answer(
+    lease: Lease, info: CheckpointInfo | None, index: int, fell_back: tuple[str, ...], found: survey.Survey
+) -> Reply:
+    """The reply to a restore. Sequences go on after the base, and after what the term has committed already."""
+    used = [one.sequence for one in found.checkpoints if one.term == lease.term]
+    base = info.sequence if info is not None else 0
+    return {
+        "ok": True,
+        "term": lease.term,
+        "next_sequence": max([base, *used]) + 1,
+        "slot": index if info is not None else None,
+        "step": info.step if info is not None else 0,
+        "epoch": info.epoch if info is not None else 0,
+        "time_s": info.time_s if info is not None else 0.0,
+        "manifest": info.path.name if info is not None else "",
+        "fell_back": [sentence[:1000] for sentence in fell_back[:20]],
+    }
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong, for a person; the trace of what nobody foresaw goes to node.log."""
+    if isinstance(error, HoldfastError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+    traceback.print_exception(error, file=sys.stderr)
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,275 @@
+"""The archiver: slots to checkpoints and back, whatever becomes of trainer, supervisor or shim.
+
+An event loop answers sockets and doorbells; a worker thread does what takes long, in the order it was asked for. See
+docs/concepts/architecture.md for the messages, `archive.py` for what is done with them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import platform
+import selectors
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from holdfast import process
+from holdfast.checkpoint.slots import SlotSet
+from holdfast.errors import LeaseHeld
+from holdfast.node.archive import Archive
+from holdfast.node.archiver_link import ShimLink, close_all, connect, ranks_live, reply
+from holdfast.node.eventlog import EventLog
+from holdfast.node.place import ephemeral
+from holdfast.node.worker import Worker
+from holdfast.plan import Plan
+from holdfast.runs import RunDir, make_runtime
+
+TICK_S = 1.0  # a doorbell that was lost costs no more than this
+SHIM_GONE_S = 30.0  # without a shim and without a trainer for so long, nobody will come back
+SLOTS_S = 20.0  # how long a restore waits for its rank's slots to arrive from the shim
+NICENESS = 10
+
+Message = dict[str, Any]
+
+
+class Archiver:
+    """One run's archiver; `serve` is its life."""
+
+    def __init__(self, run: RunDir, plan: Plan) -> None:
+        self._run, self._alone = run, plan.alone
+        self._root = plan.checkpoint.dir
+        self._archive = Archive(plan.checkpoint, EventLog(run.archiver_log))
+        self._worker, self._linker = Worker("archive"), Worker("link")
+        self._selector = selectors.DefaultSelector()
+        self._link: ShimLink | None = None
+        self._shim_lost_s = time.monotonic()
+        self._given: dict[int, list[int]] = {}  # rank → our own descriptors of its slots, the doorbell first
+        self._restores: list[tuple[socket.socket, Message, float]] = []  # wait for slots until
+        self._drains: list[socket.socket] = []
+        self._scanning = self._rescan = False
+        self._scan_due_s = 0.0
+        self._leaving = self._left = False
+
+    def serve(self, listener: socket.socket) -> None:
+        """Until told to finish, or nobody is left to work for; every sealed slot is saved by then."""
+        listener.setblocking(False)
+        self._selector.register(listener, selectors.EVENT_READ, lambda: self._accept(listener))
+        for worker in (self._worker, self._linker):
+            self._selector.register(worker.wake, selectors.EVENT_READ, worker.collect)
+        self._worker.submit(_be_modest, lambda _: None)
+        self._worker.submit(self._archive.begin, lambda _: None)
+        self._reconnect()
+        while not self._left:
+            self._tick()
+            for key, _ in self._selector.select(TICK_S):
+                key.data()
+
+    def _tick(self) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._scan_due_s:
+            self._scan()
+        for waiting in self._restores[:]:
+            client, request, until_s = waiting
+            if request.get("rank") in self._given or now_s > until_s:
+                self._restores.remove(waiting)
+                self._restore_now(client, request)
+        if self._link is None and self._linker.outstanding == 0:
+            if now_s - self._shim_lost_s > SHIM_GONE_S and not ranks_live(self._run):
+                self._leave()
+            else:
+                self._reconnect()
+
+    def _scan(self) -> None:
+        """Look for sealed slots, and once more if one may have been sealed behind a look that is under way."""
+        self._rescan = self._scanning
+        if not self._scanning:
+            self._scanning = True
+            self._scan_due_s = time.monotonic() + TICK_S
+            self._worker.submit(lambda: self._archive.scan(time.time()), self._looked)
+
+    def _looked(self, waiting: int) -> None:
+        self._scanning = False
+        self._scanned(waiting)
+        if self._rescan:
+            self._scan()
+
+    def _scanned(self, waiting: int) -> None:
+        if waiting == 0:
+            drains, self._drains = self._drains, []
+            for client in drains:
+                reply(client, {"ok": True})
+
+    def _drained(self, client: socket.socket, waiting: int) -> None:
+        self._drains.append(client)
+        self._scanned(waiting)
+
+    def _leave(self) -> None:
+        """Save what can be saved, then stop serving."""
+        if not self._leaving:
+            self._leaving = True
+            self._worker.submit(self._last_scan, self._gone)
+
+    def _last_scan(self) -> None:
+        self._archive.scan(time.time())
+        self._archive.fail_incomplete("the run ended before every rank had sealed")
+
+    def _gone(self, _: None) -> None:
+        self._left = True
+
+    # -- the shim
+
+    def _reconnect(self) -> None:
+        self._linker.submit(lambda: connect(self._run, alone=self._alone), self._connected)
+
+    def _connected(self, link: ShimLink | None) -> None:
+        if link is None:
+            return
+        self._link = link
+        self._selector.register(link.sock, selectors.EVENT_READ, self._from_shim)
+        try:
+            for rank, fds in self._given.items():
+                link.offer(rank, fds)
+        except OSError:
+            self._lost_shim()
+
+    def _from_shim(self) -> None:
+        while self._link is not None:
+            try:
+                received = self._link.receive()
+            except OSError:
+                self._lost_shim()
+                return
+            if received is None:
+                return
+            self._pushed(*received)
+
+    def _lost_shim(self) -> None:
+        if self._link is not None:
+            self._selector.unregister(self._link.sock)
+            self._link.close()
+            self._link = None
+            self._shim_lost_s = time.monotonic()
+            self._reconnect()
+
+    def _pushed(self, message: Message, fds: list[int]) -> None:
+        event = message.get("event")
+        if event == "slots" and len(fds) > 2:
+            self._hold(int(message["rank"]), fds)
+            return
+        close_all(fds)
+        if event == "finish":
+            self._leave()
+        elif event is None and not message.get("ok"):
+            print(f"archiver: the shim said {message}", file=sys.stderr)
+
+    def _hold(self, rank: int, fds: list[int]) -> None:
+        """Keep a rank's slots: our own descriptors for doorbell and next shim, the given ones for the worker."""
+        old = self._given.pop(rank, [])
+        if old:
+            self._selector.unregister(old[0])
+            close_all(old)
+        own = self._given[rank] = [os.dup(descriptor) for descriptor in fds]
+        self._selector.register(own[0], selectors.EVENT_READ, lambda: self._rung(own[0]))
+        self._worker.submit(lambda: self._archive.add_slots(SlotSet.of(rank, fds)), lambda _: self._scan())
+
+    def _rung(self, bell: int) -> None:
+        os.eventfd_read(bell)
+        self._scan()
+
+    # -- clients
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            client, _ = listener.accept()
+        except OSError:  # gone again before we came to it
+            return
+        client.setblocking(False)
+        self._selector.register(client, selectors.EVENT_READ, lambda: self._from_client(client))
+
+    def _from_client(self, client: socket.socket) -> None:
+        try:
+            request, fds = process.receive(client)
+        except ValueError as error:
+            reply(client, {"ok": False, "error": str(error)})
+            return
+        except OSError:
+            self._selector.unregister(client)
+            client.close()
+            self._drains = [one for one in self._drains if one is not client]
+            return
+        close_all(fds)
+        self._asked(client, request)
+
+    def _asked(self, client: socket.socket, request: Message) -> None:
+        op = request.get("op")
+        if op == "restore":
+            self._restores.append((client, request, time.monotonic() + SLOTS_S))
+            self._tick()
+        elif op == "drain":
+            self._worker.submit(lambda: self._archive.scan(time.time()), lambda waiting: self._drained(client, waiting))
+        elif op == "status":
+            reply(client, self._status())
+        elif op == "retain":
+            self._worker.submit(self._archive.retain, lambda _: reply(client, {"ok": True}))
+        else:
+            reply(client, {"ok": False, "error": f"unknown op {op!r}"})
+
+    def _restore_now(self, client: socket.socket, request: Message) -> None:
+        self._worker.submit(lambda: self._archive.restore(request, time.time()), lambda answer: reply(client, answer))
+
+    def _status(self) -> Message:
+        facts = {"last": self._archive.last, "failed": self._archive.failed}
+        return {"ok": True, "busy": self._worker.outstanding > 0, **facts, "root": self._root}
+
+
+def main(run_dir: Path) -> int:
+    """Be the archiver of a run; returns its exit status. Raises LeaseHeld while another one lives."""
+    run = RunDir(run_dir)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)  # SIG_IGN would be inherited by a shim that we start, and so by trainers
+    runtime = make_runtime(run)
+    lock = _only_one(run_dir, runtime / "archiver.lock")
+    plan = Plan.from_json(json.loads(run.plan.read_bytes()))
+    sentence = ephemeral(Path(plan.checkpoint.dir))
+    if sentence is not None:
+        EventLog(run.archiver_log).write("warning", id="ephemeral-checkpoints", message=sentence)
+    path = runtime / "archiver.sock"
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(128)
+        Archiver(run, plan).serve(listener)
+        path.unlink(missing_ok=True)
+    os.close(lock)
+    return 0
+
+
+def _only_one(run_dir: Path, path: Path) -> int:
+    """Hold the lock of this run's archivers until we end. Raises LeaseHeld."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise LeaseHeld(str(run_dir), int(os.pread(lock, 20, 0) or 0)) from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, str(os.getpid()).encode(), 0)
+    return lock
+
+
+def _be_modest() -> None:
+    """Leave processor and disk to training, as far as the kernel lets us say so.
+
+    Both are a thread's own on Linux, and inherited by what it starts: never call this on the thread that starts a shim.
+    """
+    os.nice(NICENESS)
+    number = {"x86_64": 251, "aarch64": 30}.get(platform.machine())  # ioprio_set
+    if number is not None:
+        best_effort_lowest = (2 << 13) | 7
+        ctypes.CDLL(None).syscall(number, 1, 0, best_effort_lowest)

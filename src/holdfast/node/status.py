@@ -1,0 +1,108 @@
+"""The `status --json` object, from what lies in files: no supervisor is needed to read it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from holdfast import journal, process
+from holdfast.events import AttemptEnded
+from holdfast.heartbeat import Beat, Phase
+from holdfast.lifecycle import OVER, Policy, RunState, State, fold
+from holdfast.node import tail
+from holdfast.node.pages import Pages
+from holdfast.plan import Plan
+from holdfast.runs import RunDir
+
+_NOT_METRICS = {"t", "step", "epoch", "attempt"}
+
+
+def status(run: RunDir, *, now_s: float) -> dict[str, Any]:
+    """As GET /status, from journal, pages, plan and records. Raises OSError, ValueError when those cannot be read."""
+    plan = Plan.from_json(json.loads(run.plan.read_text()))
+    events, _ = journal.read(run.journal)
+    state = fold(events, Policy.of(plan))
+    beats = Pages(run.runtime / "pages").beats(state.attempt)
+    return compose(run, plan, state, beats, now_s=now_s, live=shim_lives(run))
+
+
+def shim_lives(run: RunDir) -> bool:
+    """Whether the run's shim is up, by processes.json."""
+    try:
+        shim = json.loads((run.runtime / "processes.json").read_text())["shim"]
+        return process.alive(process.Identity(shim["pid"], shim["start_ticks"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def compose(
+    run: RunDir, plan: Plan, state: State, beats: Sequence[Beat], *, now_s: float, live: bool, step_s: float = 0.0
+) -> dict[str, Any]:
+    """The object. `step_s` is how long a step takes of late, 0 while unknown; `live`: somebody watches the run."""
+    record = tail.last(run.records / "rank-00000.jsonl", "step")
+    metrics = {k: v for k, v in record.items() if k not in _NOT_METRICS and isinstance(v, (int, float, str, bool))}
+    step = max([beat.step for beat in beats], default=0) or max(int(record.get("step", 0)), state.committed_step)
+    total = max((beat.steps_total for beat in beats), default=0)
+    speed = 1 / step_s if step_s > 0 else _mean_speed(state, beats, now_s)
+    running = state.phase == RunState.RUNNING
+    return {
+        "run": plan.run,
+        "name": plan.name,
+        "state": shown_state(state, beats, live=live),
+        "host": socket.gethostname(),
+        "attempt": state.attempt,
+        "restarts": max(0, state.attempt - 1),
+        "step": step,
+        "steps_total": total or None,
+        "epoch": max((beat.epoch for beat in beats), default=int(record.get("epoch", 0))),
+        "metrics": metrics,
+        "checkpoint": _checkpoint(state, now_s),
+        "findings": [dataclasses.asdict(finding) for finding in state.findings],
+        "exit_code": state.result.exit_code if state.result else None,
+        "reason": state.result.reason if state.result else "",
+        "dir": str(run.root),
+        "pid": state.started.pid if state.started else None,
+        "speed_steps_per_s": speed if running else None,
+        "eta_s": (total - step) / speed if running and speed and total > step else None,
+        "to_be_continued": bool(state.result and state.result.to_be_continued),
+        "started_s": state.starts[0].t if state.starts else None,
+        "created_s": state.created_s,
+        "updated_s": state.updated_s,
+        "attempts": _attempts(state),
+    }
+
+
+def shown_state(state: State, beats: Sequence[Beat], *, live: bool) -> str:
+    """The lifecycle's state, or a view of it: `saving` while ranks save, `lost` when nobody watches a begun run."""
+    if not live and state.phase not in OVER and (state.attempt or state.phase == RunState.PREPARING):
+        return "lost"
+    if state.phase == RunState.RUNNING and any(beat.phase in (Phase.SAVING, Phase.WAITING) for beat in beats):
+        return "saving"
+    return state.phase.value
+
+
+def _mean_speed(state: State, beats: Sequence[Beat], now_s: float) -> float | None:
+    if not beats or state.started is None or now_s <= state.started.t:
+        return None
+    return (beats[0].step - beats[0].first_step) / (now_s - state.started.t) or None
+
+
+def _checkpoint(state: State, now_s: float) -> dict[str, Any] | None:
+    if state.committed is None:
+        return None
+    newest = state.committed
+    return {"step": newest.step, "tier": "disk", "age_s": max(0.0, now_s - newest.t), "size_bytes": newest.size_bytes}
+
+
+def _attempts(state: State) -> list[dict[str, Any]]:
+    ends = {ended.attempt: ended for ended in state.history}
+    return [{"attempt": start.attempt, "started_s": start.t, **_end(ends.get(start.attempt))} for start in state.starts]
+
+
+def _end(ended: AttemptEnded | None) -> dict[str, Any]:
+    if ended is None:
+        return {}
+    return {"exit_class": ended.exit_class, "status": ended.status, "step": ended.step, "ended_s": ended.t}

@@ -1,0 +1,530 @@
+"""Events in, the lifecycle table, actions out.
+
+Everything that happens becomes a journal event; `lifecycle.decide` names what must be done; this module does it. An
+event is durable before anything is done outside because of it, so a supervisor that dies is replaced by one that
+folds the journal, asks the shim what lives, and goes on. Nothing here is needed for training to continue.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from holdfast import events as ev
+from holdfast import exits, journal, lifecycle, process
+from holdfast.errors import BudgetSpent, HoldfastError, LeaseHeld, UsageError
+from holdfast.lifecycle import OVER, Policy
+from holdfast.node import evidence, launch, logfile, status, sweep
+from holdfast.node.attempt import Attempt
+from holdfast.node.control import Ask, Control
+from holdfast.node.observer import Observer, raised
+from holdfast.node.pages import Pages
+from holdfast.node.shimlink import ShimLink, connect
+from holdfast.plan import Plan
+from holdfast.runs import RunDir, make_runtime
+
+TICK_S = 0.25
+DRAIN_S = 30.0  # how long a decision to stop waits for a save that is still on its way to disk
+LINGER_S = 10.0  # how long a supervisor that found the run over waits for `resume`
+DISK_RETRY_S = 1.0
+SWEPT_S = 2.0  # a sweep this fresh need not be repeated before a start
+
+
+class Supervisor:
+    """One run's supervisor; `run` is its life."""
+
+    def __init__(self, run: RunDir, plan: Plan) -> None:
+        self.dir, self.plan, self.policy = run, plan, Policy.of(plan)
+        self.state = lifecycle.fold(journal.read(run.journal)[0], self.policy)
+        self.journal = journal.Journal(run.journal)
+        self.boot = process.boot_id()
+        self.rebooted = bool(self.state.boot) and self.state.boot != self.boot
+        self.attempt = Attempt(run, plan)
+        self.observer = Observer(run, plan, since_s=self.state.updated_s)
+        self.start: lifecycle.StartAttempt | None = None
+        self.exec_error = ""
+        self.finish_at_s: float | None = None
+        self.next_tick_s = 0.0
+        self.swept_s = 0.0
+        self.terminated = False
+        self.caller = dict(os.environ)
+        self.secrets: dict[str, str] = {}
+        self.link: ShimLink | None = None
+        self.shim_pid = 0  # of the last one met
+        self.selector = selectors.DefaultSelector()
+        self.control = Control(run.runtime / "control.sock", status=self.status, journal=run.journal)
+
+    # -- life
+
+    def run(self) -> int:
+        """Serve until the run is over; returns the exit status of this process."""
+        self._watch_signals()
+        self.selector.register(self.control.wakeup, selectors.EVENT_READ, lambda: self.control.wakeup.recv(4096))
+        found_over = self.state.phase in OVER
+        self._meet_shim()
+        lives = self.attempt.trainer is not None
+        self._apply(ev.SupervisorStarted(t=time.time(), pid=os.getpid(), adopted=lives, boot=self.boot))
+        if found_over and self.finish_at_s is not None:
+            self.finish_at_s += LINGER_S
+        while self.finish_at_s is None or time.monotonic() < self.finish_at_s:
+            self._once()
+        self._leave()
+        return 0
+
+    def _once(self) -> None:
+        for key, _ in self.selector.select(self._patience_s()):
+            key.data()
+        self._pushes()
+        self._asks()
+        if self.terminated:
+            self.terminated = False
+            grace_s = self.plan.stop_grace_s
+            self._apply(ev.StopRequested(t=time.time(), how="preempted", grace_s=grace_s))
+        if self.start is not None and time.time() >= self.start.at_s:
+            self._start_attempt(self.start)
+        if time.monotonic() >= self.next_tick_s:
+            self.next_tick_s = time.monotonic() + TICK_S
+            self._tick()
+        self._sync()
+
+    def _patience_s(self) -> float:
+        soon = self.next_tick_s - time.monotonic()
+        if self.start is not None and not self._secrets_missing():
+            soon = min(soon, self.start.at_s - time.time())
+        return max(0.0, soon)
+
+    def _watch_signals(self) -> None:
+        ours, kernels = socket.socketpair()
+        for end in (ours, kernels):
+            end.setblocking(False)
+        self._ends = (ours, kernels)
+        signal.set_wakeup_fd(kernels.fileno(), warn_on_full_buffer=False)
+        self.selector.register(ours, selectors.EVENT_READ, lambda: ours.recv(4096))
+        signal.signal(signal.SIGTERM, self._on_terminate)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def _on_terminate(self, *_: Any) -> None:
+        self.terminated = True
+
+    def _leave(self) -> None:
+        """Tell the shim that the run is over, and go."""
+        answer = self._ask({"op": "finish"})
+        if not answer["ok"]:
+            raise HoldfastError(f"the shim cannot finish: {answer['error']}")
+        self._sync()
+        self.observer.close()
+        self.control.stop()
+
+    # -- the journal
+
+    def _apply(self, event: ev.Event) -> None:
+        """Journal `event` and do what follows from it."""
+        todo = [event]
+        while todo:
+            event = todo.pop(0)
+            self._write(event)
+            self.state, actions = lifecycle.decide(self.state, event, self.policy)
+            for action in actions:
+                if isinstance(action, lifecycle.Emit):
+                    todo.append(action.event)
+                else:
+                    self._do(action)
+
+    def _write(self, event: ev.Event) -> None:
+        _until_there_is_room(lambda: self.journal.append(event, durable=False))
+
+    def _sync(self) -> None:
+        """Make the journal durable; called before anything is done outside."""
+        _until_there_is_room(self.journal.sync)
+
+    def _do(self, action: lifecycle.Action) -> None:
+        if isinstance(action, lifecycle.Classify):
+            self._classify(action.exit)
+        elif isinstance(action, lifecycle.StartAttempt):
+            self.start = action
+        elif isinstance(action, lifecycle.Finish):
+            self.finish_at_s = time.monotonic()
+            result = self.state.result
+            if result is not None and result.exit_code == BudgetSpent.exit_code:
+                self._raise("restart-budget", result.reason)
+        else:
+            self._sync()
+            if isinstance(action, lifecycle.Prepare):
+                self._prepare()
+            elif isinstance(action, lifecycle.AskStop):
+                self.attempt.ask_stop(action.grace_s, step_s=self.observer.memory.step_s)
+            elif isinstance(action, lifecycle.KillAttempt):
+                self.attempt.kill()
+            elif isinstance(action, lifecycle.RequestSave):
+                self.attempt.ask_save(action.number, step_s=self.observer.memory.step_s)
+
+    # -- the shim
+
+    def _meet_shim(self) -> None:
+        """Connect, starting a shim if there is none, and learn what lives and what ended meanwhile."""
+        before = self.shim_pid
+        link = connect(self.dir, self.secrets)
+        self.link, self.shim_pid = link, link.pid
+        self.selector.register(link.sock, selectors.EVENT_READ, self._shim_readable)
+        self.secrets.update(link.hello.get("secrets", {}))
+        if before not in (0, link.pid):
+            self._apply(ev.ProcessRestarted(t=time.time(), role="shim", pid=before, cause="it was gone"))
+        trainer = link.hello["trainer"]
+        for record in link.hello["exits"]:
+            self._exit_record(record)
+        if trainer is not None:
+            self._adopt(trainer)
+        elif self.attempt.trainer is not None and not link.hello["exits"]:
+            gone = self.attempt.trainer  # it ended while no shim was there to see it, and left no record
+            self._trainer_gone(gone.attempt, None, 0)
+
+    def _adopt(self, trainer: dict[str, Any]) -> None:
+        number = int(trainer["attempt"])
+        who = process.Identity(int(trainer["pid"]), int(trainer["start_ticks"]))
+        self.attempt.adopt(number, who)
+        if number > self.state.attempt and self.state.phase not in OVER:
+            self._attempt_started(number, who, log_offset=_size(self.dir.output))
+        self._recover_secrets(who)
+
+    def _recover_secrets(self, trainer: process.Identity) -> None:
+        """A shim that died took the secrets with it; the trainer still has them."""
+        missing = self._secrets_missing()
+        if missing:
+            environ = process.environment(trainer.pid)
+            found = {name: environ[name] for name in missing if name in environ}
+            self.secrets.update(found)
+            self._ask({"op": "secrets", "values": found})
+
+    def _shim_readable(self) -> None:
+        try:
+            if self.link is not None:
+                self.link.pump()
+        except (OSError, ValueError):
+            self._shim_lost()
+
+    def _shim_lost(self) -> None:
+        if self.link is not None:
+            pushes = list(self.link.pushes)
+            self.selector.unregister(self.link.sock)
+            self.link.close()
+            self.link = None
+            for push in pushes:
+                self._push(push)
+        self._sync()
+        self._meet_shim()
+
+    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Ask the shim, the next one if this one dies. Not for what must not be done twice."""
+        answer = self._ask_once(message)
+        while answer is None:
+            answer = self._ask_once(message)
+        return answer
+
+    def _ask_once(self, message: dict[str, Any]) -> dict[str, Any] | None:
+        """Ask the shim; None when it died, and the next one has been met since."""
+        try:
+            if self.link is not None:
+                return self.link.ask(message)
+        except (OSError, ValueError):
+            self._shim_lost()
+        return None
+
+    def _pushes(self) -> None:
+        while self.link is not None and self.link.pushes:
+            self._push(self.link.pushes.popleft())
+
+    def _push(self, push: dict[str, Any]) -> None:
+        if push["event"] == "secrets":
+            self.secrets.update(push["values"])
+        elif push["event"] == "exit" and push["role"] == "trainer":
+            self._exit_record(push)
+        elif push["event"] == "exit":
+            cause = exits.status_words(_exit_code(push["status"]))
+            self._apply(ev.ProcessRestarted(t=time.time(), role=push["role"], pid=push["pid"], cause=cause))
+
+    def _exit_record(self, record: dict[str, Any]) -> None:
+        """The shim saw the trainer end. Acknowledged once it is in the journal."""
+        number, who = int(record["attempt"]), process.Identity(int(record["pid"]), int(record["start_ticks"]))
+        if number > self.state.attempt:  # it began and ended while no supervisor looked
+            self._attempt_started(number, who, log_offset=0)
+        self._trainer_gone(number, _exit_code(record["status"]), int(record["number"]))
+        self._sync()
+        self._ask({"op": "ack", "exit": record["number"]})
+
+    def _trainer_gone(self, number: int, exit_status: int | None, record: int) -> None:
+        self.attempt.gone(number)
+        if number == 0:
+            ended = exit_status if exit_status is not None else 1
+            self._apply(ev.SetupEnded(t=time.time(), status=ended))
+        else:
+            self._apply(ev.ExitSeen(t=time.time(), attempt=number, status=exit_status, number=record))
+
+    # -- starting and ending attempts
+
+    def _prepare(self) -> None:
+        """Run `setup` as attempt 0: the shim holds it like a trainer, so there is one of it too."""
+        self._sweep()
+        answer = self._spawn(0, self.plan.setup)
+        if answer is None:
+            if self.attempt.trainer is None and self.state.phase == lifecycle.RunState.QUEUED:
+                self._prepare()
+        elif answer["ok"]:
+            self._apply(ev.SetupStarted(t=time.time(), pid=answer["pid"]))
+        else:
+            logfile.write_line(self.dir.output, f"holdfast: setup cannot be started: {answer['error']}")
+            self._apply(ev.SetupStarted(t=time.time()))
+            self._apply(ev.SetupEnded(t=time.time(), status=exits.NOT_FOUND))
+
+    def _start_attempt(self, start: lifecycle.StartAttempt) -> None:
+        if self._secrets_missing():
+            names = ", ".join(self._secrets_missing())
+            self._raise("needs-secrets", f"secrets are missing: {names}")
+            return
+        self._clear("needs-secrets")
+        if self.state.phase in OVER or self.state.stop is not None:
+            self.start = None
+            return
+        self._sync()
+        if time.monotonic() - self.swept_s > SWEPT_S:
+            self._sweep()
+        offset = _size(self.dir.output)
+        answer = self._spawn(start.attempt, self.plan.argv)
+        if answer is None:
+            return  # the next shim has told what became of it; if nothing, the start is still due
+        if answer["ok"]:
+            who = process.Identity(answer["pid"], answer["start_ticks"])
+            self._attempt_started(start.attempt, who, log_offset=offset)
+            return
+        self.exec_error = str(answer["error"])
+        self._attempt_started(start.attempt, None, log_offset=offset)
+        self._apply(ev.ExitSeen(t=time.time(), attempt=start.attempt, status=exits.NOT_FOUND))
+
+    def _spawn(self, attempt: int, argv: tuple[str, ...]) -> dict[str, Any] | None:
+        self.attempt.prepare(attempt)
+        env = launch.environment(self.dir, self.plan, self.state, attempt, self.caller)
+        answer = self._ask_once(
+            {"op": "spawn", "attempt": attempt, "argv": list(argv), "env": env, "cwd": self.plan.cwd,
+             "output": str(self.dir.output)}
+        )  # fmt: skip
+        if answer is not None and answer["ok"]:
+            self.attempt.adopt(attempt, process.Identity(answer["pid"], answer["start_ticks"]))
+        return answer
+
+    def _attempt_started(self, number: int, who: process.Identity | None, *, log_offset: int) -> None:
+        self.start = None
+        if number == 0:
+            self._apply(ev.SetupStarted(t=time.time(), pid=who.pid if who else 0))
+            return
+        self._apply(
+            ev.AttemptStarted(
+                t=time.time(), attempt=number, pid=who.pid if who else 0, start_ticks=who.start_ticks if who else 0,
+                log_offset=log_offset, resume_step=self.state.committed_step,
+            )
+        )  # fmt: skip
+
+    def _classify(self, seen: ev.ExitSeen) -> None:
+        beats = self.attempt.pages.beats(seen.attempt)
+        self._observe()
+        begin = self.state.started.log_offset if self.state.started else 0
+        text = evidence.tail(self.dir.output, begin) + launch.recorded_error(self.dir, seen.attempt)
+        verdict = exits.classify(
+            evidence.gather(
+                status=seen.status, text=text, beats=beats, asked=self._asked(seen.attempt),
+                before=self.attempt.oom_before, exec_error=self.exec_error, rebooted=self.rebooted,
+            )
+        )  # fmt: skip
+        self.exec_error, self.rebooted = "", False
+        swept = self._sweep()
+        self._wait_for_save(verdict.exit_class, max((beat.step for beat in beats), default=0))
+        self._clear("hang")
+        self._apply(
+            ev.AttemptEnded(
+                t=time.time(), attempt=seen.attempt, exit_class=verdict.exit_class.value, status=seen.status,
+                step=max([beat.step for beat in beats], default=self.state.committed_step),
+                committed_step=self.state.committed_step, evidence=list(verdict.evidence),
+                traceback=verdict.traceback, orphans=swept.ended,
+            )
+        )  # fmt: skip
+
+    def _asked(self, attempt: int) -> str:
+        hang = self.state.hang
+        if hang is not None and hang.attempt == attempt and self.plan.watchdog.action == "restart":
+            return "hang"
+        return self.state.stop.how if self.state.stop else ""
+
+    def _wait_for_save(self, exit_class: exits.ExitClass, step: int) -> None:
+        """A save that is still on its way to disk is progress: let it arrive before progress decides."""
+        last_chance = self.state.ledger.no_progress + 1 >= self.plan.restart.max_no_progress
+        matters = last_chance and not self.state.progressed and step > self.state.committed_step
+        if matters and exit_class not in (exits.ExitClass.SUCCEEDED, exits.ExitClass.STOPPED):
+            with contextlib.suppress(OSError, ValueError):
+                process.request(self.dir.runtime / "archiver.sock", {"op": "drain"}, timeout_s=DRAIN_S)
+            self._observe()
+
+    def _sweep(self) -> sweep.Swept:
+        swept = sweep.end(lambda: sweep.members(self.dir.root))
+        self.swept_s = time.monotonic()
+        if swept.stuck:
+            pids = ", ".join(str(who.pid) for who in swept.stuck)
+            self._raise("orphans-stuck", f"processes {pids} do not end even on SIGKILL")
+        else:
+            self._clear("orphans-stuck")
+        return swept
+
+    def _secrets_missing(self) -> list[str]:
+        return [name for name in self.plan.secret_names if name not in self.secrets]
+
+    # -- what is seen
+
+    def _tick(self) -> None:
+        self._observe()
+        trainer = self.attempt.trainer
+        if trainer is None or self.state.started is None:
+            return
+        hang = self.observer.look(self.state, self.attempt, now_s=time.monotonic())
+        if hang is not None:
+            self._on_hang(hang)
+        elif self.observer.over:
+            self._clear("hang")
+        for finding in self.observer.remarks(self.state, now_s=time.time()):
+            self._apply_finding(finding)
+        self.attempt.press(self.state.stop, step_s=self.observer.memory.step_s)
+        limit_s = self.plan.max_duration_s
+        if limit_s is not None and time.time() - self.state.since_s > limit_s:
+            grace_s = self.plan.stop_grace_s
+            self._apply_once_stopping(ev.StopRequested(t=time.time(), how="max-duration", grace_s=grace_s))
+
+    def _apply_once_stopping(self, event: ev.StopRequested) -> None:
+        if self.state.stop is None and self.state.phase not in OVER:
+            self._apply(event)
+
+    def _observe(self) -> None:
+        """Journal what the library and the archiver have written since the last look."""
+        for event in self.observer.news(self.state):
+            if isinstance(event, (ev.FindingRaised, ev.FindingCleared)):
+                self._apply_finding(event)
+            else:
+                self._apply(event)
+
+    def _on_hang(self, hang: ev.HangDetected) -> None:
+        self._apply(hang)
+        action = self.plan.watchdog.action
+        self._raise("hang", f"no heartbeat for {hang.silent_s:.0f} s in phase {hang.phase}, at step {hang.step}")
+        self._sync()
+        if action == "notify":
+            return
+        path = self.attempt.capture(fatal=action == "restart")
+        self._apply(ev.StacksCaptured(t=time.time(), attempt=hang.attempt, path=path))
+        if action == "restart":
+            self._sync()
+            self.attempt.end()
+
+    def _apply_finding(self, finding: ev.FindingRaised | ev.FindingCleared) -> None:
+        """Journal what is news."""
+        known = next((each for each in self.state.findings if each.id == finding.id), None)
+        if isinstance(finding, ev.FindingCleared):
+            self._clear(finding.id)
+        elif known is None or known.message != finding.message:
+            self._apply(finding)
+
+    def _raise(self, name: str, message: str) -> None:
+        self._apply_finding(raised(name, message, at_s=time.time()))
+
+    def _clear(self, name: str) -> None:
+        if any(finding.id == name for finding in self.state.findings):
+            self._apply(ev.FindingCleared(t=time.time(), id=name))
+
+    # -- what is asked
+
+    def status(self) -> dict[str, Any]:
+        """GET /status; called from another thread, reads only what is immutable or mapped."""
+        state = self.state
+        beats = Pages(self.dir.runtime / "pages").beats(state.attempt)
+        step_s = self.observer.memory.step_s
+        return status.compose(self.dir, self.plan, state, beats, now_s=time.time(), live=True, step_s=step_s)
+
+    def _asks(self) -> None:
+        while not self.control.asks.empty():
+            ask = self.control.asks.get()
+            try:
+                ask.answer.put(self._answer(ask))
+            except HoldfastError as error:
+                ask.answer.put(error)
+
+    def _answer(self, ask: Ask) -> dict[str, Any]:
+        if ask.path == "/resume":
+            return self._resume(ask.body)
+        if self.state.phase in OVER:
+            raise HoldfastError(f"run {self.dir.id!r} is over: {self.state.phase.value}", hint="holdfast resume")
+        if ask.path == "/save":
+            return self._save(str(ask.body.get("reason", ""))[:200])
+        how = "kill" if ask.path == "/kill" else "stop"
+        grace_s = ask.body.get("grace_s", self.plan.stop_grace_s)
+        if not isinstance(grace_s, (int, float)) or not 0 <= grace_s < 1e9:
+            raise UsageError(f"grace_s {grace_s!r} is not a number of seconds")
+        self._apply(ev.StopRequested(t=time.time(), how=how, grace_s=float(grace_s)))
+        return {"state": self.state.phase.value}
+
+    def _save(self, reason: str) -> dict[str, Any]:
+        if self.state.started is None:
+            raise HoldfastError(f"run {self.dir.id!r} is {self.state.phase.value}: there is nothing to save")
+        number = self.state.save_number + 1
+        self._apply(ev.SaveRequested(t=time.time(), number=number, reason=reason))
+        return {"number": number}
+
+    def _resume(self, body: dict[str, Any]) -> dict[str, Any]:
+        if self.state.phase not in OVER:
+            raise HoldfastError(f"run {self.dir.id!r} is {self.state.phase.value} already", hint="holdfast attach")
+        try:
+            want = launch.resolve(self.plan, body.get("at"))
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        self.finish_at_s = None
+        self._clear("restart-budget")
+        self._apply(ev.ResumeRequested(t=time.time(), want=want))
+        return {"attempt": self.state.next_attempt, "want": want}
+
+
+def _until_there_is_room(write: Callable[[], None]) -> None:
+    """To act without the journal's line would be worse than to be late: a full disk is waited for."""
+    while True:
+        try:
+            write()
+        except OSError:  # noqa: PERF203 - tried again on purpose
+            time.sleep(DISK_RETRY_S)
+        else:
+            return
+
+
+def _exit_code(wait_status: int | None) -> int | None:
+    return None if wait_status is None else os.waitstatus_to_exitcode(wait_status)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def main(run_dir: Path) -> int:
+    """Supervise the run in `run_dir`; returns 11 when another supervisor does."""
+    run = RunDir(run_dir)
+    make_runtime(run)
+    with run.journal.open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return LeaseHeld.exit_code
+        plan = Plan.from_json(json.loads(run.plan.read_text()))
+        return Supervisor(run, plan).run()

@@ -1,0 +1,55 @@
+"""Read what another process appends to a file of JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+CHUNK_BYTES = 1 << 20
+LAST_BYTES = 16 * 1024
+
+
+class Tail:
+    """New whole lines that contain `word`, as objects; what is not a JSON object is skipped."""
+
+    def __init__(self, path: Path, *, word: str = "") -> None:
+        self._path, self._word = path, word.encode()
+        self._offset = 0
+
+    def new(self) -> Iterator[dict[str, Any]]:
+        """Everything since the call before; a torn last line is left for next time."""
+        while True:
+            try:
+                with self._path.open("rb") as file:
+                    file.seek(self._offset)
+                    raw = file.read(CHUNK_BYTES)
+            except FileNotFoundError:
+                return
+            whole = raw[: raw.rfind(b"\n") + 1]
+            if not whole and len(raw) < CHUNK_BYTES:
+                return
+            self._offset += len(whole) or len(raw)  # a line longer than a chunk is nobody's record
+            yield from _objects(line for line in whole.splitlines() if self._word in line)
+
+
+def _objects(lines: Iterator[bytes]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            yield found
+
+
+def last(path: Path, key: str) -> dict[str, Any]:
+    """The last object of `path` that has `key`; empty when the end of the file has none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - LAST_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return {}
+    return next((found for found in _objects(iter(reversed(lines))) if key in found and "event" not in found), {})

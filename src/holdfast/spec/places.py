@@ -1,0 +1,78 @@
+"""Where a run happens and with what: `resources`, `environment`, `link`, `secrets`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
+
+from holdfast.spec.fields import Command, Duration, Keepalive, Path, Section, Text, found, wrong
+from holdfast.spec.mistakes import quote
+
+_KINDS = ("ssh", "slurm", "k8s")
+
+
+def _check_infra(value: object) -> str:
+    hint = "local, ssh/<host or pool>, slurm/<partition> or k8s/<context>"
+    if not isinstance(value, str):
+        raise wrong(f"expected a place, found {found(value)}", hint)
+    kind, slash, name = value.partition("/")
+    if value != "local" and not (slash and kind in _KINDS and name and not name.startswith("-") and name.isprintable()):
+        raise wrong(f"{quote(value)} is no place to run", hint)
+    return value
+
+
+Infra = Annotated[
+    str,
+    PlainValidator(_check_infra),
+    WithJsonSchema({"type": "string", "pattern": f"^(local|({'|'.join(_KINDS)})/[^-].*)$"}),
+]
+
+
+class Resources(Section):
+    """Where to run, and on what."""
+
+    infra: Infra = Field("local", description="local, ssh/<host or pool>, slurm/<partition> or k8s/<context>")
+    accelerators: Text | None = Field(None, description="type:count", examples=["A100:1"])
+
+
+class Environment(Section):
+    """The Python that the command finds; at most one of these."""
+
+    python: Path | None = Field(
+        None,
+        description="an interpreter that is there already; its folder comes first on PATH",
+        examples=[".venv/bin/python"],
+    )
+    conda: Path | None = Field(None, description="built from this file, without Conda", examples=["environment.yml"])
+    uv: Path | None = Field(None, description="built from this project folder", examples=["."])
+    image: Text | None = Field(None, description="container image", examples=["docker://pytorch/pytorch"])
+
+    @model_validator(mode="after")
+    def _at_most_one(self) -> Environment:
+        given = [name for name in ("python", "conda", "uv", "image") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise wrong(f"an environment is made from one thing, found {' and '.join(given)}", "keep one of them")
+        return self
+
+
+class Link(Section):
+    """The connection to a host; it may break without harm to the run."""
+
+    keepalive: Keepalive = Field("auto", description="interval x count; auto measures", examples=["15x3"])
+    persist: Duration = Field(1800.0, description="how long an idle connection is kept")
+    compression: Literal["auto", "yes", "no"] = Field("auto", description="of what goes over it")
+    max_age: Duration | None = Field(None, description="renewed before it is this old", examples=["7h30m"])
+
+
+class SecretRecipe(Section):
+    """Where a secret comes from each time it is needed; the value itself is never written anywhere."""
+
+    command: Command | None = Field(None, description="its first line of output is the secret", examples=["pass s3"])
+    file: Path | None = Field(None, description="its content is the secret", examples=["~/.secrets/s3"])
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> SecretRecipe:
+        if (self.command is None) == (self.file is None):
+            raise wrong("a secret comes from exactly one of command and file", "{command: pass s3} or {file: ~/.s3}")
+        return self

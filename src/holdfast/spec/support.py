@@ -1,0 +1,61 @@
+"""What this version does; every other field is refused unless it holds its default. The one place to change.
+
+Pure data and the walk that applies it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from holdfast.spec.fields import Section
+from holdfast.spec.shape import key_of
+
+SUPPORTED = frozenset(
+    {
+        "name", "workdir", "envs", "secrets", "setup", "run",
+        "environment.python",
+        "checkpoint.dir", "checkpoint.every", "checkpoint.max_overhead", "checkpoint.timeout", "checkpoint.name",
+        "checkpoint.keep.last", "checkpoint.keep.best",
+        "restart", "watchdog", "logs",
+        "stop_signal", "stop_grace_period", "max_duration",
+    }
+)  # fmt: skip
+
+# a supported field some of whose values are not: what is refused, and how it is called
+REFUSED_VALUES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "checkpoint.every": (lambda every: any(each.if_steps is not None for each in every), "a rule (`… if … steps`)"),
+}
+
+# what to do instead, where there is something
+INSTEAD: Mapping[str, str] = {
+    "resources.infra": "start holdfast on that machine; it runs where it is called",
+    "resources.accelerators": "set CUDA_VISIBLE_DEVICES under envs to choose devices",
+    "num_nodes": "one machine with several devices works: run: torchrun --standalone …",
+    "environment.conda": "build it yourself and give environment.python",
+    "environment.uv": "build it yourself and give environment.python",
+    "checkpoint.every": "give times, steps or epochs: every: [15m, 1000 steps]",
+    "segment": "max_duration stops with a checkpoint; holdfast resume continues",
+}
+
+
+def is_supported(path: str) -> bool:
+    """Whether this version does what the field at a dotted path asks for."""
+    parts = path.split(".")
+    return any(".".join(parts[:length]) in SUPPORTED for length in range(1, len(parts) + 1))
+
+
+def refused(section: Section, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted path, sentence) of each value that asks for what this version does not do."""
+    for name, field in type(section).model_fields.items():
+        if name not in section.model_fields_set:
+            continue
+        path, value = prefix + key_of(name, field), getattr(section, name)
+        if path in REFUSED_VALUES and REFUSED_VALUES[path][0](value):
+            yield path, f"{REFUSED_VALUES[path][1]} in {path} is not supported yet"
+        elif is_supported(path) or value == field.get_default(call_default_factory=True, validated_data={}):
+            continue
+        elif isinstance(value, Section) and field.default is not None:
+            yield from refused(value, path + ".")
+        else:
+            yield path, f"{path} is not supported yet"

@@ -1,0 +1,183 @@
+"""Power fails at every single operation: afterwards there is the old checkpoint or the new one, bit for bit."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from holdfast.checkpoint import collect, lease, load
+from holdfast.checkpoint.commit import Part, commit
+from holdfast.checkpoint.folder import Folder
+from holdfast.checkpoint.lease import Lease
+from holdfast.checkpoint.lineage import Position
+from holdfast.plan import Keep
+from holdfast.testing.crashdisk import CrashDisk, PowerCut
+from tests.slotparts import contents, new_slot, part_of
+
+ROOT = Path("/run/checkpoints")
+SEEDS = range(4)
+SLOT = new_slot()
+OLD = part_of(seed=1, sequence=1, step=10)
+NEW = part_of(seed=2, sequence=2, step=20)
+
+
+def opened(disk: CrashDisk) -> Folder:
+    folder = Folder(ROOT, disk)
+    folder.open()
+    return folder
+
+
+def save(disk: CrashDisk, *parts: Part) -> None:
+    folder = opened(disk)
+    for part in parts:
+        commit(folder, [part])
+        collect.retain(folder, Keep(last=2))
+
+
+def loaded(disk: CrashDisk) -> tuple[int, list[bytes]]:
+    """Step and bytes of what a resume would continue from."""
+
+    def into_slot(info: load.CheckpointInfo) -> list[str]:
+        load.fill(ROOT, info, 0, SLOT, whole=True, disk=disk)
+        return []
+
+    chosen = load.choose(ROOT, attempt=into_slot, disk=disk)
+    assert chosen.info is not None
+    table = SLOT.read_table()
+    assert table["step"] == chosen.info.step
+    return chosen.info.step, contents(SLOT.view, table)
+
+
+def bytes_of(part: Part) -> tuple[int, list[bytes]]:
+    return part.table["step"], contents(part.slot, part.table)
+
+
+def every_cut(begin: Callable[[], CrashDisk], act: Callable[[CrashDisk], None]) -> Iterator[CrashDisk]:
+    """The disk after a reboot, for each operation of `act` at which the power failed and each way it may come back."""
+    operation = 0
+    while True:
+        disk = begin()
+        disk.stop_at = len(disk.operations) + operation
+        try:
+            act(disk)
+        except PowerCut:
+            yield disk.reboot()
+            yield disk.reboot(keep_all=True)
+            for seed in SEEDS:
+                yield disk.reboot(random.Random(f"{operation} {seed}"))
+            operation += 1
+        else:
+            assert operation > 10
+            yield from (disk.reboot(random.Random(f"after {seed}")) for seed in range(20))
+            return
+
+
+def with_old() -> CrashDisk:
+    disk = CrashDisk()
+    save(disk, OLD)
+    return disk
+
+
+def test_a_save_leaves_the_old_or_the_new() -> None:
+    seen = set()
+    for disk in every_cut(with_old, lambda disk: save(disk, NEW)):
+        found = loaded(disk)
+        assert found in (bytes_of(OLD), bytes_of(NEW))
+        seen.add(found[0])
+    assert seen == {10, 20}
+
+
+def test_what_was_acknowledged_is_durable() -> None:
+    disk = with_old()
+    commit(opened(disk), [NEW])
+
+    assert loaded(disk.reboot()) == bytes_of(NEW)
+
+
+def test_saving_again_after_any_cut_works() -> None:
+    for disk in every_cut(with_old, lambda disk: save(disk, NEW)):
+        save(disk, NEW)
+        assert loaded(disk.reboot()) == bytes_of(NEW)
+
+
+def test_a_save_repeated_by_the_next_process_is_durable_although_it_found_most_of_it_done() -> None:
+    operation = 0
+    while True:
+        disk = with_old()
+        disk.stop_at = len(disk.operations) + operation
+        try:
+            save(disk, NEW)
+        except PowerCut:
+            disk.stop_at = None  # only the process died: the machine remembers, the medium does not yet
+            commit(opened(disk), [NEW])
+            assert loaded(disk.reboot()) == bytes_of(NEW)
+            operation += 1
+        else:
+            return
+
+
+def test_what_a_resume_continued_from_survives_a_later_power_cut() -> None:
+    operation = 0
+    while True:
+        disk = with_old()
+        disk.stop_at = len(disk.operations) + operation
+        try:
+            save(disk, NEW)
+        except PowerCut:
+            disk.stop_at = None  # as above
+            opened(disk)
+            assert loaded(disk) == loaded(disk.reboot())
+            operation += 1
+        else:
+            return
+
+
+def test_the_very_first_save_leaves_nothing_or_all_of_it() -> None:
+    for disk in every_cut(CrashDisk, lambda disk: save(disk, NEW)):
+        if load.choose(ROOT, disk=disk).info is not None:
+            assert loaded(disk) == bytes_of(NEW)
+
+
+def with_three() -> CrashDisk:
+    disk = CrashDisk()
+    folder = opened(disk)
+    for sequence in (1, 2, 3):
+        commit(folder, [part_of(seed=sequence, sequence=sequence, step=sequence)])
+    return disk
+
+
+def test_retention_never_costs_the_newest_and_never_leaves_half_of_one() -> None:
+    for disk in every_cut(with_three, lambda disk: collect.retain(opened(disk), Keep(last=2)) and None):
+        assert loaded(disk) == bytes_of(part_of(seed=3, sequence=3, step=3))
+        for info in load.checkpoints(ROOT, disk):
+            assert load.verify(ROOT, info, disk) == []
+
+
+def test_a_lease_is_there_or_not() -> None:
+    going_back = Lease(term=2, claim="a", attempt=2, base=Position(1, 1), owner={}, time_s=1.0)
+    seen = set()
+    for disk in every_cut(with_three, lambda disk: lease.write(opened(disk), going_back)):
+        seen.add(loaded(disk)[0])
+    assert seen == {1, 3}
+
+
+@pytest.mark.parametrize("capacity", [30_000, 45_000, 70_000, 100_000])
+def test_a_full_disk_costs_the_save_and_nothing_else(capacity: int) -> None:
+    disk = with_old()
+    disk.capacity_bytes = disk.used_bytes() + capacity - 30_000
+    folder = opened(disk)
+    big = part_of(seed=2, sequence=2, step=20, sizes=(70_000, 20_000))
+
+    with pytest.raises(OSError, match="No space left"):
+        commit(folder, [big])
+    collect.sweep(folder)
+    used = disk.used_bytes()
+
+    assert used <= with_old().used_bytes()
+    assert loaded(disk) == bytes_of(OLD)
+    disk.capacity_bytes = None
+    save(disk, big)
+    assert loaded(disk.reboot()) == bytes_of(big)

@@ -1,0 +1,20 @@
+"""Fixtures of the end-to-end tests."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.box import Box
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Box]:
+    """A machine in a folder, swept at the end."""
+    made = Box(tmp_path)
+    yield made
+    made.close()
+    shutil.rmtree(made.runtime, ignore_errors=True)

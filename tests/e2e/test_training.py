@@ -1,0 +1,164 @@
+"""A real training run: killed, stopped, resumed, started over from an earlier step: never a bit of difference."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from holdfast.runs import RunDir
+from tests.e2e.box import Box
+from tests.needs import need
+from tests.waiting import until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+TINY = Path(__file__).parent / "scripts" / "tiny.py"
+
+
+def _begin(box: Box, name: str, every: str = "5 steps", **env: str) -> RunDir:
+    shutil.copy(TINY, box.work / "train.py")
+    box.write("holdfast.yaml", f"name: {name}\nrun: exec python train.py\ncheckpoint: {{every: [{every}]}}\n")
+    return box.start(**env)
+
+
+def _digest(run: RunDir) -> str:
+    return (run.root / "final.txt").read_text()
+
+
+def _steps(run: RunDir) -> list[int]:
+    lines = (run.records / "rank-00000.jsonl").read_text().splitlines()
+    return [found["step"] for line in lines if "loss" in (found := json.loads(line))]
+
+
+@pytest.fixture
+def expected(box: Box) -> str:
+    """The final weights of the run that nothing disturbed."""
+    run = _begin(box, "calm", STEP_S="0")
+    box.wait_for(run, "succeeded")
+    return _digest(run)
+
+
+@pytest.mark.parametrize("role", ["trainer", "supervisor", "archiver", "shim"])
+def test_one_of_ours_killed_ends_bit_identical(box: Box, expected: str, role: str) -> None:
+    run = _begin(box, "hit", STEP_S="0.05")
+    box.wait_step(run, 12)
+
+    box.kill(run, role)
+
+    found = box.wait_for(run, "succeeded", "failed")
+    assert found["state"] == "succeeded", box.tail(run)
+    assert expected == _digest(run)
+    assert (2 if role == "trainer" else 1) == found["attempt"]
+    assert set(range(1, 41)) == set(_steps(run))
+
+
+def test_stop_saves_and_resume_continues_where_it_stopped(box: Box, expected: str) -> None:
+    run = _begin(box, "paused", every="1000 steps", STEP_S="0.05")
+    at = box.wait_step(run, 7)["step"]
+
+    assert box.holdfast("stop", "paused").returncode == 0
+    stopped = box.wait_for(run, "stopped")
+    assert 75 == stopped["exit_code"] == box.holdfast("wait", "paused").returncode
+    assert stopped["checkpoint"]["step"] == stopped["step"] >= at
+
+    assert box.holdfast("resume", "paused", "-d").returncode == 0
+    box.wait_for(run, "succeeded")
+    assert expected == _digest(run)
+    assert list(range(1, 41)) == _steps(run), "no step twice, none lost"
+
+
+def test_sigterm_to_the_trainer_saves_and_marks_as_to_be_continued(box: Box, expected: str) -> None:
+    run = _begin(box, "spot", every="1000 steps", STEP_S="0.05")
+    box.wait_step(run, 7)
+
+    box.kill(run, "shim", signal.SIGTERM)
+
+    found = box.wait_for(run, "stopped")
+    assert found["to_be_continued"]
+    assert found["checkpoint"]["step"] == found["step"]
+    assert box.holdfast("resume", "--all", "-d").returncode == 0
+    box.wait_for(run, "succeeded")
+    assert expected == _digest(run)
+
+
+def test_resume_at_a_step_keeps_the_later_ones_aside(box: Box, expected: str) -> None:
+    run = _begin(box, "back", every="10 steps", STEP_S="0")
+    box.wait_for(run, "succeeded")
+    shown = json.loads(box.holdfast("ckpt", "ls", "back", "--json").stdout)
+    kept = sorted(entry["step"] for entry in shown if entry["live"])
+    (run.root / "final.txt").unlink()
+
+    assert box.holdfast("resume", f"back@{kept[0]}", "-d").returncode == 0
+    box.wait_for(run, "succeeded")
+
+    assert expected == _digest(run)
+    shown = json.loads(box.holdfast("ckpt", "ls", "back", "--json").stdout)
+    assert set(kept[1:]) <= {entry["step"] for entry in shown if not entry["live"]}
+
+
+def test_resume_at_a_step_that_is_not_there_says_which_are(box: Box) -> None:
+    run = _begin(box, "nowhere", every="10 steps", STEP_S="0")
+    box.wait_for(run, "succeeded")
+
+    done = box.holdfast("resume", "nowhere@7", "-d")
+
+    assert done.returncode != 0
+    assert "40" in done.stderr
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(box: Box, expected: str) -> None:
+    run = _begin(box, "bitrot", STEP_S="0.03")
+    box.wait_step(run, 22)
+    box.holdfast("stop", "bitrot")
+    box.wait_for(run, "stopped")
+    newest = sorted((run.checkpoints / "manifests").iterdir())[-1]
+    raw = bytearray(newest.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    newest.write_bytes(raw)
+
+    box.holdfast("resume", "bitrot", "-d")
+    box.wait_for(run, "succeeded")
+
+    assert expected == _digest(run)
+    assert newest.name in box.holdfast("events", "bitrot").stdout
+
+
+def test_a_full_disk_costs_nothing_but_the_save(box: Box, tmp_path: Path, expected: str) -> None:
+    need(os.geteuid() == 0, "needs root to mount a small tmpfs")
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(small)], check=True)
+    try:
+        shutil.copy(TINY, box.work / "train.py")
+        box.write(
+            "holdfast.yaml",
+            f"name: full\nrun: exec python train.py\ncheckpoint: {{dir: {small}/ckpt, every: [3 steps]}}\n",
+        )
+        run = box.start(STEP_S="0.1")
+        until(lambda: (box.status(run)["checkpoint"] or {}).get("step"), 60, what=lambda: box.tail(run))
+        hog = small / "hog"
+        with hog.open("wb") as stream:
+            try:
+                while stream.write(b"x" * 65536):
+                    stream.flush()
+            except OSError:
+                pass
+
+        raised = until(lambda: box.status(run)["findings"], 30, what=lambda: "a finding\n" + box.tail(run))
+        assert "disk-full" in {finding["id"] for finding in raised} | set(), raised
+        hog.unlink()
+
+        found = box.wait_for(run, "succeeded", "failed")
+        assert found["state"] == "succeeded"
+        assert "disk-full" not in {finding["id"] for finding in found["findings"]}
+        assert expected == _digest(run)
+        assert box.holdfast("ckpt", "verify", "full").returncode == 0
+    finally:
+        box.close()
+        subprocess.run(["umount", "-l", str(small)], check=True)

@@ -1,0 +1,24 @@
+"""What a test needs of the machine: missing here, it is skipped with the reason; missing in CI, it fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+
+def need(condition: object, reason: str) -> None:
+    """Skip the calling test unless `condition`; with CI set, fail it: there nothing may be missing."""
+    if condition:
+        return
+    if os.environ.get("CI"):
+        pytest.fail(f"CI must not skip: {reason}")
+    pytest.skip(reason)
+
+
+def need_program(name: str) -> str:
+    """The path of program `name`, or `need` fails with its name."""
+    found = shutil.which(name)
+    need(found, f"needs the program {name}")
+    return str(found)

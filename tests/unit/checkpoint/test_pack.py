@@ -1,0 +1,155 @@
+"""Packs: written as described, refused when anything differs, found again by scanning."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from holdfast.checkpoint import canonical, manifest, pack
+from holdfast.checkpoint.canonical import Damaged, NewerFormat, digest
+from holdfast.errors import HoldfastError
+from holdfast.fsio import BLOCK
+from holdfast.testing.crashdisk import CrashDisk
+
+HERE = Path("/pack")
+
+
+def written(*payloads: bytes) -> tuple[CrashDisk, str]:
+    """A disk with one pack of these chunks at HERE, and the pack's name."""
+    plan = pack.layout([(digest(payload), len(payload)) for payload in payloads])
+    disk = CrashDisk()
+    padded = [payload.ljust(-(-len(payload) // BLOCK) * BLOCK, b"\0") for payload in payloads]
+    pack.write(disk.create(HERE), plan, padded)
+    return disk, digest(plan.footer)
+
+
+def checked(raw: bytes, name: str) -> pack.Layout:
+    disk = CrashDisk()
+    file = disk.create(HERE)
+    file.append([raw])
+    found = pack.read_layout(file, name)
+    pack.check(file, name, found)
+    return found
+
+
+def raw_of(disk: CrashDisk) -> bytes:
+    file = disk.open(HERE)
+    data = bytearray(file.size())
+    file.read(0, [memoryview(data)])
+    return bytes(data)
+
+
+@given(st.lists(st.binary(max_size=9000), max_size=6))
+def test_what_is_written_is_read_and_scanned(payloads: list[bytes]) -> None:
+    disk, name = written(*payloads)
+    file = disk.open(HERE)
+
+    found = pack.read_layout(file, name)
+    sinks = {record.offset: memoryview(bytearray(record.padded_bytes)) for record in found.records}
+    pack.check(file, name, found, sinks)
+
+    assert [bytes(sinks[r.offset][: r.raw_bytes]) for r in found.records] == payloads
+    assert list(pack.scan(file)) == list(found.records)
+    assert file.size() % BLOCK == 0
+
+
+def test_the_same_content_has_the_same_name_and_bytes() -> None:
+    first, second = written(b"a" * 5000, b"b"), written(b"a" * 5000, b"b")
+
+    assert (raw_of(first[0]), first[1]) == (raw_of(second[0]), second[1])
+
+
+def test_a_scan_goes_on_behind_a_damaged_record() -> None:
+    disk, _ = written(b"a" * 5000, b"b" * 10, b"c")
+    raw = bytearray(raw_of(disk))
+    raw[BLOCK + 17] ^= 1
+    damaged = CrashDisk()
+    damaged.create(HERE).append([bytes(raw[:-BLOCK])])
+
+    assert [record.id for record in pack.scan(damaged.open(HERE))] == [digest(b"b" * 10), digest(b"c")]
+
+
+def test_a_header_that_contradicts_the_footer_is_told() -> None:
+    disk, name = written(b"a" * 10)
+    raw = bytearray(raw_of(disk))
+    raw[200] = 1
+
+    with pytest.raises(Damaged, match="damaged header at offset 0"):
+        checked(bytes(raw), name)
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=3 * BLOCK), st.binary(max_size=200))
+def test_hostile_packs_raise_only_our_errors(body: bytes, footer: bytes) -> None:
+    name = digest(footer)
+    trailer = b"HLFPACK1" + len(footer).to_bytes(8, "little") + bytes.fromhex(name)
+    end = footer.ljust(BLOCK - len(trailer), b"\0") + trailer
+    raw = body[: len(body) // BLOCK * BLOCK] + end
+
+    with suppress(HoldfastError):
+        checked(raw, name)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 1 << 65) | st.floats(allow_nan=False) | st.text(max_size=70),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=15,
+)
+
+
+@settings(max_examples=300)
+@given(json_values)
+def test_hostile_footers_raise_only_our_errors(records: object) -> None:
+    with suppress(ValueError), suppress(HoldfastError):  # ValueError: infinity cannot be spelled
+        footer = canonical.encode({"version": 1, "records": [records]})
+        test_hostile_packs_raise_only_our_errors.hypothesis.inner_test(b"", footer[: BLOCK - 48])
+
+
+def test_a_footer_of_another_version_is_refused() -> None:
+    footer = canonical.encode({"version": 2, "records": []})
+    trailer = b"HLFPACK1" + len(footer).to_bytes(8, "little") + bytes.fromhex(digest(footer))
+
+    with pytest.raises(NewerFormat, match="version 2"):
+        checked(footer.ljust(BLOCK - 48, b"\0") + trailer, digest(footer))
+
+
+def test_a_trailer_that_promises_a_long_footer_costs_no_memory() -> None:
+    name = "ab" * 32
+    trailer = b"HLFPACK1" + (1 << 60).to_bytes(8, "little") + bytes.fromhex(name)
+
+    with pytest.raises(Damaged, match="trailer"):
+        checked(bytes(BLOCK - 48) + trailer, name)
+
+
+def test_the_limit_of_a_pack_holds_for_any_chunks() -> None:
+    assert pack.room(1, pack.MAX_CHUNK_BYTES)
+    for size in (BLOCK, 1 << 20, 16 << 20):
+        count = 1
+        while pack.room(count + 1, (count + 1) * size):
+            count += 1
+        plan = pack.layout([("ff" * 32, size)] * count)
+        assert plan.footer_at + len(plan.tail()) <= pack.MAX_PACK_BYTES
+
+
+def test_manifest_paths_cannot_leave_the_folder() -> None:
+    assert manifest.position_of("../../000001-00000001-" + "a" * 64 + ".json") is None
+    with closing(CrashDisk().create(HERE)), pytest.raises(Damaged):
+        canonical.decode(b'{"a":1,"a":2}', "x")
+
+
+@pytest.mark.parametrize(
+    "raw", [b"[" * 100_000, b'{"a":NaN}', b'{"a":1e999}', b'{ "a":1}', b"\xff", b"9" * 5000, b"[]"]
+)
+def test_json_that_is_not_canonical_is_damage(raw: bytes) -> None:
+    with pytest.raises(Damaged):
+        canonical.decode(raw, "x")
+
+
+def test_canonical_json_is_as_documented() -> None:
+    assert canonical.encode({"b": [1, 2.5, None, True], "a": "é"}) == b'{"a":"\\u00e9","b":[1,2.5,null,true]}'
+    assert json.loads(canonical.encode_checked({"a": 1}))["a"] == 1

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from holdfast.checkpoint import lease
+from holdfast.checkpoint.commit import commit
+from holdfast.checkpoint.folder import Folder
+from holdfast.checkpoint.lease import Lease
+from holdfast.plan import Best, CheckpointPlan, Keep
+from holdfast.runs import RunDir
+from tests.slotparts import part_of
+from tests.unit.commands.scene import NOW, holdfast, make_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A run with two small checkpoints, the earlier one the better."""
+    best = Keep(best=Best(metric="val_loss"))
+    made = make_run(checkpoint=CheckpointPlan(dir=str(tmp_path / "checkpoints"), keep=best))
+    folder = Folder(tmp_path / "checkpoints")
+    folder.open()
+    lease.write(folder, Lease(term=1, claim="a", attempt=1, base=None, owner={"pid": 1}, time_s=NOW - 100))
+    for sequence, loss in ((1, 0.25), (2, 0.5)):
+        fields = {"sequence": sequence, "step": 10 * sequence, "time_s": NOW - 100.0 / sequence, "term": 1}
+        commit(folder, [part_of(seed=sequence, metrics={"val_loss": loss}, sizes=(300, 70), **fields)])
+    return made
+
+
+def test_ls_has_a_line_a_checkpoint_newest_last(run: RunDir) -> None:
+    lines = holdfast("ckpt", "ls").out.splitlines()
+
+    assert lines[0].split() == ["CHECKPOINT", "STEP", "EPOCH", "AGE", "SIZE", "REASON", "METRICS"]
+    assert [line.split()[:2] for line in lines[1:]] == [["1-1", "10"], ["1-2", "20"]]
+    assert "1 min 40 s ago" in lines[1]
+    assert "val_loss 0.25" in lines[1]
+
+
+def test_ls_json_has_the_same_facts(run: RunDir) -> None:
+    found = json.loads(holdfast("ckpt", "ls", "digits", "--json").out)
+
+    assert [(one["step"], one["live"], one["metrics"]) for one in found] == [
+        (10, True, {"val_loss": 0.25}),
+        (20, True, {"val_loss": 0.5}),
+    ]
+    assert all(Path(one["path"]).is_file() for one in found)
+
+
+def test_ls_of_a_run_that_saved_nothing_says_so() -> None:
+    make_run("young")
+
+    said = holdfast("ckpt", "ls", "young")
+
+    assert (said.out, said.code) == ("", 0)
+    assert "no checkpoint yet" in said.err
+
+
+@pytest.mark.parametrize(("target", "step"), [("digits", 20), ("digits@10", 10), ("digits@best", 10)])
+def test_show_tells_what_one_checkpoint_holds(run: RunDir, target: str, step: int) -> None:
+    out = holdfast("ckpt", "show", target).out
+
+    assert f"step        {step}, epoch 2" in out
+    assert "trainable   1 tensor, 300 B" in out
+
+
+def test_show_of_a_step_that_was_never_saved(run: RunDir) -> None:
+    said = holdfast("ckpt", "show", "digits@15")
+
+    assert (said.code, said.err.splitlines()[0]) == (2, "error: digits has no checkpoint at step 15")
+
+
+def test_verify_of_what_is_whole(run: RunDir) -> None:
+    said = holdfast("ckpt", "verify", "digits")
+
+    assert (said.code, said.out) == (0, "1-1  intact\n1-2  intact\n")
+
+
+def test_verify_names_the_damage_and_exits_with_12(run: RunDir, tmp_path: Path) -> None:
+    newest = json.loads(holdfast("ckpt", "show", "digits", "--json").out)
+    (pack,) = tmp_path.glob(f"checkpoints/packs/*/{newest['manifest']['packs'][0]['name']}*")
+    raw = bytearray(pack.read_bytes())
+    raw[100] ^= 1
+    pack.write_bytes(raw)
+
+    said = holdfast("ckpt", "verify", "digits")
+
+    assert said.code == 12
+    assert said.out.startswith("1-1  intact\n1-2  ")
+    assert "intact" not in said.out.splitlines()[1]
+    assert holdfast("ckpt", "verify", "digits@10").code == 0
+
+
+def test_verify_names_a_manifest_that_cannot_be_read(run: RunDir, tmp_path: Path) -> None:
+    newest = max((tmp_path / "checkpoints" / "manifests").iterdir())
+    newest.write_bytes(newest.read_bytes()[:-5])
+
+    said = holdfast("ckpt", "verify", "digits", "--json")
+
+    told = {one["checkpoint"]: one["problems"] for one in json.loads(said.out)}
+    assert said.code == 12
+    assert told["1-1"] == []
+    assert told["folder"]

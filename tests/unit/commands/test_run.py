@@ -1,0 +1,154 @@
+"""`holdfast run` up to the point where processes start."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from holdfast.commands.dry_run import describe
+from holdfast.commands.run import command, read_sources, secret_values
+from holdfast.errors import HoldfastError, RunFileError, UsageError
+from holdfast.plan import Facts, Plan, make
+from holdfast.spec import Source, Spec, load
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def call(*words: str) -> Result:
+    return CliRunner().invoke(command, list(words), catch_exceptions=False, standalone_mode=False)
+
+
+def planned(*words: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(call("--dry-run", "--json", *words).stdout)
+    return found
+
+
+def test_a_command_runs_in_place_and_without_a_shell(project: Path, tmp_path: Path) -> None:
+    plan = planned("--", "sh", "-c", "echo $HOME", "--name", "x")
+
+    assert plan["argv"] == ["sh", "-c", "echo $HOME", "--name", "x"]
+    assert (plan["cwd"], plan["name"]) == (str(project), "x")
+    assert not (tmp_path / "home").exists(), "a dry run makes nothing"
+
+
+def test_a_run_file_runs_in_a_snapshot(project: Path, tmp_path: Path) -> None:
+    (project / "holdfast.yaml").write_text("run: python train.py\n")
+
+    assert planned()["cwd"] == str(tmp_path / "home" / "runs" / "project" / "code")
+    assert planned("--in-place")["cwd"] == str(project)
+    assert planned("--snapshot", "--", "sh")["cwd"].endswith("/runs/sh/code")
+
+
+def test_relative_paths_stand_on_the_folder_of_the_file(project: Path) -> None:
+    (project / "sub").mkdir()
+    (project / "sub" / "h.yaml").write_text("run: x\ncheckpoint: {dir: ckpt}\n")
+
+    assert planned("-f", "sub/h.yaml")["checkpoint"]["dir"] == str(project / "sub" / "ckpt")
+
+
+def test_options_go_over_the_file(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "a.yaml").write_text("run: x\nname: a\nenvs: {A: null}\n")
+    (project / "b.yaml").write_text("restart: {max_restarts: 7}\n")
+    monkeypatch.setenv("B", "from the caller")
+
+    plan = planned(
+        "-f", "a.yaml", "-f", "b.yaml", "--set", "stop_grace_period=5s", "--env", "A=1", "-e", "B",
+        "--secret", "S=hunter2", "--name", "c", "--", "sh",
+    )  # fmt: skip
+
+    assert (plan["argv"], plan["name"], plan["restart"]["max_restarts"], plan["stop_grace_s"]) == (["sh"], "c", 7, 5.0)
+    assert (plan["env"]["A"], plan["env"]["B"], plan["secret_names"]) == ("1", "from the caller", ["S"])
+    assert "hunter2" not in json.dumps(plan)
+
+
+@pytest.mark.parametrize(("words", "error", "said"), [
+    ((), UsageError, "there is no holdfast.yaml here and no command was given"),
+    (("x.yaml",), UsageError, "x.yaml is not a command"),
+    (("-f", "x.yaml"), UsageError, "run file x.yaml cannot be read: No such file"),
+    (("--json", "--", "sh"), UsageError, "--json needs -d or --dry-run"),
+    (("--id", "../x", "--", "sh"), UsageError, "'../x' cannot be a run id"),
+    (("--", "no-such-program"), UsageError, "there is no program 'no-such-program'"),
+    (("--name", "../x", "--", "sh"), RunFileError, "cannot be a run's name"),
+    (("--env", "NOT_THERE_AT_ALL", "--", "sh"), RunFileError, "NOT_THERE_AT_ALL is not in the environment"),
+])  # fmt: skip
+def test_what_cannot_be_is_told_and_nothing_is_made(
+    words: tuple[str, ...], error: type[HoldfastError], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error) as caught:
+        call(*words)
+    assert said in str(caught.value)
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_file_that_is_not_text_is_told(project: Path) -> None:
+    (project / "holdfast.yaml").write_bytes(b"run: \xff\n")
+    with pytest.raises(RunFileError, match=r"holdfast\.yaml is not UTF-8 text: byte 5 is 0xff"):
+        read_sources((), ())
+
+
+def test_a_run_file_that_is_there_and_not_used_is_told(project: Path) -> None:
+    (project / "holdfast.yaml").write_text("run: x\n")
+    assert "note: holdfast.yaml is not used" in call("--dry-run", "--", "sh").stderr
+
+
+FACTS = Facts(
+    run="r",
+    dir="/h/runs/r",
+    name="r",
+    base="/w",
+    cwd="/h/runs/r/code",
+    shell="/bin/bash",
+    home="/root",
+    environ={"PATH": "/bin"},
+)
+
+
+def made(text: str) -> tuple[Spec, Plan]:
+    spec = load([Source("f", text)], environ={"A": "from the environment"}, secrets=["B=x=y"])
+    return spec, make(spec, FACTS)
+
+
+def test_secrets_come_from_options_the_environment_and_recipes() -> None:
+    spec, plan = made("run: x\nsecrets: {A: null, C: {command: echo from a command}}")
+
+    values = secret_values(spec, plan, ["B=x=y"], {"A": "from the environment"})
+
+    assert values == {"A": "from the environment", "B": "x=y", "C": "from a command"}
+
+
+def test_a_plan_for_people() -> None:
+    _, plan = made(
+        "run: python train.py\nsetup: make\nenvs: {N: 1}\nsecrets: {C: {command: pass c}}\nmax_duration: 14d\n"
+        "checkpoint: {every: [15m, 1000 steps], keep: {best: {metric: loss}}}\nwatchdog: {progress: 10m}"
+    )
+    assert (
+        describe(plan, copied=True)
+        == """\
+run          r, new
+folder       /h/runs/r
+command      /bin/bash -c 'python train.py'
+in           /h/runs/r/code, a snapshot of the code
+setup        /bin/bash -c make
+environment  PATH=/bin
+environment  N=1
+secret       B, from the caller
+secret       C, from command pass c
+checkpoints  /h/runs/r/checkpoints
+             every 15m or 1000 steps; the last 3 are kept and the 1 of minimal loss
+restarts     on-failure; 20 at most, 5 in 1 h, 3 without progress; pause 1 s to 10 min
+watchdog     restart; first step within 30 min, between steps 10 min
+log          1.9 GiB, a line on the state every 10 min
+stop         SIGTERM, then 3 min of grace
+at most      14 d"""
+    )

@@ -1,0 +1,408 @@
+"""The archiver as a real process, with just enough of a shim and a rank to talk to it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast import process
+from holdfast.checkpoint import load
+from holdfast.checkpoint.slots import Result, Slot, SlotSet, State
+from holdfast.heartbeat import Page, page_path
+from holdfast.runs import RunDir, make_runtime
+from tests.needs import need
+from tests.slotparts import contents, seal
+from tests.waiting import until
+
+START = (
+    "import sys; from pathlib import Path; from holdfast.node.archiver import main; sys.exit(main(Path(sys.argv[1])))"
+)
+BIG = (2 << 20,) * 24
+
+
+class FakeShim:
+    """Listens where the shim does and hands out slots."""
+
+    def __init__(self, run: RunDir, ranks: int = 1) -> None:
+        self.path = run.runtime / "shim.sock"
+        self.sets = [_make_set(rank) for rank in range(ranks)]
+        self.slots = [[Slot(descriptor) for descriptor in one.slots] for one in self.sets]
+        self.offers: list[list[int]] = []
+        self.link: socket.socket | None = None
+        self.listen()
+
+    def listen(self) -> None:
+        """Be there, for the first time or again."""
+        self.path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(str(self.path))
+        self._listener.listen()
+        self._listener.settimeout(20)
+
+    def welcome(self, *, hand_out: bool = True) -> None:
+        """Let the archiver say hello and give it every rank's slots."""
+        if self.link is not None:
+            self.link.close()
+        self.link, _ = self._listener.accept()
+        self.link.settimeout(20)
+        assert process.receive(self.link)[0] == {"op": "hello", "role": "archiver"}
+        process.send(self.link, {"ok": True})
+        for one in self.sets if hand_out else []:
+            process.send(self.link, {"event": "slots", "rank": one.rank}, one.fds())
+
+    def take_offer(self) -> SlotSet:
+        """What the archiver brings to a new shim."""
+        assert self.link is not None
+        message, fds = process.receive(self.link)
+        assert message["op"] == "offer"
+        process.send(self.link, {"ok": True})
+        return SlotSet.of(message["rank"], fds)
+
+    def restart(self) -> None:
+        """Die and be there again, with no moment in between in which nobody listens."""
+        old = self._listener
+        self.listen()
+        old.close()
+        assert self.link is not None
+        self.link.close()
+
+    def finish(self) -> None:
+        """The run is over."""
+        assert self.link is not None
+        process.send(self.link, {"event": "finish"})
+
+    def die(self) -> None:
+        """The end of the process, as the archiver sees it."""
+        self._listener.close()
+        if self.link is not None:
+            self.link.close()
+
+
+@pytest.fixture
+def shim(run: RunDir, request: pytest.FixtureRequest) -> Iterator[FakeShim]:
+    fake = FakeShim(run, getattr(request, "param", 1))
+    yield fake
+    fake.die()
+    for slots, given in zip(fake.slots, fake.sets, strict=True):
+        for slot in slots:
+            slot.close()
+        for descriptor in given.fds():
+            os.close(descriptor)
+
+
+def _make_set(rank: int) -> SlotSet:
+    bells = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2)]
+    return SlotSet.of(rank, [*bells, *(os.memfd_create(f"test-{rank}") for _ in range(3))])
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunDir]:
+    with tempfile.TemporaryDirectory(prefix="hf") as runtime:  # short: a socket's path ends at 108 bytes
+        monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
+        run = RunDir(tmp_path / "digits")
+        run.root.mkdir()
+        write_plan(run, run.checkpoints)
+        make_runtime(run)
+        yield run
+
+
+def write_plan(run: RunDir, folder: Path, **checkpoint: Any) -> None:
+    table = {"dir": str(folder), "timeout_s": 1.0, **checkpoint}
+    plan = {"version": 1, "run": "digits", "name": "digits", "dir": str(run.root), "argv": ["true"], "cwd": "/"}
+    run.plan.write_text(json.dumps({**plan, "checkpoint": table}))
+
+
+@contextlib.contextmanager
+def archiver(run: RunDir, start: str = START) -> Iterator[subprocess.Popen[bytes]]:
+    """The process, ended afterwards whatever happened."""
+    with subprocess.Popen([sys.executable, "-c", start, str(run.root)]) as popen:
+        try:
+            yield popen
+        finally:
+            popen.kill()
+
+
+NOBODY_STARTS = """
+import sys; from pathlib import Path; from holdfast import process; from holdfast.node import archiver
+def start_shim(*_, **__): raise OSError("not in this test")
+process.start_shim, archiver.SHIM_GONE_S = start_shim, 0.2
+sys.exit(archiver.main(Path(sys.argv[1])))
+"""
+
+
+def test_without_a_shim_it_stays_while_a_rank_lives_and_saves_before_it_leaves(run: RunDir, shim: FakeShim) -> None:
+    rank = subprocess.Popen(["sleep", "60"])
+    page = Page(page_path(run.runtime, 0))
+    alive = process.identity(rank.pid)
+    assert alive is not None
+    page.begin(pid=alive.pid, start_ticks=alive.start_ticks, rank=0, world=1, attempt=1)
+    with archiver(run, NOBODY_STARTS) as popen:
+        shim.welcome()
+        restore(run)
+        shim.die()
+        save(shim, seed=1, sequence=1, step=1)
+        assert ask(run, op="status")["last"]["step"] == 1
+        seal(shim.slots[0][1], seed=2, sequence=2, step=2)
+        rank.kill()
+        rank.wait()
+        assert popen.wait(20) == 0
+    page.close()
+    assert [info.step for info in load.checkpoints(run.checkpoints)] == [1, 2]
+
+
+def ask(run: RunDir, **message: Any) -> dict[str, Any]:
+    """One request to the archiver, once it listens."""
+
+    def answer() -> dict[str, Any] | None:
+        try:
+            return process.request(run.runtime / "archiver.sock", message, timeout_s=30)[0]
+        except (FileNotFoundError, ConnectionError):
+            return None
+
+    return until(answer, 20)
+
+
+def restore(run: RunDir, claim: str = "a", **fields: Any) -> dict[str, Any]:
+    return ask(
+        run, **{"op": "restore", "rank": 0, "world": 1, "attempt": 1, "claim": claim, "want": "newest", **fields}
+    )
+
+
+def events(run: RunDir, name: str) -> list[dict[str, Any]]:
+    lines = run.archiver_log.read_text().splitlines() if run.archiver_log.exists() else []
+    return [event for event in map(json.loads, lines) if event["event"] == name]
+
+
+def save(shim: FakeShim, index: int = 0, *, rank: int = 0, **fields: Any) -> Slot:
+    """Seal a slot, ring, and wait until it is given back."""
+    slot = shim.slots[rank][index]
+    seal(slot, rank=rank, **fields)
+    os.eventfd_write(shim.sets[rank].to_archiver, 1)
+    until(lambda: slot.state == State.FREE, 30)
+    return slot
+
+
+def test_a_save_and_a_restore_bring_back_the_same_bytes(run: RunDir, shim: FakeShim) -> None:
+    with archiver(run) as popen:
+        shim.welcome()
+        first = restore(run)
+        assert (first["ok"], first["term"], first["slot"], first["next_sequence"]) == (True, 1, None, 1)
+
+        slot = save(shim, seed=5, sequence=1, step=7)
+        assert (slot.get("result"), slot.get("result_sequence")) == (Result.COMMITTED, 1)
+        again = restore(run, claim="b", attempt=2)
+
+        filled = shim.slots[0][again["slot"]]
+        filled.refresh()
+        table = filled.read_table()
+        assert (filled.state, again["term"], again["step"], again["next_sequence"]) == (State.RESTORED, 2, 7, 2)
+        expected = seal(slot, seed=5, sequence=1, step=7)
+        assert contents(filled.view, table) == contents(slot.view, expected)
+        slot.set(state=State.FREE)
+        assert {**restore(run, claim="b", attempt=2), "slot": None} == {**again, "slot": None}
+        assert ask(run, op="status")["last"]["step"] == 7
+        popen.send_signal(signal.SIGTERM)
+        shim.finish()
+        assert popen.wait(10) == 0
+    assert [event["step"] for event in events(run, "committed")] == [7]
+    assert [event["term"] for event in events(run, "lease_taken")] == [1, 2]
+
+
+def test_killed_in_the_middle_of_a_save_the_next_one_saves_the_slot(run: RunDir, shim: FakeShim) -> None:
+    slot = shim.slots[0][0]
+    with archiver(run) as popen:
+        shim.welcome()
+        restore(run)
+        seal(slot, seed=1, sequence=1, step=9, sizes=BIG)
+        os.eventfd_write(shim.sets[0].to_archiver, 1)
+        until(lambda: list(run.checkpoints.glob("tmp/*.hfp")) or list(run.checkpoints.glob("packs/*/*")))
+        popen.kill()
+        popen.wait()
+    assert slot.state == State.SEALED
+    with archiver(run):
+        shim.welcome()
+        assert restore(run, claim="b")["step"] == 9
+
+        info = load.checkpoints(run.checkpoints)[-1]
+        assert load.verify(run.checkpoints, info) == []
+        assert slot.get("result") == Result.COMMITTED
+
+
+def test_a_second_archiver_leaves(run: RunDir, shim: FakeShim) -> None:
+    with archiver(run) as first:
+        shim.welcome()
+        ask(run, op="status")
+        with subprocess.Popen([sys.executable, "-c", START, str(run.root)], stderr=subprocess.PIPE) as second:
+            assert second.stderr is not None
+            assert f"is in use by process {first.pid}" in second.stderr.read().decode()
+        assert first.poll() is None
+
+
+def test_a_new_shim_is_offered_the_slots(run: RunDir, shim: FakeShim) -> None:
+    with archiver(run):
+        shim.welcome()
+        restore(run)
+        save(shim, seed=1, sequence=1, step=1)
+        shim.restart()
+        shim.welcome(hand_out=False)
+        offered = shim.take_offer()
+
+        assert [os.fstat(fd).st_ino for fd in offered.slots] == [os.fstat(fd).st_ino for fd in shim.sets[0].slots]
+        save(shim, 1, seed=2, sequence=2, step=2)
+    assert [event["step"] for event in events(run, "committed")] == [1, 2]
+
+
+def test_a_full_disk_fails_the_save_and_the_next_one_works(run: RunDir, shim: FakeShim) -> None:
+    need(os.geteuid() == 0, "mounting a small tmpfs needs root")
+    folder = run.root / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+    need(mounted.returncode == 0, f"mounting a small tmpfs: {mounted.stderr.decode().strip()}")
+    try:
+        write_plan(run, folder / "checkpoints")
+        with archiver(run):
+            shim.welcome()
+            restore(run)
+            save(shim, seed=1, sequence=1, step=1)
+            failed = save(shim, seed=2, sequence=2, step=2, sizes=(2 << 20,))
+            assert failed.get("result") == Result.FAILED
+            assert "No space left" in failed.read_message()
+            assert list((folder / "checkpoints" / "tmp").iterdir()) == []
+            assert ask(run, op="status")["failed"]["step"] == 2
+            save(shim, seed=3, sequence=3, step=3)
+            steps = [info.step for info in load.checkpoints(folder / "checkpoints")]
+            assert (steps, ask(run, op="status")["failed"]) == ([1, 3], None)
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("shim", [2], indirect=True)
+def test_two_ranks_commit_together_or_not_at_all(run: RunDir, shim: FakeShim) -> None:
+    with archiver(run):
+        shim.welcome()
+        assert [restore(run, rank=rank, world=2)["term"] for rank in (0, 1)] == [1, 1]
+        seal(shim.slots[0][0], rank=0, world=2, seed=1, sequence=1, step=1)
+        save(shim, rank=1, world=2, seed=2, sequence=1, step=1)
+        until(lambda: shim.slots[0][0].state == State.FREE)
+        alone = save(shim, 1, rank=0, world=2, seed=3, sequence=2, step=2)
+
+        assert alone.get("result") == Result.FAILED
+        assert "not every rank came" in alone.read_message()
+        assert [info.step for info in load.checkpoints(run.checkpoints)] == [1]
+        answers = [restore(run, "b", rank=rank, world=2) for rank in (0, 1)]
+        tables = [shim.slots[rank][answer["slot"]].read_table() for rank, answer in enumerate(answers)]
+        assert [table["rank"] for table in tables] == [0, 1]
+
+
+def test_going_back_leaves_the_later_ones_aside(run: RunDir, shim: FakeShim) -> None:
+    with archiver(run):
+        shim.welcome()
+        restore(run)
+        for step in (1, 2, 3):
+            save(shim, seed=step, sequence=step, step=step)
+
+        assert restore(run, "b", want={"step": 2})["step"] == 2
+        missing = restore(run, "c", want={"step": 99})
+        assert (missing["ok"], missing["exit_code"]) == (False, 12)
+        assert restore(run, "d")["step"] == 2
+    assert [(info.step, info.live) for info in load.checkpoints(run.checkpoints)] == [(1, True), (2, True), (3, False)]
+
+
+@pytest.mark.parametrize("shim", [2], indirect=True)
+def test_a_checkpoint_of_another_number_of_ranks_is_refused(run: RunDir, shim: FakeShim) -> None:
+    with archiver(run):
+        shim.welcome()
+        restore(run)
+        save(shim, seed=1, sequence=1, step=1)
+
+        refused = restore(run, "b", world=2)
+        assert (refused["ok"], refused["exit_code"]) == (False, 12)
+        assert "of 1 ranks, this attempt has 2" in refused["error"]
+
+
+def test_a_folder_that_another_run_uses_is_refused(run: RunDir, shim: FakeShim) -> None:
+    run.checkpoints.mkdir()
+    held = os.open(run.checkpoints, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with archiver(run):
+        shim.welcome()
+        assert restore(run)["exit_code"] == 11
+        assert save(shim, seed=1, sequence=1, step=1).get("result") == Result.FAILED
+        os.close(held)
+        assert restore(run)["ok"]
+
+
+def test_only_the_saving_thread_is_modest(run: RunDir, shim: FakeShim) -> None:
+    with archiver(run) as popen:
+        shim.welcome()
+        ask(run, op="drain")
+        niceness = {
+            os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in Path(f"/proc/{popen.pid}/task").iterdir()
+        }
+
+        assert os.getpriority(os.PRIO_PROCESS, popen.pid) == 0
+        assert niceness == {0, 10}
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(run: RunDir, shim: FakeShim) -> None:
+    with archiver(run):
+        shim.welcome()
+        restore(run)
+        for step in (1, 2):
+            save(shim, seed=step, sequence=step, step=step)
+        newest = load.checkpoints(run.checkpoints)[-1]
+        path = run.checkpoints / "packs" / newest.packs[0].name[:2] / f"{newest.packs[0].name}.hfp"
+        raw = bytearray(path.read_bytes())
+        raw[5000] ^= 1
+        path.write_bytes(raw)
+
+        answer = restore(run, "b")
+        assert (answer["step"], len(answer["fell_back"])) == (1, 1)
+        assert "step 2" in answer["fell_back"][0]
+    assert len(events(run, "fell_back")) == 1
+
+
+def test_a_table_that_cannot_be_fails_its_save_only(run: RunDir, shim: FakeShim) -> None:
+    with archiver(run):
+        shim.welcome()
+        restore(run)
+        torn = shim.slots[0][0]
+        seal(torn, seed=1, sequence=1, step=1)
+        torn.set(table_offset=1 << 40)
+        os.eventfd_write(shim.sets[0].to_archiver, 1)
+        until(lambda: torn.state == State.FREE)
+
+        assert (torn.get("result"), "cannot be read" in torn.read_message()) == (Result.FAILED, True)
+        outside = save(shim, 1, seed=2, sequence=2, step=2, sizes=(49 << 20,))
+        assert "past" in outside.read_message()
+        assert save(shim, 2, seed=3, sequence=3, step=3).get("result") == Result.COMMITTED
+
+
+def test_with_nothing_to_do_it_sleeps(run: RunDir, shim: FakeShim) -> None:
+    with archiver(run) as popen:
+        shim.welcome()
+        restore(run)
+        before_s, since_s = cpu_s(popen.pid), time.monotonic()
+
+        until(lambda: time.monotonic() - since_s > 2.0)
+
+        assert cpu_s(popen.pid) - before_s < 0.3
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time used so far, in seconds."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")

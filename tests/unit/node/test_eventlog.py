@@ -1,0 +1,42 @@
+"""Lines of archiver.jsonl survive a full disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from holdfast.node.eventlog import EventLog
+
+
+def names(path: Path) -> list[str]:
+    return [json.loads(line)["event"] for line in path.read_text().splitlines()]
+
+
+def test_lines_are_appended(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "log")
+    log.write("a", x=1)
+    log.write("b")
+
+    assert names(tmp_path / "log") == ["a", "b"]
+
+
+def test_what_could_not_be_written_comes_with_the_next_line(tmp_path: Path) -> None:
+    path = tmp_path / "away" / "log"
+    log = EventLog(path)
+    log.write("a")
+    path.parent.mkdir()
+    log.write("b")
+
+    assert names(path) == ["a", "b"]
+
+
+def test_the_oldest_are_given_up_when_it_takes_long(tmp_path: Path) -> None:
+    path = tmp_path / "away" / "log"
+    log = EventLog(path)
+    for number in range(30):
+        log.write(f"{number}", text="x" * 100_000)
+    path.parent.mkdir()
+    log.write("last")
+
+    assert names(path)[-2:] == ["29", "last"]
+    assert path.stat().st_size <= 1 << 20

@@ -1,0 +1,267 @@
+"""The table, row by row."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from holdfast import events as ev
+from holdfast.lifecycle import (
+    AskStop,
+    Classify,
+    Emit,
+    Finish,
+    KillAttempt,
+    Policy,
+    Prepare,
+    RunState,
+    StartAttempt,
+    State,
+    decide,
+    fold,
+)
+from holdfast.plan import RestartPlan, RestartRule
+
+CREATED = ev.RunCreated(t=0.0, run="digits")
+BEGUN = (CREATED, ev.SupervisorStarted(t=1.0, pid=1, boot="a"))
+
+
+def policy(**fields: Any) -> Policy:
+    return Policy(restart=RestartPlan(**fields))
+
+
+def started(attempt: int, t: float) -> ev.AttemptStarted:
+    return ev.AttemptStarted(t=t, attempt=attempt, pid=9, start_ticks=9, log_offset=0)
+
+
+def committed(step: int, t: float) -> ev.CheckpointCommitted:
+    return ev.CheckpointCommitted(t=t, step=step, term=1, sequence=step, size_bytes=1, reason="")
+
+
+def ended(attempt: int, t: float, exit_class: str = "unknown", status: int | None = 1) -> tuple[ev.Event, ev.Event]:
+    seen = ev.ExitSeen(t=t, attempt=attempt, status=status)
+    return seen, ev.AttemptEnded(t=t, attempt=attempt, exit_class=exit_class, status=status, step=0, committed_step=0)
+
+
+def after(*events: ev.Event, rules: Policy | None = None) -> State:
+    return fold((*BEGUN, *events), rules)
+
+
+def verdict(state: State, event: ev.Event, rules: Policy | None = None) -> Any:
+    """The one event that `decide` emits for `event`."""
+    state, actions = decide(state, event, rules or Policy())
+    (action,) = actions
+    assert isinstance(action, Emit)
+    return action.event
+
+
+def end(attempt: int, before: tuple[ev.Event, ...], exit_class: str, rules: Policy | None = None, **more: Any) -> Any:
+    """What follows when `attempt` ends with `exit_class` after `before`."""
+    seen, over = ended(attempt, 10.0, exit_class, **more)
+    return verdict(after(*before, seen, rules=rules), over, rules)
+
+
+def test_a_new_run_begins_with_setup_where_there_is_one() -> None:
+    state = fold((CREATED,))
+
+    assert decide(state, BEGUN[1], Policy(setup=True))[1] == (Prepare(),)
+    assert decide(state, BEGUN[1], Policy())[1] == (StartAttempt(1, 1.0),)
+
+
+def test_a_failed_setup_ends_the_run_with_its_status() -> None:
+    rules = Policy(setup=True)
+    state = after(ev.SetupStarted(t=2.0), rules=rules)
+
+    over = verdict(state, ev.SetupEnded(t=3.0, status=4), rules)
+
+    assert (over.state, over.exit_code) == ("failed", 4)
+
+
+def test_success_ends_the_run() -> None:
+    assert end(1, (started(1, 2.0),), "succeeded", status=0).state == "succeeded"
+
+
+def test_the_first_restart_after_progress_is_immediate_and_free_when_something_killed_it() -> None:
+    restart = end(1, (started(1, 2.0), committed(5, 3.0)), "killed", status=-9)
+
+    assert (restart.attempt, restart.delay_s, restart.free) == (2, 0.0, True)
+
+
+def test_backoff_counts_from_the_second_and_is_capped() -> None:
+    rules = policy(backoff_initial_s=1.0, backoff_factor=3.0, backoff_max_s=5.0, window_restarts=99)
+    state, delays = after(rules=rules), []
+    for attempt in range(1, 6):
+        state = fold_on(state, started(attempt, 2.0), *ended(attempt, 3.0), rules=rules)
+        restart = decide(state, BEGUN[1], rules)[1][0].event  # type: ignore[union-attr]
+        delays.append(restart.delay_s)
+        state = fold_on(state, restart, rules=rules)
+
+    assert delays == [0.0, 1.0, 3.0, 5.0, 5.0]
+
+
+def fold_on(state: State, *events: ev.Event, rules: Policy) -> State:
+    for event in events:
+        state, _ = decide(state, event, rules)
+    return state
+
+
+def test_three_code_errors_without_progress_end_the_run_with_13() -> None:
+    restarts = [ev.RestartScheduled(t=5.0, attempt=n, delay_s=0.0, reason="") for n in (2, 3)]
+    before = (
+        started(1, 2.0), *ended(1, 3.0, "code_error"), restarts[0],
+        started(2, 6.0), *ended(2, 7.0, "code_error"), restarts[1], started(3, 8.0),
+    )  # fmt: skip
+
+    over = end(3, before, "code_error")
+
+    assert (over.state, over.exit_code) == ("failed", 13)
+    assert "3 attempts in a row" in over.reason
+
+
+def test_a_late_commit_of_the_dead_trainer_is_progress() -> None:
+    state = after(started(1, 2.0), *ended(1, 3.0, "code_error"))
+
+    state, _ = decide(state, committed(7, 4.0), Policy())
+
+    assert state.ledger.no_progress == 0
+
+
+def test_a_program_of_unknown_progress_is_stopped_by_the_window_alone() -> None:
+    rules = policy(window_restarts=2, window_s=100.0)
+    before: tuple[ev.Event, ...] = ()
+    for n in (1, 2):
+        before += (
+            started(n, n),
+            *ended(n, n + 0.5),
+            ev.RestartScheduled(t=n + 0.5, attempt=n + 1, delay_s=0, reason=""),
+        )
+
+    assert end(3, (*before, started(3, 9.0)), "segfault", rules).exit_code == 13
+
+
+def test_the_window_forgets() -> None:
+    rules = policy(window_restarts=1, window_s=3.0)
+    before = (started(1, 2.0), *ended(1, 3.0), ev.RestartScheduled(t=3.0, attempt=2, delay_s=0, reason=""))
+
+    assert isinstance(end(2, (*before, started(2, 4.0)), "segfault", rules), ev.RestartScheduled)
+
+
+@pytest.mark.parametrize("exit_class", ["preempted", "stopped", "lost"])
+def test_free_restarts_cost_no_budget(exit_class: str) -> None:
+    restart = end(1, (started(1, 2.0),), exit_class, policy(max_restarts=0))
+
+    assert restart.free
+
+
+def test_a_program_that_cannot_start_ends_the_run_at_once() -> None:
+    over = end(1, (started(1, 2.0),), "cannot_start", status=127)
+
+    assert (over.state, over.exit_code) == ("failed", 127)
+
+
+def test_a_program_that_once_worked_gets_a_second_chance_to_start() -> None:
+    first = (started(1, 2.0), committed(5, 2.5), *ended(1, 3.0, "killed"))
+    second = (ev.RestartScheduled(t=3.0, attempt=2, delay_s=0, reason=""), started(2, 4.0))
+
+    assert isinstance(end(2, (*first, *second), "cannot_start", status=127), ev.RestartScheduled)
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (RestartRule(exit_class="cuda_oom", action="stop"), ev.RunEnded),
+        (RestartRule(exit_codes=(1,), action="stop"), ev.RunEnded),
+        (RestartRule(exit_codes=(2,), action="stop"), ev.RestartScheduled),
+        (RestartRule(pattern="no such thing", action="stop"), ev.RestartScheduled),
+    ],
+)
+def test_the_first_rule_that_matches_wins(rule: RestartRule, expected: type) -> None:
+    rules = policy(rules=(rule, RestartRule(exit_class="cuda_oom", action="restart")))
+
+    assert isinstance(end(1, (started(1, 2.0),), "cuda_oom", rules), expected)
+
+
+def test_policy_no_never_restarts_and_keeps_the_programs_own_code() -> None:
+    over = end(1, (started(1, 2.0),), "segfault", policy(policy="no"), status=-11)
+
+    assert (over.state, over.exit_code) == ("failed", 139)
+
+
+def test_policy_always_restarts_success() -> None:
+    assert isinstance(end(1, (started(1, 2.0),), "succeeded", policy(policy="always"), status=0), ev.RestartScheduled)
+
+
+def test_a_stop_is_asked_then_ends_with_75() -> None:
+    state = after(started(1, 2.0))
+    state, actions = decide(state, ev.StopRequested(t=3.0, how="stop", grace_s=7.0), Policy())
+    assert actions == (AskStop(7.0),)
+    assert state.phase == RunState.STOPPING
+    seen, over = ended(1, 4.0, "stopped", 75)
+
+    result = verdict(decide(state, seen, Policy())[0], over)
+
+    assert (result.state, result.exit_code, result.to_be_continued) == ("stopped", 75, False)
+
+
+def test_a_preempted_run_is_to_be_continued() -> None:
+    stop = ev.StopRequested(t=3.0, how="preempted", grace_s=7.0)
+
+    assert end(1, (started(1, 2.0), stop), "user_stop", status=-9).to_be_continued
+
+
+def test_kill_after_stop_kills() -> None:
+    state = after(started(1, 2.0), ev.StopRequested(t=3.0, how="stop"))
+
+    assert decide(state, ev.StopRequested(t=4.0, how="kill"), Policy())[1] == (KillAttempt(),)
+
+
+def test_a_stop_while_waiting_for_a_restart_ends_the_run() -> None:
+    state = after(started(1, 2.0), *ended(1, 3.0), ev.RestartScheduled(t=3.0, attempt=2, delay_s=60.0, reason=""))
+
+    assert verdict(state, ev.StopRequested(t=4.0, how="stop")).state == "stopped"
+
+
+def test_resume_opens_new_ledgers_and_starts_at_what_is_wanted() -> None:
+    spent = (started(1, 2.0), *ended(1, 3.0), ev.RunEnded(t=3.0, state="failed", exit_code=13, reason=""))
+
+    state, actions = decide(after(*spent), ev.ResumeRequested(t=4.0, want={"step": 3}), Policy())
+
+    assert actions == (StartAttempt(2, 4.0),)
+    assert state.ledger == State().ledger
+    assert state.want == {"step": 3}
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [
+        ((), StartAttempt(1, 9.0)),
+        ((started(1, 2.0),), Emit(ev.ExitSeen(t=9.0, attempt=1, status=None))),
+        ((started(1, 2.0), ended(1, 3.0)[0]), Classify(ended(1, 3.0)[0])),  # type: ignore[arg-type]
+        ((ev.RestartScheduled(t=3.0, attempt=2, delay_s=60.0, reason=""),), StartAttempt(2, 63.0)),
+        ((ev.RunEnded(t=3.0, state="stopped", exit_code=75, reason=""),), Finish()),
+    ],
+)
+def test_a_new_supervisor_goes_on_where_the_last_one_stopped(before: tuple[ev.Event, ...], expected: Any) -> None:
+    _, actions = decide(after(*before), ev.SupervisorStarted(t=9.0, pid=2, boot="a"), Policy())
+
+    assert actions == (expected,)
+
+
+def test_a_new_supervisor_repeats_the_verdict_of_an_end_that_was_not_decided() -> None:
+    state = after(started(1, 2.0), *ended(1, 3.0))
+
+    (action,) = decide(state, ev.SupervisorStarted(t=9.0, pid=2, boot="a"), Policy())[1]
+
+    assert isinstance(action, Emit)
+    assert isinstance(action.event, ev.RestartScheduled)
+
+
+def test_events_of_an_attempt_that_is_over_change_nothing() -> None:
+    state = after(started(1, 2.0), *ended(1, 3.0))
+
+    later, actions = decide(state, ended(1, 4.0)[0], Policy())
+
+    assert actions == ()
+    assert dataclasses.replace(later, updated_s=state.updated_s) == state
