@@ -1,6 +1,7 @@
 """The other side of a trainer's border, in a thread: shim.sock and archiver.sock, without a disk.
 
-It makes real memfds and eventfds, keeps the bytes of each sealed slot as a checkpoint, frees the slot, and fills one on restore.
+It makes real memfds and eventfds, keeps the bytes of each sealed slot as a checkpoint, frees the slot, and fills one on
+restore.
 """
 
 from __future__ import annotations
@@ -154,8 +155,8 @@ class FakeNode:
 
     def _archive(self) -> None:
         for slots in self.sets.values() if not self.hold else ():
-            for descriptor in slots.slots:
-                slot = Slot(descriptor)
+            mapped = [Slot(descriptor) for descriptor in slots.slots]
+            for slot in sorted(mapped, key=lambda slot: slot.get("sequence")):
                 if slot.state is State.SEALED:
                     self._archive_one(slot)
                     os.eventfd_write(slots.to_rank, 1)

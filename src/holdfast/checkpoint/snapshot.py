@@ -1,8 +1,8 @@
 """Where each tensor of a state lies in a slot, and the copy there and back.
 
-The layout depends on names, kinds, shapes and dtypes only, so it is planned once and kept. Small tensors share chunks with
-neighbours of their kind; large ones are cut on whole rows of the global tensor, so that equal weights make equal chunks
-whatever stands around them.
+The layout depends on names, kinds, shapes and dtypes only, so it is planned once and kept. Small tensors share chunks
+with neighbours of their kind; large ones are cut on whole rows of the global tensor, so that equal weights make equal
+chunks whatever stands around them.
 """
 
 from __future__ import annotations

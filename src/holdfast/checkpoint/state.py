@@ -1,8 +1,8 @@
 """Python objects ⇄ a typed JSON tree, with tensors kept aside by name. Never pickle.
 
 `None`, `bool`, `str`, small `int`, finite `float` and `list` are themselves in JSON; everything else is an object whose
-`"$"` names its type. Dictionaries are lists of pairs, so that order and keys of any type survive canonical JSON. What is not
-known is refused with its path; what is not known when reading is refused too.
+`"$"` names its type. Dictionaries are lists of pairs, so that order and keys of any type survive canonical JSON. What
+is not known is refused with its path; what is not known when reading is refused too.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class UnreadableState(HoldfastError):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """`tree` is JSON; `tensors` maps each name in it to the live tensor; `notes` say what comes back as another type."""
+    """`tree` is JSON, `tensors` maps each name in it to the live tensor, `notes` say what comes back otherwise."""
 
     tree: Any
     tensors: dict[str, torch.Tensor]
@@ -335,7 +335,7 @@ def _read_float(_reader: _Reader, node: Mapping[str, Any]) -> float:
 def _read_sparse(reader: _Reader, node: Mapping[str, Any]) -> torch.Tensor:
     indices, values = reader.value(node["indices"]), reader.value(node["values"])
     made = torch.sparse_coo_tensor(indices, values, node["shape"], check_invariants=True)
-    return made._coalesced_(True) if node["coalesced"] else made  # noqa: SLF001 (says what is known, computes nothing)
+    return made._coalesced_(True) if node["coalesced"] else made
 
 
 def _need_numpy() -> Any:

@@ -1,7 +1,11 @@
 """Where a loader stands, and how to continue from there.
 
-A plain DataLoader over a map-style dataset is continued by skipping index batches; anything else by its own `state_dict`.
-The user's loader object is never changed: iteration goes through a twin with the same attributes.
+A plain DataLoader over a map-style dataset is continued by skipping index batches; anything else by its own
+`state_dict`. The user's loader object is never changed: iteration goes through a twin with the same attributes.
+
+A StatefulDataLoader over a map-style dataset without a state is treated as a plain one, since its own state leaves out
+what its workers draw. Over an iterable dataset, or one with a state, its own state is all there is: random augmentation
+in the main process (num_workers=0) resumes exactly, in workers only if the dataset's state holds its generator.
 """
 
 from __future__ import annotations

@@ -20,7 +20,11 @@ from torch.utils.data import (
 
 from holdfast.train.rng import Stream, derive
 
-AHEAD = 32  # index batches drawn at once from samplers that are known to look at nothing but their generator
+# Changing to the sampler's random stream and back costs some 200 µs with NumPy, so several index batches are drawn
+# at once.
+# A sampler that depends on training must have a state_dict (it could not be resumed otherwise): from it, one at a time.
+AHEAD = 32  # torch's own samplers, which look at nothing but their generator
+AHEAD_CUSTOM = 8
 _KNOWN = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSampler)
 
 
@@ -51,9 +55,9 @@ class Pass:
         """
         self._sampler, self._seed, self._generators = sampler, seed, generators
         self._stream = Stream(seed, generators)
-        self._own_state = has_state(sampler)
+        self._own_state, self._in_flight = has_state(sampler), in_flight
         self._skip, self._state = skip, state
-        self._ahead = AHEAD if _is_known(sampler) else 1
+        self._ahead = 1 if self._own_state else AHEAD if _is_known(sampler) else AHEAD_CUSTOM
         self._drawn: deque[Any] = deque()
         self._source: Iterator[Any] | None = None
         self._ordinal = skip
@@ -82,7 +86,8 @@ class Pass:
                 self._source = self._open()
         with Stream(derive(self._seed, "batch", self._ordinal), self._generators):  # so that no random state is kept
             self._take()
-        self._states.append((self._ordinal, copy.deepcopy(self._sampler.state_dict())))
+        if self._in_flight:
+            self._states.append((self._ordinal, copy.deepcopy(self._sampler.state_dict())))
 
     def _take(self) -> None:
         if self._source is None:
@@ -102,6 +107,8 @@ class Pass:
 
     def state_after(self, count: int) -> Any:
         """The sampler's own state when `count` batches were consumed; None for a sampler without one."""
+        if self._own_state and not self._in_flight and self._source is not None:
+            return self._sampler.state_dict()  # now: training may have changed it since the last draw
         found = [state for ordinal, state in self._states if ordinal == count - 1]
         return found[0] if found else self._state
 
@@ -127,6 +134,9 @@ class Stateful:
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._outer)
+
+    def __len__(self) -> int:
+        return len(self._outer)
 
 
 def index_sampler(loader: Any) -> Any:

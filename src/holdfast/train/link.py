@@ -1,7 +1,7 @@
 """The conversation of one rank with shim and archiver, and the slots that came of it.
 
-The connection to the shim stays open for as long as the rank lives: its end tells the shim, and the shim's end tells us that
-a new one wants our descriptors.
+The connection to the shim stays open for as long as the rank lives: its end tells the shim, and the shim's end tells us
+that a new one wants our descriptors.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Link:
     """Owns the descriptors of this rank's slots."""
 
     def __init__(self, setting: Setting) -> None:
-        """Connect, starting the shim when alone. Raises LeaseHeld when another process holds the rank, HoldfastError."""
+        """Connect, starting the shim when alone. Raises LeaseHeld when another process holds the rank."""
         self._setting = setting
         self._runtime = setting.run.runtime
         self._socket = self._connect()
@@ -145,7 +145,7 @@ class Link:
                 os.eventfd_read(self._set.to_rank)
 
     def check(self, now_s: float) -> str:
-        """At most once a second: has the shim gone? Then find the new one and offer it the slots. Says what was done."""
+        """At most once a second: has the shim gone? Then offer the slots to the new one. Says what was done."""
         if now_s - self._checked_s < _CHECK_S:
             return ""
         self._checked_s = now_s

@@ -1,7 +1,7 @@
 """The iterators a training script runs through: `steps`, `epochs` and `wrap`.
 
-They are objects, not generators, so that a loop left by `break` is told from one that an exception passed through: the step
-in progress is completed by the next call, which after an exception never comes.
+They are objects, not generators, so that a loop left by `break` is told from one that an exception passed through: the
+step in progress is completed by the next call, which after an exception never comes.
 """
 
 from __future__ import annotations

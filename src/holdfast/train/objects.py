@@ -141,7 +141,7 @@ def load(
         else:
             value.load_state_dict(state)
         if isinstance(value, torch.optim.Optimizer):
-            value._opt_called = True  # type: ignore[attr-defined]  # else schedulers warn of a step that came before
+            vars(value)["_opt_called"] = True  # else schedulers warn that they step before the optimizer ever did
     except StateMismatch:
         raise
     except (ValueError, KeyError, RuntimeError, TypeError) as error:

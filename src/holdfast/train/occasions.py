@@ -41,12 +41,14 @@ class Occasions:
     def call(self, occasion: Occasion, *, only: Callable[[Occasion], Any] | None = None) -> None:
         """Call every function for `occasion`, in the order they were added."""
         for function in self._called[occasion.name] if only is None else [only]:
-            try:
-                function(occasion)
-            except Exception as error:  # noqa: BLE001 (user code: whatever it is, training goes on)
-                called = getattr(function, "__qualname__", repr(function))
-                self._records.event(
-                    "callback_failed", step=occasion.step, callback=f"{occasion.name}: {called}", message=repr(error)
-                )
-                sys.stderr.write(f"holdfast: {called}, called on {occasion.name}, raised; training goes on\n")
-                traceback.print_exception(type(error), error, error.__traceback__)
+            self._call_one(function, occasion)
+
+    def _call_one(self, function: Callable[[Occasion], Any], occasion: Occasion) -> None:
+        try:
+            function(occasion)
+        except Exception as error:
+            called = getattr(function, "__qualname__", repr(function))
+            named = f"{occasion.name}: {called}"
+            self._records.event("callback_failed", step=occasion.step, callback=named, message=repr(error))
+            sys.stderr.write(f"holdfast: {called}, called on {occasion.name}, raised; training goes on\n")
+            traceback.print_exception(type(error), error, error.__traceback__)

@@ -33,7 +33,7 @@ class Records:
 
     def step(self, step: int, epoch: int, values: dict[str, Any]) -> None:
         """One completed step's values, already plain."""
-        self._write({"t": time.time(), "step": step, "epoch": epoch, "attempt": self._attempt, **values})
+        self._write({**values, "t": time.time(), "step": step, "epoch": epoch, "attempt": self._attempt})
 
     def event(self, name: str, **facts: Any) -> None:
         """Something the library did, or that somebody should know."""
@@ -50,7 +50,7 @@ class Records:
 
 
 class Pending:
-    """Values given to `run.log`, read when that costs nothing: on the CPU at the step's end, from a GPU a step later."""
+    """Values given to `run.log`, read when that is free: on the CPU at the step's end, from a GPU a step later."""
 
     def __init__(self, records: Records) -> None:
         self._records = records
@@ -61,6 +61,8 @@ class Pending:
     def add(self, values: dict[str, Any]) -> None:
         """Keep `values` for the step in progress. Raises UsageError for what is not one number or text."""
         for name, value in values.items():
+            if name == "event":
+                raise UsageError("run.log(event=…): lines with that name are the library's own", hint="another name")
             self._now[name] = _kept(name, value)
 
     def end_step(self, step: int, epoch: int) -> None:

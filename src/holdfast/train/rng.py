@@ -67,7 +67,7 @@ class Stream:
     """A random stream of its own. Inside `with stream:` the global CPU generators and `generators` belong to it.
 
     Outside they are as they were before, so that drawing from the stream is invisible to the training loop.
-    Entering and leaving costs some 40 µs each with NumPy.
+    Entering and leaving costs some 100 µs each with NumPy.
     """
 
     def __init__(self, seed: int, generators: Sequence[torch.Generator] = ()) -> None:

@@ -70,7 +70,10 @@ class Run:
 
     @property
     def should_stop(self) -> bool:
-        """A stop was asked for. Loops need not look: `steps` and `tick` leave with 75 when the checkpoint is durable."""
+        """A stop was asked for. Loops need not look: `steps` and `tick` leave with 75 once the checkpoint is durable.
+
+        A loop that looks and breaks leaves at the next call to this object: let nothing stand between the two.
+        """
         return self._session.should_stop
 
     def steps(self, loader: Any, *, epochs: int | None = None) -> Steps | AllSteps:

@@ -24,6 +24,7 @@ class Head:
     epoch: int
     reason: str
     metrics: Mapping[str, float]
+    turn: bool = False  # at the end of an epoch, where the step may have been saved already
     final: bool = False
 
 
@@ -51,8 +52,9 @@ class Saver:
         self._in_flight: dict[int, tuple[Slot, int]] = {}  # sequence -> slot, step
 
     def seal(self, slot: Slot, values: Mapping[str, Any], kinds_of: KindsOf, head: Head) -> tuple[int, tuple[str, ...]]:
-        """Copy `values` into `slot` and give it to the archiver. Returns the sequence and what comes back as another type.
+        """Copy `values` into `slot` and give it to the archiver.
 
+        Returns the sequence, and sentences on what comes back as another type.
         Raises CannotStore, or OSError when there is no memory; the slot is free again then.
         """
         sequence = self._sequence
@@ -109,7 +111,7 @@ class Saver:
     def _table(self, encoded: Encoded, head: Head, sequence: int) -> dict[str, Any]:
         return {
             "version": TABLE_VERSION,
-            "save_id": f"{self.term}-{head.step}",
+            "save_id": f"{self.term}-{head.step}{'-turn' if head.turn else ''}",
             "rank": self._setting.rank,
             "world": self._setting.world,
             "run": self._setting.run.id,

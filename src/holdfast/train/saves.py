@@ -156,7 +156,7 @@ class Saves:
         return found[0]
 
     def await_durable(self, sequence: int, step: int) -> None:
-        """Return when the save is durable. Raises StoreRefused when it failed or took longer than `checkpoint.timeout`."""
+        """Return when the save is durable. Raises StoreRefused when it failed, or after `checkpoint.timeout`."""
         if not self._wait(lambda: sequence in self._ended):
             raise StoreRefused(
                 f"the checkpoint of step {step} was not durable within {self._setting.timeout_s:g} s",

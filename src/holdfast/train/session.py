@@ -26,7 +26,7 @@ from holdfast.train import content, objects, rng
 from holdfast.train.content import Content
 from holdfast.train.data import Feed
 from holdfast.train.link import Link
-from holdfast.train.occasions import Occasion, Occasions
+from holdfast.train.occasions import Occasions
 from holdfast.train.records import Pending, Records
 from holdfast.train.saver import Head, Saver
 from holdfast.train.saves import Pulse, Saves
@@ -70,22 +70,9 @@ class Session:
 
         Raises LeaseHeld, NoValidCheckpoint, StateMismatch, UsageError.
         """
-        began_s = time.monotonic()
-        self.setting = setting
+        self.setting, self._began_s = setting, time.monotonic()
         loaders = {name: value for name, value in given.items() if isinstance(value, DataLoader)}
         self.content = Content({name: value for name, value in given.items() if name not in loaders}, lenient)
-        make_runtime(setting.run)
-        self._link = Link(setting)
-        self._page = Page(page_path(setting.run.runtime, setting.rank))
-        self._begin_page()
-        self._pulse = Pulse(self._page)
-        self._records = Records(
-            setting.run.records / f"rank-{setting.rank:05d}.jsonl",
-            attempt=setting.attempt,
-            sync_always=setting.sync_always,
-        )
-        self._pending = Pending(self._records)
-        self.occasions = Occasions(self._records)
         self.step = self.epoch = 0
         self.seed = torch.initial_seed() if seed is None else seed
         self.resumed = self.managed = self.in_epoch = self.ticking = self.closed = False
@@ -100,8 +87,28 @@ class Session:
         self._terminated = self._raised = self._finished = False
         self._resume: _Resume | None = None
         self._sequence: int | None = None  # of the newest save of this process
+        make_runtime(setting.run)
+        self._link = Link(setting)
+        self._records = Records(
+            setting.run.records / f"rank-{setting.rank:05d}.jsonl",
+            attempt=setting.attempt,
+            sync_always=setting.sync_always,
+        )
+        try:
+            self._start(loaders, defaults)
+        except BaseException:
+            self._link.close()
+            self._records.close()
+            raise
+
+    def _start(self, loaders: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        self._page = Page(page_path(self.setting.run.runtime, self.setting.rank))
+        self._begin_page()
+        self._pulse = Pulse(self._page)
+        self._pending = Pending(self._records)
+        self.occasions = Occasions(self._records)
         self._pulse.enter(Phase.RESTORING)
-        self._saves = self._restore(began_s)
+        self._restore()
         for name, loader in loaders.items():
             self._add_feed(name, loader)
         for name, value in defaults.items():
@@ -120,9 +127,9 @@ class Session:
 
     # ---- restoring
 
-    def _restore(self, began_s: float) -> Saves:
+    def _restore(self) -> None:
         answer = self._link.restore()
-        saver = Saver(self.setting, self._link, term=answer["term"], next_sequence=answer["next_sequence"])
+        self._saver = Saver(self.setting, self._link, term=answer["term"], next_sequence=answer["next_sequence"])
         if answer["slot"] is not None:
             slot = self._link.slots[answer["slot"]]
             slot.refresh()
@@ -132,13 +139,11 @@ class Session:
         for sentence in answer.get("fell_back", []):
             self.warn(sentence)
         self._page.set(step=self.step, epoch=self.epoch, first_step=self.step, committed_step=self.step)
-        seconds = time.monotonic() - began_s
+        seconds = time.monotonic() - self._began_s
         fell_back = answer.get("fell_back", [])
-        self._records.event("restored", step=self.step, term=saver.term, fell_back=fell_back, seconds=seconds)
-        saves = Saves(self.setting, self._link, saver, self._pulse, self._records, self.occasions)
-        saves.begin_at(self.step, self.epoch)
-        self._saver = saver
-        return saves
+        self._records.event("restored", step=self.step, term=self._saver.term, fell_back=fell_back, seconds=seconds)
+        self._saves = Saves(self.setting, self._link, self._saver, self._pulse, self._records, self.occasions)
+        self._saves.begin_at(self.step, self.epoch)
 
     def _load(self, slot: Slot) -> None:
         stored = copy_out(slot)
@@ -154,7 +159,7 @@ class Session:
         self._resume = _Resume(at, content.part(stored, content.RNG), content.part(stored, content.GRADIENTS))
 
     def take_up(self) -> None:
-        """Training goes on from here: random states, gradients, and what was changed since the resumed epoch's yield."""
+        """Training goes on from here: put back random states, gradients, and what the epoch's first code changed."""
         resume, self._resume = self._resume, None
         if resume is None:
             return
@@ -347,7 +352,8 @@ class Session:
 
     def _save(self, reason: str, at: At, *, final: bool = False, patient: bool = False) -> None:
         self._pending.flush()
-        head = Head(step=self.step, epoch=self.epoch, reason=reason, metrics=dict(self._pending.metrics), final=final)
+        metrics, turn = dict(self._pending.metrics), at.kind == TURN
+        head = Head(step=self.step, epoch=self.epoch, reason=reason, metrics=metrics, turn=turn, final=final)
         sequence = self._saves.save(head, lambda: self._values(at), self.content.kinds, patient=patient)
         if sequence is not None:
             self._sequence, self._mark, self._asked = sequence, self._marked(), ""

@@ -1,7 +1,7 @@
 """What runs inside DataLoader workers: each batch is seeded by its ordinal, and the user's dataset stays in sight.
 
-Seeds cover the global generators of Python, NumPy and torch, while the batch is fetched and collated. A generator that a
-dataset keeps in an attribute of its own is out of reach.
+Seeds cover the global generators of Python, NumPy and torch, while the batch is fetched and collated. A generator that
+a dataset keeps in an attribute of its own is out of reach.
 """
 
 from __future__ import annotations

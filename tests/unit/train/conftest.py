@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[3]))
-from tests.fake_node import FakeNode  # noqa: E402
-
+from tests.fake_node import FakeNode
 
 torch.set_num_threads(1)  # tiny tensors: threads only get in each other's way
 
