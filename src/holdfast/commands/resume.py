@@ -95,20 +95,24 @@ def cut_off(status: Mapping[str, Any], living: bool) -> bool:
 
 def _ask(run: RunDir, at: At, start: Callable[[], None]) -> None:
     """POST /resume to a supervisor that may be about to leave, or only just starting: then it is asked again."""
+    deadline = time.monotonic() + _ANSWER_S
+    while not _asked(run, at, start, last=time.monotonic() > deadline):
+        time.sleep(POLL_S)
+
+
+def _asked(run: RunDir, at: At, start: Callable[[], None], *, last: bool) -> bool:
+    """Whether a supervisor took it; when none was there to ask, `last` raises and otherwise it is False."""
     from holdfast.node import client
 
-    deadline = time.monotonic() + _ANSWER_S
-    while True:
-        try:
-            if not live(run):
-                start()
-            client.call(run, "POST", "/resume", {"at": at})
-        except (client.NotLive, LeaseHeld):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(POLL_S)
-        else:
-            return
+    try:
+        if not live(run):
+            start()
+        client.call(run, "POST", "/resume", {"at": at})
+    except (client.NotLive, LeaseHeld):
+        if last:
+            raise
+        return False
+    return True
 
 
 def _resume_all() -> int:
