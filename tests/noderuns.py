@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -23,18 +24,18 @@ Kind = TypeVar("Kind", bound=Event)
 
 @contextmanager
 def home(base: Path) -> Iterator[Path]:
-    """A HOLDFAST_HOME and a short runtime directory of our own; whatever still lives at the end is ended."""
-    runtime = base / "x"
-    runtime.mkdir(mode=0o700)
-    before = {name: os.environ.get(name) for name in ("HOLDFAST_HOME", "XDG_RUNTIME_DIR")}
-    os.environ.update(HOLDFAST_HOME=str(base), XDG_RUNTIME_DIR=str(runtime))
+    """A HOLDFAST_HOME of our own; whatever still lives at the end is ended."""
+    before = os.environ.get("HOLDFAST_HOME")
+    os.environ["HOLDFAST_HOME"] = str(base)
     try:
         yield base
     finally:
         for path in (base / "runs").glob("*"):
             end(RunDir(path))
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        if before is None:
+            del os.environ["HOLDFAST_HOME"]
+        else:
+            os.environ["HOLDFAST_HOME"] = before
 
 
 def end(run: RunDir) -> None:
@@ -47,6 +48,7 @@ def end(run: RunDir) -> None:
         return not left and not _starting(run)
 
     until(nobody, 30.0)
+    shutil.rmtree(run.runtime, ignore_errors=True)
 
 
 def _starting(run: RunDir) -> bool:

@@ -184,6 +184,8 @@ class AttemptEnded(Event):
     step: int  # last completed step seen
     committed_step: int  # newest durable step
     evidence: list[str] = field(default_factory=list)  # the lines and numbers that decided it
+    epoch: int = 0
+    steps_total: int = 0  # 0 while unknown
     traceback: str = ""  # last one in the log, bounded
     orphans: int = 0  # processes of the attempt that had to be ended
 

@@ -95,6 +95,7 @@ class State:
     committed: ev.CheckpointCommitted | None = None
     findings: tuple[ev.FindingRaised, ...] = ()
     save_number: int = 0
+    restarts: int = 0  # in all, free ones and those before a resume included
     setup_done: bool = False
     run: str = ""
     boot: str = ""
@@ -359,6 +360,7 @@ def _restart(state: State, event: ev.RestartScheduled, _policy: Policy) -> Step:
     if not event.free:
         ledger = replace(ledger, restarts=ledger.restarts + 1, window=(*ledger.window, event.t))
     state = replace(state, phase=RunState.RESTARTING, ended=None, scheduled=event, ledger=ledger)
+    state = replace(state, restarts=state.restarts + 1)
     return state, (StartAttempt(event.attempt, event.t + event.delay_s),)
 
 

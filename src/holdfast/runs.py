@@ -9,7 +9,6 @@ import difflib
 import hashlib
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +83,7 @@ class RunDir:
     @property
     def runtime(self) -> Path:
         """Sockets and pages: a short path of our own, since a socket's path ends at 108 bytes."""
-        return runtime_home() / runtime_name(self.root)
+        return runtime_home() / hashlib.blake2b(str(self.root.resolve()).encode(), digest_size=8).hexdigest()
 
 
 def home() -> Path:
@@ -93,16 +92,11 @@ def home() -> Path:
 
 
 def runtime_home() -> Path:
-    """`$XDG_RUNTIME_DIR/holdfast` where that is a folder of ours, else /tmp/holdfast-<uid>. Not created here."""
-    given = os.environ.get("XDG_RUNTIME_DIR")
-    if given and _is_ours(Path(given)):
-        return Path(given) / "holdfast"
-    return Path(tempfile.gettempdir()) / f"holdfast-{os.getuid()}"
+    """Where sockets and pages of all runs of this user lie: the same from a login, from cron and after a logout. Not created here.
 
-
-def runtime_name(root: Path) -> str:
-    """The name of a run directory's folder below `runtime_home()`: 16 hex digits of BLAKE2b of its real path."""
-    return hashlib.blake2b(str(root.resolve()).encode(), digest_size=8).hexdigest()
+    $XDG_RUNTIME_DIR is none of these: docs/decisions/0007-runtime-directory.md.
+    """
+    return Path("/tmp") / f"holdfast-{os.getuid()}"  # noqa: S108 - made 0700, and its owner is checked
 
 
 def make_runtime(run: RunDir) -> Path:

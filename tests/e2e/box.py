@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.process import Identity, alive, identity
-from holdfast.runs import RunDir, runtime_name
+from holdfast.runs import RunDir
 from tests.waiting import until
 
 ENDED = ("stopped", "succeeded", "failed")
@@ -26,15 +27,14 @@ class Box:
     """One throw-away HOLDFAST_HOME with everything that runs in it."""
 
     root: Path
-    runtime: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="hf-")))
+    short: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="hf-")))  # for sockets of others
 
     @property
     def env(self) -> dict[str, str]:
         """The environment of a person at this machine."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("HOLDFAST_", "PYTHONPATH", "COLUMNS"))}
         kept["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
-        mine = {"HOLDFAST_HOME": str(self.root / "home"), "XDG_RUNTIME_DIR": str(self.runtime)}
-        return {**kept, **mine, "OMP_NUM_THREADS": "1"}
+        return {**kept, "HOLDFAST_HOME": str(self.root / "home"), "OMP_NUM_THREADS": "1"}
 
     @property
     def work(self) -> Path:
@@ -109,9 +109,7 @@ class Box:
     def process(self, run: RunDir, role: str) -> Identity | None:
         """The live process of that role, if any."""
         try:
-            entry = json.loads((self.runtime / "holdfast" / runtime_name(run.root) / "processes.json").read_text()).get(
-                role
-            )
+            entry = json.loads((run.runtime / "processes.json").read_text()).get(role)
         except (OSError, ValueError):
             return None
         found = Identity(entry["pid"], entry["start_ticks"]) if entry else None
@@ -145,3 +143,5 @@ class Box:
             return not left
 
         until(none_left, 20, what="every process of the box gone")
+        for run in (self.root / "home" / "runs").glob("*"):
+            shutil.rmtree(RunDir(run).runtime, ignore_errors=True)

@@ -17,4 +17,4 @@ def box(tmp_path: Path) -> Iterator[Box]:
     made = Box(tmp_path)
     yield made
     made.close()
-    shutil.rmtree(made.runtime, ignore_errors=True)
+    shutil.rmtree(made.short, ignore_errors=True)

@@ -80,7 +80,7 @@ def test_attach_works_inside_a_multiplexer(box: Box, multiplexer: str, tmp_path:
     seen = tmp_path / "seen.txt"
     attach = " ".join([*box.argv("attach", run.id)])
     if multiplexer == "tmux":
-        socket = str(box.runtime / "tmux")
+        socket = str(box.short / "tmux")
         start = [program, "-S", socket, "new-session", "-d", "-x", "100", "-y", "30", f"cd {box.work} && {attach}"]
         look = [program, "-S", socket, "capture-pane", "-p"]
         stop = [program, "-S", socket, "kill-server"]
@@ -89,7 +89,7 @@ def test_attach_works_inside_a_multiplexer(box: Box, multiplexer: str, tmp_path:
         start = [program, "-L", "-Logfile", log, "-dmS", f"hf{os.getpid()}", "sh", "-c", f"cd {box.work} && {attach}"]
         look = ["cat", log]
         stop = [program, "-S", f"hf{os.getpid()}", "-X", "quit"]
-    env = {**box.env, "TERM": "xterm", "SCREENDIR": _private(box.runtime / "screen")}
+    env = {**box.env, "TERM": "xterm", "SCREENDIR": _private(box.short / "screen")}
     subprocess.run(start, env=env, check=True, timeout=20)
 
     def shown() -> str:

@@ -141,7 +141,7 @@ class Observer:
             return
         self._next_line_s = time.monotonic() + self._plan.logs.heartbeat_s
         beats = attempt.pages.beats(state.attempt)
-        record = tail.last(self._run.records / "rank-00000.jsonl", "step")
+        record = tail.newest(self._run.records / "rank-00000.jsonl", "step")
         loss = record.get("loss")
         parts = [f"attempt {state.attempt}"]
         if beats:

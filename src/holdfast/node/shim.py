@@ -18,6 +18,7 @@ import fcntl
 import json
 import os
 import selectors
+import shutil
 import signal
 import socket
 import struct
@@ -156,8 +157,7 @@ class Shim:
             self._reap()
             self._forward_terminate()
             self._answer_waiting()
-        (self.runtime / "shim.sock").unlink(missing_ok=True)
-        (self.runtime / "processes.json").unlink(missing_ok=True)
+        shutil.rmtree(self.runtime, ignore_errors=True)  # under the lock: the next shim makes it anew
 
     def _watch_signals(self) -> None:
         ours, kernels = self.wakeup
@@ -568,6 +568,7 @@ def main(run_dir: Path, runtime: Path, *, alone: bool, detach: bool) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return LOCKED
+    (runtime / "pages").mkdir(mode=0o700, parents=True, exist_ok=True)  # the shim before us may have removed it
     path = runtime / "shim.sock"
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -42,10 +42,11 @@ def compose(
     run: RunDir, plan: Plan, state: State, beats: Sequence[Beat], *, now_s: float, live: bool, step_s: float = 0.0
 ) -> dict[str, Any]:
     """The object. `step_s` is how long a step takes of late, 0 while unknown; `live`: somebody watches the run."""
-    record = tail.last(run.records / "rank-00000.jsonl", "step")
+    record = tail.newest(run.records / "rank-00000.jsonl", "step")
     metrics = {k: v for k, v in record.items() if k not in _NOT_METRICS and isinstance(v, (int, float, str, bool))}
+    ended = state.history[-1] if state.history else None
     step = max([beat.step for beat in beats], default=0) or max(int(record.get("step", 0)), state.committed_step)
-    total = max((beat.steps_total for beat in beats), default=0)
+    total = max((beat.steps_total for beat in beats), default=ended.steps_total if ended else 0)
     speed = 1 / step_s if step_s > 0 else _mean_speed(state, beats, now_s)
     running = state.phase == RunState.RUNNING
     return {
@@ -54,10 +55,10 @@ def compose(
         "state": shown_state(state, beats, live=live),
         "host": socket.gethostname(),
         "attempt": state.attempt,
-        "restarts": max(0, state.attempt - 1),
+        "restarts": state.restarts,
         "step": step,
         "steps_total": total or None,
-        "epoch": max((beat.epoch for beat in beats), default=int(record.get("epoch", 0))),
+        "epoch": max((beat.epoch for beat in beats), default=ended.epoch if ended else int(record.get("epoch", 0))),
         "metrics": metrics,
         "checkpoint": _checkpoint(state, now_s),
         "findings": [dataclasses.asdict(finding) for finding in state.findings],

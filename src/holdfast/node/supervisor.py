@@ -353,6 +353,8 @@ class Supervisor:
                 t=time.time(), attempt=seen.attempt, exit_class=verdict.exit_class.value, status=seen.status,
                 step=max([beat.step for beat in beats], default=self.state.committed_step),
                 committed_step=self.state.committed_step, evidence=list(verdict.evidence),
+                epoch=max((beat.epoch for beat in beats), default=0),
+                steps_total=max((beat.steps_total for beat in beats), default=0),
                 traceback=verdict.traceback, orphans=swept.ended,
             )
         )  # fmt: skip

@@ -44,12 +44,16 @@ def _objects(lines: Iterator[bytes]) -> Iterator[dict[str, Any]]:
             yield found
 
 
-def last(path: Path, key: str) -> dict[str, Any]:
-    """The last object of `path` that has `key`; empty when the end of the file has none."""
+def newest(path: Path, key: str) -> dict[str, Any]:
+    """The newest value of each name in the objects of `path` that have `key` and are no events, near its end."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - LAST_BYTES))
             lines = file.read().splitlines()
     except OSError:
         return {}
-    return next((found for found in _objects(iter(reversed(lines))) if key in found and "event" not in found), {})
+    merged: dict[str, Any] = {}
+    for found in _objects(iter(lines)):
+        if key in found and "event" not in found:
+            merged.update(found)
+    return merged

@@ -33,8 +33,6 @@ Victims = tuple[Target, dict[str, subprocess.Popen[bytes]]]
 def victims(monkeypatch: pytest.MonkeyPatch) -> Iterator[Victims]:
     """A run whose four processes only sleep, and what a save request calls."""
     folder = Path(tempfile.mkdtemp(prefix="hf-"))
-    (folder / "run").mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
     run = RunDir(folder / "digits")
     run.checkpoints.mkdir(parents=True)
     watchdog = {"action": "restart", "progress_s": None}

@@ -6,11 +6,11 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,14 +109,13 @@ def _make_set(rank: int) -> SlotSet:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunDir]:
-    with tempfile.TemporaryDirectory(prefix="hf") as runtime:  # short: a socket's path ends at 108 bytes
-        monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
-        run = RunDir(tmp_path / "digits")
-        run.root.mkdir()
-        write_plan(run, run.checkpoints)
-        make_runtime(run)
-        yield run
+def run(tmp_path: Path) -> Iterator[RunDir]:
+    run = RunDir(tmp_path / "digits")
+    run.root.mkdir()
+    write_plan(run, run.checkpoints)
+    make_runtime(run)
+    yield run
+    shutil.rmtree(run.runtime)
 
 
 def write_plan(run: RunDir, folder: Path, **checkpoint: Any) -> None:

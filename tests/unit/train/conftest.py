@@ -15,7 +15,6 @@ torch.set_num_threads(1)  # tiny tensors: threads only get in each other's way
 
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNode]:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "/nowhere")
     made = FakeNode(tmp_path / "digits")
     for name, value in made.environ().items():
         monkeypatch.setenv(name, value)
