@@ -20,10 +20,9 @@ import torch
 from torch.utils.data import DataLoader, RandomSampler, Sampler, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.fake_node import FakeNode
-
 import holdfast
 from holdfast.plan import Every
+from tests.fake_node import FakeNode
 
 
 class Custom(Sampler[int]):
