@@ -391,7 +391,8 @@ class Session:
         self._flush_log()
         loop = self._loops[-1].name if self._loops else ""
         self._make_durable("final", At(LOOP, loop) if loop else At(at_kind), final=True)
-        self._records.event("finished", step=self.step)
+        if not self._finished:
+            self._records.event("finished", step=self.step)
         self._page.set(outcome=Outcome.FINISHED)
         self._finished = True
 

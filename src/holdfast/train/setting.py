@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch.utils.data
 
 from holdfast.errors import RunFileError, UsageError
-from holdfast.plan import CheckpointPlan, Every, Plan
+from holdfast.plan import CheckpointPlan, Every, Plan, digest
 from holdfast.process import identity
 from holdfast.runs import RunDir
 
@@ -49,7 +48,7 @@ def find(directory: str | os.PathLike[str] | None, environ: Mapping[str, str]) -
     if not supervised and not run.plan.exists():
         _make_plan(run)
     plan = _read_plan(run)
-    checkpoint, world = plan["checkpoint"], int(environ.get("WORLD_SIZE", "1"))
+    world = int(environ.get("WORLD_SIZE", "1"))
     return Setting(
         run=run,
         alone=not supervised,
@@ -58,10 +57,10 @@ def find(directory: str | os.PathLike[str] | None, environ: Mapping[str, str]) -
         attempt=int(environ.get("HOLDFAST_ATTEMPT", "1")),
         claim=_claim(environ, world),
         want=json.loads(environ.get("HOLDFAST_WANT") or '"newest"'),
-        every=Every(**checkpoint["every"]),
-        max_overhead_ratio=checkpoint["max_overhead_ratio"],
-        timeout_s=checkpoint["timeout_s"],
-        sync_always=plan["logs"]["sync"] == "always",
+        every=plan.checkpoint.every,
+        max_overhead_ratio=plan.checkpoint.max_overhead_ratio,
+        timeout_s=plan.checkpoint.timeout_s,
+        sync_always=plan.logs.sync == "always",
     )
 
 
@@ -102,8 +101,7 @@ def _make_plan(run: RunDir) -> None:
         created_s=time.time(),
         alone=True,
     )
-    raw = json.dumps(asdict(plan), sort_keys=True, separators=(",", ":")).encode()
-    made = {**plan.to_json(), "digest": hashlib.blake2b(raw).hexdigest()}
+    made = {**plan.to_json(), "digest": digest(plan.to_json())}
     draft = run.root / f".plan-{os.getpid()}"
     draft.write_text(json.dumps(made, indent=1))
     draft.chmod(0o600)
@@ -115,11 +113,8 @@ def _make_plan(run: RunDir) -> None:
         draft.unlink()
 
 
-def _read_plan(run: RunDir) -> dict[str, Any]:
+def _read_plan(run: RunDir) -> Plan:
     try:
-        plan = json.loads(run.plan.read_text())
-        if plan["version"] != 1:
-            raise ValueError(f"version {plan['version']}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Plan.from_json(json.loads(run.plan.read_text()))
+    except (OSError, ValueError, AttributeError) as error:
         raise RunFileError(f"{run.plan} cannot be read: {error}", hint="was the run made by this version?") from error
-    return dict(plan)

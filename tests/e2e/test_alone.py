@@ -1,0 +1,56 @@
+"""A script without a supervisor: shim and archiver of our own, killed with -9, and equal in the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import hashlib, os, random, signal, sys
+import numpy as np, torch, holdfast
+from torch.utils.data import DataLoader, Dataset
+
+class Noisy(Dataset):
+    def __len__(self):
+        return 12
+    def __getitem__(self, index):
+        return torch.cat([torch.tensor([index, random.random(), np.random.rand()]), torch.rand(2)]).float()
+
+torch.manual_seed(3)
+model = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 1))
+optimizer = torch.optim.AdamW(model.parameters())
+loader = DataLoader(Noisy(), batch_size=4, shuffle=True, num_workers=1)
+run = holdfast.Run(model=model, optimizer=optimizer, loader=loader, dir=sys.argv[1])
+run.on("committed", lambda occasion: occasion.step >= int(sys.argv[2]) > 0 and os.kill(os.getpid(), signal.SIGKILL))
+for x in run.steps(loader, epochs=3):
+    model(x).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    run.save()
+run.close()
+print(run.step, hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest())
+"""
+
+
+def start(folder: Path, kill_after: int) -> subprocess.CompletedProcess[str]:
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")}
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(folder), str(kill_after)]
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=100)
+
+
+@pytest.mark.e2e
+def test_killed_three_times_it_ends_as_if_never_killed(tmp_path: Path) -> None:
+    calm = start(tmp_path / "calm", 0)
+    assert calm.returncode == 0, calm.stderr
+
+    killed = [start(tmp_path / "hunted", after).returncode for after in (2, 4, 6)]
+    last = start(tmp_path / "hunted", 0)
+
+    assert killed == [-signal.SIGKILL] * 3
+    assert last.stdout == calm.stdout
+    assert last.stdout.startswith("9 ")
