@@ -94,7 +94,7 @@ def home() -> Path:
 def runtime_home() -> Path:
     """Where sockets and pages of this user's runs lie: the same from a login, from cron and after a logout.
 
-    Not created here.     $XDG_RUNTIME_DIR is none of these: docs/decisions/0007-runtime-directory.md.
+    Not created here. $XDG_RUNTIME_DIR is none of these: docs/decisions/0007-runtime-directory.md.
     """
     return Path("/tmp") / f"holdfast-{os.getuid()}"  # noqa: S108 - made 0700, and its owner is checked
 
