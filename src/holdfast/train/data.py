@@ -102,6 +102,23 @@ class Feed:
         return len(self.loader)
 
 
+class _Indices:
+    """Stands in the twin for the loader's index sampler; torch asks for it more than once before a pass begins.
+
+    It knows nothing of the twin: in a reference cycle torch's worker processes take 5 s each to leave.
+    """
+
+    def __init__(self, sampler: Any) -> None:
+        self._sampler = sampler
+        self.current: Iterator[Any] = iter(())
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.current
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+
 class _Plain:
     """A map-style DataLoader: index batches are drawn by us, fetched by torch's own iterator over a twin."""
 
@@ -109,7 +126,7 @@ class _Plain:
         self._name, self._loader, self._seed, self._rank = name, loader, seed, rank
         self._generators = generators_of(loader)
         self._sampler = index_sampler(loader)
-        self._indices: Any = iter(())
+        self._indices = _Indices(self._sampler)
         self._pass: Pass | None = None
         self._twin = self._make_twin()
 
@@ -119,18 +136,11 @@ class _Plain:
         twin: DataLoader[Any] = object.__new__(kind)
         vars(twin).update(vars(self._loader))
         which = "sampler" if self._loader.batch_sampler is None else "batch_sampler"
-        vars(twin).update({which: self, "_iterator": None})
+        vars(twin).update({which: self._indices, "_iterator": None})
         if self._loader.num_workers > 0:
             init = InitWorker(self._loader.worker_init_fn)
             vars(twin).update(dataset=SeededDataset(self._loader.dataset), worker_init_fn=init)
         return twin
-
-    def __iter__(self) -> Iterator[Any]:
-        """Asked for by torch's iterator, more than once a pass before the first batch is drawn."""
-        return self._indices  # type: ignore[no-any-return]
-
-    def __len__(self) -> int:
-        return len(self._sampler)
 
     def start(self, place: Place, state: Any) -> Iterator[Any]:
         set_epoch(self._loader, place.epoch + place.entry + place.renewal)
@@ -138,7 +148,7 @@ class _Plain:
         workers = self._loader.num_workers
         in_flight = workers * (self._loader.prefetch_factor or 0)
         self._pass = Pass(self._sampler, seed, self._generators, skip=place.yielded, state=state, in_flight=in_flight)
-        self._indices = _seeded(self._pass, self._worker_seed(place)) if workers else _bare(self._pass)
+        self._indices.current = _seeded(self._pass, self._worker_seed(place)) if workers else _bare(self._pass)
         began = () if self._loader.persistent_workers else place.key  # such workers live longer than a pass
         with Stream(derive(self._seed, "iterator", self._name, self._rank, *began), self._generators):
             return iter(self._twin)

@@ -21,6 +21,8 @@ try:
 except ImportError:
     np = None  # type: ignore[assignment]
 
+_SAID = ("t", "step", "epoch", "attempt")  # in every step record
+
 
 class Records:
     """Appends to `records/rank-N.jsonl`."""
@@ -33,7 +35,7 @@ class Records:
 
     def step(self, step: int, epoch: int, values: dict[str, Any]) -> None:
         """One completed step's values, already plain."""
-        self._write({**values, "t": time.time(), "step": step, "epoch": epoch, "attempt": self._attempt})
+        self._write({"t": time.time(), "step": step, "epoch": epoch, "attempt": self._attempt, **values})
 
     def event(self, name: str, **facts: Any) -> None:
         """Something the library did, or that somebody should know."""
@@ -59,11 +61,15 @@ class Pending:
         self.metrics: dict[str, float] = {}  # latest finite value of each name
 
     def add(self, values: dict[str, Any]) -> None:
-        """Keep `values` for the step in progress. Raises UsageError for what is not one number or text."""
+        """Keep `values` for the step in progress; what a record says anyway (step, epoch) is left out.
+
+        Raises UsageError for what is not one number or text.
+        """
         for name, value in values.items():
             if name == "event":
                 raise UsageError("run.log(event=…): lines with that name are the library's own", hint="another name")
-            self._now[name] = _kept(name, value)
+            if name not in _SAID:
+                self._now[name] = _kept(name, value)
 
     def end_step(self, step: int, epoch: int) -> None:
         """The step is complete: write what can be read now, and what the step before left to read."""
