@@ -30,7 +30,7 @@ class ExitClass(str, Enum):
     HOST_OOM = "host_oom"
     CUDA_OOM = "cuda_oom"
     CUDA_ERROR = "cuda_error"
-    NCCL_ERROR = "nccl_error"
+    NCCL_ERROR = "nccl_error"  # or gloo: what the other ranks say when one died
     HANG = "hang"
     PREEMPTED = "preempted"  # SIGTERM that we did not send
     CODE_ERROR = "code_error"
@@ -85,6 +85,7 @@ _TEXTS: tuple[tuple[ExitClass, str], ...] = (
 )
 _NCCL = re.compile(
     r"ncclUnhandledCudaError|ncclSystemError|ncclRemoteError|NCCL error|NCCL WARN .*failed|"
+    r"Gloo connectFullMesh failed|gloo/transport.*(?:closed by peer|reset by peer|[Tt]imed out)|DistNetworkError|"
     r"Watchdog caught collective operation timeout|ProcessGroupNCCL.*(?:timed? ?out|aborted)|DistBackendError",
     re.MULTILINE,
 )

@@ -9,6 +9,11 @@ import pytest
 from holdfast.events import AttemptEnded
 from holdfast.exits import Exit, ExitClass, classify, describe
 
+GLOO_CASCADE = """Traceback (most recent call last):
+  File "train.py", line 13, in <module>
+    loss.backward()
+RuntimeError: [gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:54479. A remote worker may be gone.
+"""
 NCCL_CASCADE = """\
 [rank1]: Traceback (most recent call last):
 [rank1]:   File "/job/train.py", line 88, in <module>
@@ -59,6 +64,7 @@ CASES = [
     (Exit(status=-6, tail="what():  CUDA error: device-side assert triggered\n"), ExitClass.CUDA_ERROR),
     (Exit(status=1, tail=NCCL_CASCADE), ExitClass.CUDA_OOM),
     (Exit(status=1, tail=NCCL_CASCADE[NCCL_CASCADE.index("[rank0]") :]), ExitClass.NCCL_ERROR),
+    (Exit(status=1, tail=GLOO_CASCADE), ExitClass.NCCL_ERROR),
     (Exit(status=1, tail=CHILD_FAILED), ExitClass.CODE_ERROR),
     (Exit(status=1, tail=SYNTAX), ExitClass.CODE_ERROR),
     (Exit(status=1, tail=RAISED + "ModuleNotFoundError: No module named 'timm'\n"), ExitClass.IMPORT_ERROR),

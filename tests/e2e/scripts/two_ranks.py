@@ -1,0 +1,39 @@
+"""Two ranks under torchrun with DDP over gloo; rank 0 writes the digest of the final weights."""
+
+import hashlib
+import os
+import pathlib
+import time
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+import holdfast
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(1)
+    dist.init_process_group("gloo")
+    data = TensorDataset(x := torch.randn(256, 8), x.sum(1, keepdim=True))
+    net = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.2), nn.Linear(16, 1))
+    model = nn.parallel.DistributedDataParallel(net)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    loader = DataLoader(data, batch_size=16, sampler=DistributedSampler(data))
+    run = holdfast.Run(model=model, optimizer=optimizer, loader=loader)
+    for x, y in run.steps(loader, epochs=5):
+        loss = ((model(x) - y) ** 2).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        run.log(loss=loss)
+        time.sleep(float(os.environ.get("STEP_S", "0")))
+    if dist.get_rank() == 0:
+        digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in model.state_dict().values())).hexdigest()
+        pathlib.Path(os.environ["HOLDFAST_RUN_DIR"], "final.txt").write_text(digest)
+    dist.destroy_process_group()
+
+
+main()
