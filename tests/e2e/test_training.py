@@ -74,7 +74,7 @@ def test_stop_saves_and_resume_continues_where_it_stopped(box: Box, expected: st
     assert list(range(1, 41)) == _steps(run), "no step twice, none lost"
 
 
-def test_sigterm_to_the_trainer_saves_and_marks_as_to_be_continued(box: Box, expected: str) -> None:
+def test_a_machine_going_down_saves_and_marks_as_to_be_continued(box: Box, expected: str) -> None:
     run = _begin(box, "spot", every="1000 steps", STEP_S="0.05")
     box.wait_step(run, 7)
 
@@ -86,6 +86,18 @@ def test_sigterm_to_the_trainer_saves_and_marks_as_to_be_continued(box: Box, exp
     assert box.holdfast("resume", "--all", "-d").returncode == 0
     box.wait_for(run, "succeeded")
     assert expected == _digest(run)
+
+
+def test_sigterm_to_the_trainer_alone_saves_and_goes_on_without_losing_a_step(box: Box, expected: str) -> None:
+    run = _begin(box, "nudged", every="1000 steps", STEP_S="0.05")
+    box.wait_step(run, 7)
+
+    box.kill(run, "trainer", signal.SIGTERM)
+
+    found = box.wait_for(run, "succeeded", "failed")
+    assert (found["state"], found["attempt"]) == ("succeeded", 2), box.tail(run)
+    assert expected == _digest(run)
+    assert list(range(1, 41)) == _steps(run), "no step twice, none lost"
 
 
 def test_resume_at_a_step_keeps_the_later_ones_aside(box: Box, expected: str) -> None:
