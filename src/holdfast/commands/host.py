@@ -9,7 +9,7 @@ import click
 from holdfast import runs
 from holdfast.commands import clockwork
 from holdfast.commands.arguments import say
-from holdfast.commands.clockwork import AT_BOOT
+from holdfast.commands.cronfields import AT_BOOT
 from holdfast.errors import UsageError
 
 _KEY = "resume"

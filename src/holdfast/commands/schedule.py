@@ -20,7 +20,7 @@ from typing import Any
 import click
 
 from holdfast import runs
-from holdfast.commands import clockwork
+from holdfast.commands import clockwork, cronfields
 from holdfast.commands.arguments import say
 from holdfast.commands.liveness import ENDED, exit_code_of, status_of, when_over
 from holdfast.commands.wording import columns
@@ -57,7 +57,7 @@ def add(run_file: Path, when: str | None, nightly: bool, name: str | None, by: s
     """Run RUN_FILE by the clock."""
     if (when is None) != nightly:
         raise UsageError("say when", hint="--nightly or --cron '0 2 * * *'")
-    fields = clockwork.check(when or NIGHTLY)
+    fields = cronfields.check(when or NIGHTLY)
     path = run_file.resolve()
     chosen_name = _checked(name or path.parent.name)
     if print_ci:

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from holdfast.commands.clockwork import AT_BOOT, parse
+from holdfast.commands.cronfields import AT_BOOT, parse
 from holdfast.errors import HoldfastError
 from holdfast.fsio import replace
 

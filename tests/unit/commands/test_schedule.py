@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.commands import clockwork, timers
+from holdfast.commands import cronfields, timers
 from holdfast.errors import UsageError
 from tests.unit.commands.scene import holdfast, make_run, status, supervised
 
@@ -184,7 +184,7 @@ def test_cron_fields_in_systemds_words(cron: str, expected: list[str]) -> None:
 )
 def test_cron_fields_that_cannot_be(cron: str) -> None:
     with pytest.raises(UsageError):
-        clockwork.check(cron)
+        cronfields.check(cron)
 
 
 def test_units_leave_runs_alone_when_they_are_stopped() -> None:
