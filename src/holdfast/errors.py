@@ -54,9 +54,9 @@ class LeaseHeld(HoldfastError):
 
     exit_code = 11
 
-    def __init__(self, directory: str, pid: int) -> None:
+    def __init__(self, directory: str, pid: int, *, hint: str = "") -> None:
         super().__init__(
-            f"{directory} is in use by process {pid}", hint=f"holdfast attach, or stop process {pid} first"
+            f"{directory} is in use by process {pid}", hint=hint or f"holdfast attach, or stop process {pid} first"
         )
         self.pid = pid
 

@@ -40,7 +40,7 @@ def _read_every(value: object) -> object:
         return ()
     if value == []:
         raise wrong("no trigger is given", "auto, or at least one: [15m, 1000 steps]")
-    return [value] if isinstance(value, str) else value
+    return value if isinstance(value, list) else [value]  # a bare number is then told that it has no unit
 
 
 def _one_of_each(every: tuple[units.Trigger, ...]) -> tuple[units.Trigger, ...]:
