@@ -54,9 +54,9 @@ class LeaseHeld(HoldfastError):
 
     exit_code = 11
 
-    def __init__(self, directory: str, pid: int) -> None:
+    def __init__(self, directory: str, pid: int, *, hint: str = "") -> None:
         super().__init__(
-            f"{directory} is in use by process {pid}", hint=f"holdfast attach, or stop process {pid} first"
+            f"{directory} is in use by process {pid}", hint=hint or f"holdfast attach, or stop process {pid} first"
         )
         self.pid = pid
 
@@ -66,9 +66,10 @@ class NoValidCheckpoint(HoldfastError):
 
     exit_code = 12
 
-    def __init__(self, run: str, tried: int, *, why: str = "") -> None:
+    def __init__(self, run: str, tried: int = 0, *, why: str = "", said: str = "") -> None:
+        """`said` is the sentence of another process, in place of one made here."""
         super().__init__(
-            f"run {run!r} has no valid checkpoint: {tried} tried, {tried} damaged{': ' + why if why else ''}",
+            said or f"run {run!r} has no valid checkpoint: {tried} tried, {tried} damaged{': ' + why if why else ''}",
             hint=f"holdfast ckpt verify {run}",
         )
 

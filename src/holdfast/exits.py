@@ -41,6 +41,7 @@ class ExitClass(str, Enum):
     ABORT = "abort"
     CANNOT_START = "cannot_start"
     LOST = "lost"  # the machine was restarted under it
+    NO_CHECKPOINT = "no_checkpoint"  # checkpoints exist, and none is intact
     UNKNOWN = "unknown"
 
 
@@ -187,6 +188,8 @@ def _by_exception(end: Exit, traceback: str) -> _Found | None:
     raised = _RAISED.match(last)
     if raised is None:
         return None
+    if last.startswith("holdfast.errors.NoValidCheckpoint"):
+        return ExitClass.NO_CHECKPOINT, (last[:500],)
     passing = raised[1] in _PASSING
     return (ExitClass.UNKNOWN if passing else ExitClass.CODE_ERROR), (last[:500],)
 
@@ -264,6 +267,7 @@ _WORDS = {
     ExitClass.ABORT: "it aborted itself in native code",
     ExitClass.CANNOT_START: "the program could not be started",
     ExitClass.LOST: "the machine was restarted",
+    ExitClass.NO_CHECKPOINT: "none of the checkpoints is intact, and it does not begin anew by itself",
     ExitClass.UNKNOWN: "nothing tells why it ended",
 }
 

@@ -23,7 +23,7 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from holdfast import events as ev
-from holdfast.errors import STOPPED_WITH_CHECKPOINT, BudgetSpent
+from holdfast.errors import STOPPED_WITH_CHECKPOINT, BudgetSpent, NoValidCheckpoint
 from holdfast.exits import ExitClass, describe
 from holdfast.plan import Plan, RestartPlan, RestartRule
 
@@ -413,7 +413,9 @@ def _verdict(state: State, ended: ev.AttemptEnded, policy: Policy, now_s: float)
     rule = next((rule for rule in policy.restart.rules if _matches(rule, ended)), None)
     stops = _final(state, ended, policy, rule)
     if stops:
-        return ev.RunEnded(t=now_s, state="failed", exit_code=_own_code(ended.status), reason=stops)
+        none_intact = ended.exit_class == ExitClass.NO_CHECKPOINT
+        code = NoValidCheckpoint.exit_code if none_intact else _own_code(ended.status)
+        return ev.RunEnded(t=now_s, state="failed", exit_code=code, reason=stops)
     free = rule.free if rule else _is_free(state, ended)
     spent = _spent(state.ledger, policy.restart, now_s, free=free)
     if spent:
@@ -443,6 +445,8 @@ def _final(state: State, ended: ev.AttemptEnded, policy: Policy, rule: RestartRu
         return f"a rule of `restart.rules` stops on {ended.exit_class}" if rule.action == "stop" else ""
     if policy.restart.policy == "no":
         return f"the program ended ({ended.exit_class}), and `restart.policy` is no"
+    if ended.exit_class == ExitClass.NO_CHECKPOINT:
+        return "no checkpoint is intact"
     before = state.history[-2] if len(state.history) > 1 else None
     if ended.exit_class == ExitClass.CANNOT_START:
         confirmed = before is not None and before.exit_class == ExitClass.CANNOT_START

@@ -49,6 +49,7 @@ CASES = [
     (Exit(status=0, asked="stop"), ExitClass.USER_STOP),
     (Exit(status=75, asked="stop", outcome="stopped"), ExitClass.STOPPED),
     (Exit(status=75), ExitClass.STOPPED),
+    (Exit(status=1, tail=RAISED + "holdfast.errors.NoValidCheckpoint: 2 tried\n"), ExitClass.NO_CHECKPOINT),
     (Exit(status=-9), ExitClass.KILLED),
     (Exit(status=-9, tail="OSError: [Errno 28] No space left on device\n"), ExitClass.KILLED),
     (Exit(status=-9, oom_kills=1, oom_scope="this machine"), ExitClass.HOST_OOM),

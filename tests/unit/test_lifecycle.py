@@ -265,3 +265,9 @@ def test_events_of_an_attempt_that_is_over_change_nothing() -> None:
 
     assert actions == ()
     assert dataclasses.replace(later, updated_s=state.updated_s) == state
+
+
+def test_without_an_intact_checkpoint_nothing_is_tried_again() -> None:
+    over = end(1, (started(1, 2.0),), "no_checkpoint")
+
+    assert (over.state, over.exit_code, over.reason) == ("failed", 12, "no checkpoint is intact")

@@ -46,7 +46,9 @@ def _locked(run: RunDir) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise LeaseHeld(str(run.root), _holder(run)) from None
+            raise LeaseHeld(
+                str(run.root), _holder(run), hint="" if _alone(run) else f"holdfast stop {run.id}"
+            ) from None
         yield
     finally:
         os.close(descriptor)

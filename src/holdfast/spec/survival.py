@@ -30,7 +30,7 @@ from holdfast.spec.fields import (
 # how `lifecycle` classifies the end of an attempt that nobody asked for
 ExitClass = Literal[
     "killed", "host_oom", "cuda_oom", "cuda_error", "nccl_error", "hang", "preempted", "code_error", "import_error",
-    "disk_full", "segfault", "bus_error", "abort", "cannot_start", "lost", "unknown",
+    "disk_full", "segfault", "bus_error", "abort", "cannot_start", "lost", "no_checkpoint", "unknown",
 ]  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def _read_every(value: object) -> object:
         return ()
     if value == []:
         raise wrong("no trigger is given", "auto, or at least one: [15m, 1000 steps]")
-    return [value] if isinstance(value, str) else value
+    return value if isinstance(value, list) else [value]  # a bare number is then told that it has no unit
 
 
 def _one_of_each(every: tuple[units.Trigger, ...]) -> tuple[units.Trigger, ...]:

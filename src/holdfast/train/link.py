@@ -107,7 +107,7 @@ class Link:
             return reply
         why = str(reply.get("error", reply))
         if reply.get("exit_code") == NoValidCheckpoint.exit_code:
-            raise NoValidCheckpoint(s.run.id, int(reply.get("tried", 1)), why=why)
+            raise NoValidCheckpoint(s.run.id, said=why)
         raise HoldfastError(f"the archiver did not restore: {why}", hint=f"see {s.run.node_log}")
 
     def _ask_archiver(self, message: dict[str, Any]) -> dict[str, Any]:

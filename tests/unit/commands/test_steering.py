@@ -136,7 +136,7 @@ def test_rm_refuses_a_live_run_even_by_force() -> None:
         said = holdfast("rm", "--force", "digits")
 
     assert said.code == 11
-    assert "process 4711" in said.err
+    assert "process 4711" in said.err and "holdfast stop digits" in said.err
     assert run.plan.exists()
 
 

@@ -63,6 +63,11 @@ def test_policy_no_is_a_word() -> None:
     assert loaded("run: x\nrestart: {policy: no}").restart.policy == "no"
 
 
+def test_every_without_a_unit_is_told_so() -> None:
+    with pytest.raises(RunFileError, match="20 has no unit"):
+        loaded("run: x\ncheckpoint: {every: 20}")
+
+
 def test_every_takes_one_a_list_or_auto() -> None:
     assert loaded("run: x\ncheckpoint: {every: 15m}").checkpoint.every == (Trigger(seconds=900.0),)
     assert loaded("run: x\ncheckpoint: {every: auto}").checkpoint.every == ()
