@@ -148,7 +148,7 @@ class Session:
     def _load(self, slot: Slot) -> None:
         stored = copy_out(slot)
         self._stored_feeds = content.part(stored, content.FEEDS)
-        for name in self._stored_feeds:
+        for name in list(self._stored_feeds):
             value = self.content.objects.pop(name, None)  # an iterable with a state_dict, used as a loader since
             if value is not None:
                 self._add_feed(name, value)
@@ -388,6 +388,8 @@ class Session:
 
     def finish(self, at_kind: str = OUTSIDE) -> None:
         """Everything so far becomes durable. Raises StoreRefused."""
+        if self._resume is not None and self._resume.kept is None:
+            self.take_up()  # nothing is left to train: what follows draws from where the finished training stood
         self._flush_log()
         loop = self._loops[-1].name if self._loops else ""
         self._make_durable("final", At(LOOP, loop) if loop else At(at_kind), final=True)

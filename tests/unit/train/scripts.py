@@ -53,6 +53,28 @@ class Moody(Sampler[int]):
         return ITEMS
 
 
+class Numbers:
+    """No DataLoader: an iterable that says itself where it is."""
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        while self.given < ITEMS // BATCH:
+            self.given += 1
+            yield torch.rand(BATCH, 5) + self.given
+        self.given = 0
+
+    def __len__(self) -> int:
+        return ITEMS // BATCH
+
+    def state_dict(self) -> dict[str, int]:
+        return {"given": self.given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.given = state["given"]
+
+
 @dataclass
 class Trial:
     """One process: `kill_at` is the number of completed steps at which it dies, inside the next."""
@@ -208,6 +230,7 @@ LOADERS: dict[str, Callable[[], Any]] = {
     "workers": lambda: _workers(shuffle=True),
     "workers-moody": lambda: _workers(sampler=Moody(), prefetch_factor=1),
     "persistent": lambda: _workers(shuffle=True, persistent_workers=True),
+    "iterable": Numbers,
     "stateful": lambda: StatefulDataLoader(Noisy(), BATCH, shuffle=True),
     "stateful-workers": lambda: StatefulDataLoader(Noisy(), BATCH, shuffle=True, num_workers=2),
 }

@@ -403,6 +403,31 @@ def test_random_states_are_left_alone_until_the_loop_is_entered(node: FakeNode) 
     drop(third)
 
 
+@pytest.mark.parametrize("loop", ["steps", "epochs", "bare"])
+def test_code_behind_the_training_draws_the_same_after_a_kill_there(node: FakeNode, loop: str) -> None:
+    def train(run: holdfast.Run, data: DataLoader[Any]) -> None:
+        if loop == "steps":
+            list(run.steps(data, epochs=2))
+        elif loop == "epochs":
+            for _ in run.epochs(2):
+                list(run.steps(data))
+        else:
+            for _ in range(run.epoch, 2):
+                list(run.steps(data))
+            run.close()
+
+    drawn = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        data = loader(2)
+        run = holdfast.Run(loader=data)
+        train(run, data)
+        drawn.append(torch.rand(()))
+        drop(run)
+
+    assert drawn[0] == drawn[1]
+
+
 def test_a_hand_written_loop_without_wrap_begins_by_hand(node: FakeNode, capsys: pytest.CaptureFixture[str]) -> None:
     run = holdfast.Run()
     run.begin()
