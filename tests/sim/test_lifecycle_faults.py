@@ -31,7 +31,7 @@ from holdfast.lifecycle import (
 )
 from holdfast.plan import RestartPlan
 
-SEEDS = 20
+SEEDS = 26
 SCHEDULES = 50  # a seed
 FAULTS = 80  # a schedule, then the world is healthy
 ENDS = [each for each in ExitClass if each not in (ExitClass.SUCCEEDED, ExitClass.USER_STOP, ExitClass.STOPPED)]
