@@ -54,3 +54,22 @@ def test_killed_three_times_it_ends_as_if_never_killed(tmp_path: Path) -> None:
     assert killed == [-signal.SIGKILL] * 3
     assert last.stdout == calm.stdout
     assert last.stdout.startswith("9 ")
+
+
+CLOSED_AND_MADE_AGAIN = """
+import torch, holdfast
+model = torch.nn.Linear(2, 1)
+for _ in range(3):
+    with holdfast.Run(model=model, dir="again") as run:
+        print(run.resumed)
+        run.save(reason="asked")
+"""
+
+
+@pytest.mark.e2e
+def test_a_closed_run_can_be_made_again_at_once_in_the_same_process(tmp_path: Path) -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", CLOSED_AND_MADE_AGAIN], cwd=tmp_path, timeout=40, capture_output=True, text=True
+    )
+
+    assert said.stdout.split() == ["False", "True", "True"], said.stderr

@@ -126,8 +126,8 @@ def test_resume_at_a_step_that_is_not_there_says_which_are(box: Box) -> None:
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(box: Box, expected: str) -> None:
-    run = _begin(box, "bitrot", STEP_S="0.03")
-    box.wait_step(run, 22)
+    run = _begin(box, "bitrot", STEP_S="0.1")
+    box.wait_step(run, 12)
     box.holdfast("stop", "bitrot")
     box.wait_for(run, "stopped")
     newest = sorted((run.checkpoints / "manifests").iterdir())[-1]

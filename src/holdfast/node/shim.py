@@ -422,7 +422,10 @@ class Shim:
         if known is None:
             self._adopt_one(Child(link.role, pid, (start_ticks(pid) or (0, ""))[0]))
 
-    def _hello_rank(self, link: Link, message: Message) -> Message:
+    def _hello_rank(self, link: Link, message: Message) -> Message | None:
+        if self.alone and self.finishing:  # there is no archiver any more: the rank starts another shim, which has one
+            self._close(link)
+            return None
         rank, pid, ticks = int(message["rank"]), int(message["pid"]), int(message["start_ticks"])
         held = self.ranks.get(rank)
         if held is not None and held[:2] != (pid, ticks) and _lives(held[0], held[1]):
