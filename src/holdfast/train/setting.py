@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch.utils.data
 
 from holdfast.errors import RunFileError, UsageError
-from holdfast.plan import CheckpointPlan, Every, Plan
+from holdfast.plan import CheckpointPlan, Every, Plan, digest
 from holdfast.process import identity
 from holdfast.runs import RunDir
 
@@ -102,8 +101,7 @@ def _make_plan(run: RunDir) -> None:
         created_s=time.time(),
         alone=True,
     )
-    raw = json.dumps(asdict(plan), sort_keys=True, separators=(",", ":")).encode()
-    made = {**plan.to_json(), "digest": hashlib.blake2b(raw).hexdigest()}
+    made = {**plan.to_json(), "digest": digest(plan.to_json())}
     draft = run.root / f".plan-{os.getpid()}"
     draft.write_text(json.dumps(made, indent=1))
     draft.chmod(0o600)
