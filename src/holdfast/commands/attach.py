@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 from collections.abc import Iterator
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
@@ -39,17 +40,41 @@ def command(run: RunDir | None) -> int:
 
 def attach(run: RunDir, *, from_byte: int = 0) -> int:
     """Show `run`, its output from `from_byte` on, until it is over; returns its exit code, or 130 after Ctrl-C."""
-    try:
+    with _ctrl_c() as pressed:
         with Output(run.output) as output, _view() as view:
             cursor = Cursor(output, from_byte)
             for status in polls(run):
                 view.show(status)
                 view.write(cursor.new())
-    except KeyboardInterrupt:
-        say(f"\n{run.id} keeps running", hint=f"holdfast attach {run.id} comes back, holdfast stop {run.id} ends it")
-        return INTERRUPTED
+                if pressed:
+                    break
+        if pressed:
+            say(
+                f"\n{run.id} keeps running", hint=f"holdfast attach {run.id} comes back, holdfast stop {run.id} ends it"
+            )
+            return INTERRUPTED
     _tell_end(status)
     return exit_code_of(status)
+
+
+@contextlib.contextmanager
+def _ctrl_c() -> Iterator[list[int]]:
+    """A list that is no longer empty once Ctrl-C was pressed; pressed again, it interrupts.
+
+    KeyboardInterrupt at a moment of its own choosing can vanish: in a weakref callback, in the middle of an import.
+    """
+    pressed: list[int] = []
+
+    def on_sigint(number: int, _frame: FrameType | None) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    before = signal.signal(signal.SIGINT, on_sigint)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class View(Protocol):

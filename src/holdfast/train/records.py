@@ -24,6 +24,9 @@ except ImportError:
 _SAID = ("t", "step", "epoch", "attempt")  # in every step record
 
 
+_OWN = ("t", "step", "epoch", "attempt")  # in every record: a value logged under such a name is not kept
+
+
 class Records:
     """Appends to `records/rank-N.jsonl`."""
 
@@ -97,7 +100,7 @@ class Pending:
         for name, value in plain.items():
             if isinstance(value, float) and not math.isfinite(value):
                 plain[name] = "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-            elif isinstance(value, (int, float)):
+            elif isinstance(value, (int, float)) and name not in _OWN:
                 self.metrics[name] = value
         self._records.step(step, epoch, plain)
 

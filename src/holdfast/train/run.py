@@ -102,6 +102,7 @@ class Run:
     def begin(self) -> None:
         """A hand-written loop without `wrap` starts here: random states and gradients are put back now."""
         self._session.settle()
+        self._session.ticking = True  # what is logged from here on is the coming step's
         self._session.take_up()
 
     def _feed(self, loader: Any) -> Feed:

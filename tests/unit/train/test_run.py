@@ -447,6 +447,19 @@ def test_a_hand_written_loop_without_wrap_begins_by_hand(node: FakeNode, capsys:
     drop(forgetful)
 
 
+def test_each_step_of_a_hand_written_loop_is_recorded_under_its_own_number(node: FakeNode) -> None:
+    for _ in range(2):
+        run = holdfast.Run()
+        run.begin()
+        for _ in range(2):
+            run.log(loss=run.step + 1)
+            run.tick()
+            until(lambda done=run.step: saved_steps(node)[-1:] == [done])
+        drop(run)
+
+    assert [(r["step"], r["loss"]) for r in records(node) if "loss" in r] == [(1, 1), (2, 2), (3, 3), (4, 4)]
+
+
 def test_a_run_inside_a_worker_is_refused(node: FakeNode) -> None:
     class Nosy(torch.utils.data.Dataset[Any]):
         def __len__(self) -> int:
