@@ -5,11 +5,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 from holdfast.errors import INTERRUPTED, HoldfastError
+
+# Errors of the machine, not ours: errno → what a person can do
+_OUTSIDE = {
+    errno.ENOSPC: "free some space, or set HOLDFAST_HOME to another disk",
+    errno.EDQUOT: "your quota is used up: free some space, or set HOLDFAST_HOME to another disk",
+    errno.EROFS: "the file system is read-only: set HOLDFAST_HOME to one that is not",
+    errno.EACCES: "you may not write there: check the owner, or set HOLDFAST_HOME elsewhere",
+    errno.EPERM: "you may not do that there: check the owner, or set HOLDFAST_HOME elsewhere",
+    errno.EIO: "the disk reports errors: see dmesg, and set HOLDFAST_HOME to another disk",
+}
 
 
 def main() -> None:
@@ -31,6 +42,10 @@ def run(argv: Sequence[str], *, clock: Callable[[], float] | None = None) -> int
     except HoldfastError as error:
         return _say(str(error), error.hint, error.exit_code)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OUTSIDE:
+            return _say(
+                f"{error.filename or 'a file'}: {error.strerror}", _OUTSIDE[error.errno], HoldfastError.exit_code
+            )
         from holdfast.commands.crash import report
 
         return _say(*report(error, argv), HoldfastError.exit_code)

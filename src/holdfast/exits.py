@@ -268,7 +268,7 @@ _WORDS = {
     ExitClass.CANNOT_START: "the program could not be started",
     ExitClass.LOST: "the machine was restarted",
     ExitClass.NO_CHECKPOINT: "none of the checkpoints is intact, and it does not begin anew by itself",
-    ExitClass.UNKNOWN: "nothing tells why it ended",
+    ExitClass.UNKNOWN: "it left without saying why",
 }
 
 

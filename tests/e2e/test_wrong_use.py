@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -9,6 +13,7 @@ import pytest
 
 from holdfast.runs import RunDir
 from tests.e2e.box import Box
+from tests.needs import need
 from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
@@ -145,6 +150,65 @@ def test_daemonised_children_do_not_outlive_their_attempt(box: Box) -> None:
 
     pid = int((run.root / "daemon").read_text())
     until(lambda: not Path(f"/proc/{pid}").exists(), what=f"daemon {pid} gone")
+
+
+def test_deleting_a_live_run_ends_its_processes(box: Box) -> None:
+    run = box.start("--name", "gone", "--", "sleep", "600")
+    until(lambda: box.process(run, "trainer"))
+
+    shutil.rmtree(run.root)
+
+    until(lambda: not box.marked(), 30, what=f"nothing left of it, found {box.marked()}")
+
+
+def test_a_full_home_is_one_sentence(box: Box, tmp_path: Path) -> None:
+    need(os.geteuid() == 0, "needs root to mount a small tmpfs")
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], check=True)
+    try:
+        (small / "hog").write_bytes(b"x" * 60_000)
+
+        done = box.holdfast("run", "-d", "--", "true", HOLDFAST_HOME=str(small))
+
+        assert done.returncode == 1
+        assert "No space left on device" in _said(done)
+        assert "bug" not in _said(done)
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+ALONE = (
+    "import sys, time, torch, holdfast\n"
+    "with holdfast.Run(model=torch.nn.Linear(2, 1), dir='alone') as run:\n"
+    "    for _ in range(3):\n"
+    "        run.tick()\n"
+    "    run.save(reason='asked')\n"
+    "    print('up', flush=True)\n"
+    "    sys.stdin.read()\n"
+)
+
+
+def test_a_script_by_itself_has_a_status_and_says_who_may_end_it(box: Box) -> None:
+    box.write("alone.py", ALONE)
+    script = subprocess.Popen(
+        ["python", "alone.py"], cwd=box.work, env=box.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert script.stdin is not None
+    assert script.stdout is not None
+    assert script.stdout.readline() == b"up\n"
+
+    live = json.loads(box.holdfast("status", "./alone", "--json").stdout)
+    stopped = box.holdfast("stop", "./alone")
+    script.stdin.close()
+    script.wait(60)
+    script.stdout.close()
+    over = json.loads(box.holdfast("status", "./alone", "--json").stdout)
+
+    assert (live["state"], live["step"], live["pid"]) == ("running", 3, script.pid)
+    assert stopped.returncode == 2
+    assert f"kill {script.pid}" in stopped.stderr
+    assert (over["state"], over["checkpoint"]["step"]) == ("succeeded", 3)
 
 
 def box_run(box: Box, name: str) -> RunDir:

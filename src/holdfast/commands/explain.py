@@ -16,6 +16,7 @@ from holdfast.commands.advice import advice
 from holdfast.commands.arguments import chosen, clock_of, json_option, optional_run, print_json
 from holdfast.commands.liveness import plan_of
 from holdfast.commands.wording import clock, plural
+from holdfast.errors import UsageError
 from holdfast.events import (
     AttemptEnded,
     AttemptStarted,
@@ -52,6 +53,11 @@ def command(context: click.Context, run: RunDir | None, as_json: bool) -> None:
     from holdfast.journal import read
 
     meant = chosen(run)
+    if plan_of(meant).get("alone"):
+        raise UsageError(
+            f"{meant.id} was started by its own script: without a supervisor nobody noted why it ended",
+            hint=f"holdfast status {meant.root}; holdfast run -- SCRIPT supervises it",
+        )
     events = read(meant.journal)[0] if meant.journal.exists() else []
     restart = plan_of(meant)["restart"]
     now_s = clock_of(context)()

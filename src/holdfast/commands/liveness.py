@@ -69,7 +69,11 @@ def exit_code_of(status: dict[str, Any]) -> int:
 
 
 def must_be_live(run: RunDir, verb: str) -> None:
-    """Raise UsageError, with the state, when nothing carries the run."""
+    """Raise UsageError, with the state, when nothing carries the run, or its own script does."""
+    if plan_of(run).get("alone"):
+        pid = status_of(run).get("pid")
+        hint = f"kill {pid} (SIGTERM) lets it save and leave" if pid else "start that script again: it continues"
+        raise UsageError(f"cannot {verb} {run.id}: it was started by its own script, without a supervisor", hint=hint)
     if not live(run):
         state = status_of(run)["state"]
         raise UsageError(f"cannot {verb} {run.id}: it is {state}", hint=f"holdfast resume {run.id} continues it")

@@ -8,10 +8,17 @@ import click
 
 from holdfast.commands.arguments import chosen, duration_option, optional_run, say
 from holdfast.commands.liveness import ENDED, POLL_S, must_be_live, status_of
+from holdfast.commands.wait import TIMED_OUT
 from holdfast.errors import HoldfastError, StoreRefused
 from holdfast.events import AttemptEnded, CheckpointCommitted, CheckpointFailed, Event
 from holdfast.heartbeat import Page, page_path
 from holdfast.runs import RunDir
+
+
+class NotSavedInTime(HoldfastError):
+    """`--wait` gave up; the request stands."""
+
+    exit_code = TIMED_OUT
 
 
 @click.command("save")
@@ -71,7 +78,7 @@ def _outcome(run: RunDir, seen: int, step: int, timeout_s: float) -> CheckpointC
     deadline = time.monotonic() + timeout_s
     while (found := verdict(read(run.journal, seen)[0], step)) is None:
         if time.monotonic() > deadline:
-            raise HoldfastError(f"step {step} is not saved after {timeout_s:g} s", hint=f"holdfast status {run.id}")
+            raise NotSavedInTime(f"step {step} is not saved after {timeout_s:g} s", hint=f"holdfast status {run.id}")
         if (state := status_of(run)["state"]) in ENDED:
             raise HoldfastError(f"{run.id} {state} before the save", hint=f"holdfast explain {run.id}")
         time.sleep(POLL_S)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import socket
 from collections.abc import Sequence
 from typing import Any
 
 from holdfast import journal, process
-from holdfast.events import AttemptEnded
+from holdfast.events import AttemptEnded, FindingRaised
 from holdfast.heartbeat import Beat, Phase
 from holdfast.lifecycle import OVER, Policy, RunState, State, fold
 from holdfast.node import tail
+from holdfast.node.alone import by_itself
 from holdfast.node.pages import Pages
 from holdfast.plan import Plan
 from holdfast.runs import RunDir
@@ -23,6 +25,9 @@ _NOT_METRICS = {"t", "step", "epoch", "attempt"}
 def status(run: RunDir, *, now_s: float) -> dict[str, Any]:
     """As GET /status, from journal, pages, plan and records. Raises OSError, ValueError when those cannot be read."""
     plan = Plan.from_json(json.loads(run.plan.read_text()))
+    if plan.alone:
+        state, beats = by_itself(run, plan)
+        return compose(run, plan, state, beats, now_s=now_s, live=state.started is not None)
     events, _ = journal.read(run.journal)
     state = fold(events, Policy.of(plan))
     beats = Pages(run.runtime / "pages").beats(state.attempt)
@@ -61,7 +66,7 @@ def compose(
         "epoch": max((beat.epoch for beat in beats), default=ended.epoch if ended else int(record.get("epoch", 0))),
         "metrics": metrics,
         "checkpoint": _checkpoint(state, now_s),
-        "findings": [dataclasses.asdict(finding) for finding in state.findings],
+        "findings": [_finding(finding, plan.run) for finding in state.findings],
         "exit_code": state.result.exit_code if state.result else None,
         "reason": state.result.reason if state.result else "",
         "dir": str(run.root),
@@ -89,6 +94,10 @@ def _mean_speed(state: State, beats: Sequence[Beat], now_s: float) -> float | No
     if not beats or state.started is None or now_s <= state.started.t:
         return None
     return (beats[0].step - beats[0].first_step) / (now_s - state.started.t) or None
+
+
+def _finding(finding: FindingRaised, run: str) -> dict[str, Any]:
+    return {**dataclasses.asdict(finding), "hint": re.sub(r"\bRUN\b", run, finding.hint)}
 
 
 def _checkpoint(state: State, now_s: float) -> dict[str, Any] | None:

@@ -34,6 +34,7 @@ from holdfast.runs import RunDir, make_runtime
 
 TICK_S = 0.25
 DRAIN_S = 30.0  # how long a decision to stop waits for a save that is still on its way to disk
+ABANDON_S = 20.0  # how long ending a run takes at most whose directory is gone
 LINGER_S = 10.0  # how long a supervisor that found the run over waits for `resume`
 DISK_RETRY_S = 1.0
 SWEPT_S = 2.0  # a sweep this fresh need not be repeated before a start
@@ -390,6 +391,9 @@ class Supervisor:
     # -- what is seen
 
     def _tick(self) -> None:
+        if not self.dir.root.is_dir():
+            self._abandon()
+            return
         self._observe()
         trainer = self.attempt.trainer
         if trainer is None or self.state.started is None:
@@ -406,6 +410,16 @@ class Supervisor:
         if limit_s is not None and time.time() - self.state.since_s > limit_s:
             grace_s = self.plan.stop_grace_s
             self._apply_once_stopping(ev.StopRequested(t=time.time(), how="max-duration", grace_s=grace_s))
+
+    def _abandon(self) -> None:
+        """Somebody deleted the run directory: end everything; there is nothing to work for and nowhere to say so."""
+        deadline_s = time.monotonic() + ABANDON_S
+        while time.monotonic() < deadline_s:
+            self.attempt.kill()
+            if not self.attempt.members() and self._ask({"op": "finish"})["ok"]:
+                break
+            time.sleep(DISK_RETRY_S / 10)
+        self.finish_at_s = 0.0
 
     def _apply_once_stopping(self, event: ev.StopRequested) -> None:
         if self.state.stop is None and self.state.phase not in OVER:
@@ -479,6 +493,11 @@ class Supervisor:
         return {"state": self.state.phase.value}
 
     def _save(self, reason: str) -> dict[str, Any]:
+        if any(finding.id == "no-library" for finding in self.state.findings):
+            hint = "add holdfast.Run to the script, or save there by other means"
+            raise HoldfastError(
+                f"the program of run {self.dir.id!r} does not use the library: nothing saves", hint=hint
+            )
         if self.state.started is None:
             raise HoldfastError(f"run {self.dir.id!r} is {self.state.phase.value}: there is nothing to save")
         number = self.state.save_number + 1

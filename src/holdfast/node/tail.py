@@ -44,16 +44,25 @@ def _objects(lines: Iterator[bytes]) -> Iterator[dict[str, Any]]:
             yield found
 
 
-def newest(path: Path, key: str) -> dict[str, Any]:
-    """The newest value of each name in the objects of `path` that have `key` and are no events, near its end."""
+def last_event(path: Path, names: tuple[str, ...]) -> dict[str, Any] | None:
+    """The last event of `path` if it is one of `names`, which end or follow what came before; None otherwise."""
+    found = [line for line in _objects(iter(_end(path))) if line.get("event") in (*names, "restored")]
+    return found[-1] if found and found[-1]["event"] in names else None
+
+
+def _end(path: Path) -> list[bytes]:
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - LAST_BYTES))
-            lines = file.read().splitlines()
+            return file.read().splitlines()
     except OSError:
-        return {}
+        return []
+
+
+def newest(path: Path, key: str) -> dict[str, Any]:
+    """The newest value of each name in the objects of `path` that have `key` and are no events, near its end."""
     merged: dict[str, Any] = {}
-    for found in _objects(iter(lines)):
+    for found in _objects(iter(_end(path))):
         if key in found and "event" not in found:
             merged.update(found)
     return merged

@@ -90,7 +90,12 @@ def _claim(environ: Mapping[str, str], world: int) -> str:
 
 
 def _make_plan(run: RunDir) -> None:
-    run.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        run.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"cannot make {run.root}: {error.strerror}", hint="give Run(dir=…) a folder you own"
+        ) from error
     plan = Plan(
         run=run.id,
         name=run.id,
