@@ -27,7 +27,7 @@ from holdfast.train.content import Content
 from holdfast.train.data import Feed
 from holdfast.train.link import Link
 from holdfast.train.occasions import Occasions
-from holdfast.train.records import Pending, Records
+from holdfast.train.records import Pending, Records, tell
 from holdfast.train.saver import Head, Saver
 from holdfast.train.saves import Pulse, Saves
 from holdfast.train.setting import Setting
@@ -432,7 +432,7 @@ class Session:
     def warn(self, sentence: str) -> None:
         """Tell the records and the terminal."""
         self._records.event("warning", step=self.step, message=sentence)
-        sys.stderr.write(f"holdfast: {sentence}\n")
+        tell(sentence)
 
     def enter_phase(self, phase: Phase) -> None:
         """Say in the heartbeat what training does now."""
