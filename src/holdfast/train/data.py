@@ -101,6 +101,13 @@ class Feed:
     def __len__(self) -> int:
         return len(self.loader)
 
+    def length(self) -> int | None:
+        """Batches in a pass; None where the loader, or the dataset it asks, does not know."""
+        try:
+            return len(self)
+        except (TypeError, NotImplementedError):
+            return None
+
 
 class _Plain:
     """A map-style DataLoader: index batches are drawn by us, fetched by torch's own iterator over a twin."""

@@ -226,8 +226,9 @@ class Session:
         return iter(()) if batches is None else batches
 
     def _say_total(self, feed: Feed) -> None:
-        if self.epochs_total is not None and hasattr(feed.loader, "__len__"):
-            left = len(feed) * (self.epochs_total - self.epoch) - feed.place.yielded
+        batches = None if self.epochs_total is None else feed.length()
+        if batches is not None and self.epochs_total is not None:
+            left = batches * (self.epochs_total - self.epoch) - feed.place.yielded
             self._page.set(steps_total=self.step + max(left, 0))
 
     def end_pass(self, feed: Feed) -> None:
