@@ -14,6 +14,7 @@ import errno
 import mmap
 import os
 import secrets
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -165,7 +166,10 @@ class RealDisk:
         return _RealFile(_open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, direct=not cached))
 
     def open(self, path: Path, *, cached: bool = True) -> File:
-        descriptor = _open(path, os.O_RDONLY, direct=not cached)
+        descriptor = _open(path, os.O_RDONLY | os.O_NONBLOCK, direct=not cached)  # a pipe would be waited for for ever
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
         if not cached:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         return _RealFile(descriptor)

@@ -83,3 +83,10 @@ def test_get_refuses_a_file_longer_than_allowed(tmp_path: Path) -> None:
     assert fsio.get(fsio.DISK, tmp_path / "a", limit_bytes=5) == b"12345"
     with pytest.raises(OverflowError, match="a has 5 bytes"):
         fsio.get(fsio.DISK, tmp_path / "a", limit_bytes=4)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_an_error_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    with pytest.raises(OSError, match="not a regular file"):
+        fsio.get(fsio.DISK, tmp_path / "pipe", limit_bytes=10)

@@ -101,6 +101,13 @@ class Feed:
     def __len__(self) -> int:
         return len(self.loader)
 
+    def length(self) -> int | None:
+        """Batches in a pass; None where the loader, or the dataset it asks, does not know."""
+        try:
+            return len(self)
+        except (TypeError, NotImplementedError):
+            return None
+
 
 class _Indices:
     """Stands in the twin for the loader's index sampler; torch asks for it more than once before a pass begins.

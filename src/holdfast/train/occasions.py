@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from holdfast.errors import UsageError
-from holdfast.train.records import Records
+from holdfast.train.records import Records, tell
 
 NAMES = ("before_save", "committed", "save_failed", "restored", "shrink_batch")
 
@@ -50,5 +49,5 @@ class Occasions:
             called = getattr(function, "__qualname__", repr(function))
             named = f"{occasion.name}: {called}"
             self._records.event("callback_failed", step=occasion.step, callback=named, message=repr(error))
-            sys.stderr.write(f"holdfast: {called}, called on {occasion.name}, raised; training goes on\n")
+            tell(f"{called}, called on {occasion.name}, raised; training goes on")
             traceback.print_exception(type(error), error, error.__traceback__)

@@ -1,13 +1,16 @@
 """Step records and library events of one rank: JSON lines, one write(2) each, so that a killed trainer loses none.
 
-Values that JSON has no number for are the strings "NaN", "Infinity" and "-Infinity".
+Values that JSON has no number for are the strings "NaN", "Infinity" and "-Infinity". On a full disk lines wait in
+memory and are written when there is room again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,14 @@ except ImportError:
 _SAID = ("t", "step", "epoch", "attempt")  # in every step record
 
 
+WAITING_BYTES = 16 << 20  # of lines in memory; beyond that the oldest are given up
 _OWN = ("t", "step", "epoch", "attempt")  # in every record: a value logged under such a name is not kept
+
+
+def tell(sentence: str) -> None:
+    """Say it on the terminal, where there is one with room for it."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"holdfast: {sentence}\n")
 
 
 class Records:
@@ -33,8 +43,11 @@ class Records:
     def __init__(self, path: Path, *, attempt: int, sync_always: bool) -> None:
         """Raises OSError when the file cannot be opened."""
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._attempt, self._sync_always = attempt, sync_always
+        size = os.fstat(self._descriptor).st_size
+        torn = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"  # by a power cut or a full disk
+        self._waiting = bytearray(b"\n" if torn else b"")  # what the disk had no room for yet
 
     def step(self, step: int, epoch: int, values: dict[str, Any]) -> None:
         """One completed step's values, already plain."""
@@ -45,12 +58,19 @@ class Records:
         self._write({"t": time.time(), "event": name, "attempt": self._attempt, **facts})
 
     def _write(self, record: dict[str, Any]) -> None:
-        os.write(self._descriptor, json.dumps(record, separators=(",", ":")).encode() + b"\n")
-        if self._sync_always:
-            os.fsync(self._descriptor)
+        self._waiting += json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        try:
+            del self._waiting[: os.write(self._descriptor, self._waiting)]
+            if self._sync_always:
+                os.fsync(self._descriptor)
+        except OSError:  # training goes on; the save that fails for the same reason is what alerts
+            beyond = max(0, len(self._waiting) - WAITING_BYTES)
+            del self._waiting[: self._waiting.index(b"\n", beyond) if beyond else 0]
 
     def close(self) -> None:
         """No record may follow."""
+        with contextlib.suppress(OSError):
+            os.write(self._descriptor, self._waiting)
         os.close(self._descriptor)
 
 

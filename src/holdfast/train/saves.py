@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +12,7 @@ from holdfast.errors import StoreRefused
 from holdfast.heartbeat import Page, Phase
 from holdfast.train.link import Link
 from holdfast.train.occasions import Occasion, Occasions
-from holdfast.train.records import Records
+from holdfast.train.records import Records, tell
 from holdfast.train.saver import Head, KindsOf, Saver
 from holdfast.train.setting import Setting
 
@@ -133,7 +132,7 @@ class Saves:
 
     def _failed(self, step: int, epoch: int, reason: str, error: str) -> None:
         self._records.event("save_failed", step=step, reason=reason, message=error)
-        sys.stderr.write(f"holdfast: the save of step {step} failed, training goes on: {error}\n")
+        tell(f"the save of step {step} failed, training goes on: {error}")
         self._occasions.call(Occasion(name="save_failed", step=step, epoch=epoch, reason=reason, error=error))
 
     def failed(self, sequence: int | None) -> bool:

@@ -27,7 +27,7 @@ from holdfast.train.content import Content
 from holdfast.train.data import Feed
 from holdfast.train.link import Link
 from holdfast.train.occasions import Occasions
-from holdfast.train.records import Pending, Records
+from holdfast.train.records import Pending, Records, tell
 from holdfast.train.saver import Head, Saver
 from holdfast.train.saves import Pulse, Saves
 from holdfast.train.setting import Setting
@@ -226,8 +226,9 @@ class Session:
         return iter(()) if batches is None else batches
 
     def _say_total(self, feed: Feed) -> None:
-        if self.epochs_total is not None and hasattr(feed.loader, "__len__"):
-            left = len(feed) * (self.epochs_total - self.epoch) - feed.place.yielded
+        batches = None if self.epochs_total is None else feed.length()
+        if batches is not None and self.epochs_total is not None:
+            left = batches * (self.epochs_total - self.epoch) - feed.place.yielded
             self._page.set(steps_total=self.step + max(left, 0))
 
     def end_pass(self, feed: Feed) -> None:
@@ -433,7 +434,7 @@ class Session:
     def warn(self, sentence: str) -> None:
         """Tell the records and the terminal."""
         self._records.event("warning", step=self.step, message=sentence)
-        sys.stderr.write(f"holdfast: {sentence}\n")
+        tell(sentence)
 
     def enter_phase(self, phase: Phase) -> None:
         """Say in the heartbeat what training does now."""

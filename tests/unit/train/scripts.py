@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    WeightedRandomSampler,
+)
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import holdfast
@@ -73,6 +81,23 @@ class Numbers:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.given = state["given"]
+
+
+class Flow(IterableDataset[torch.Tensor]):
+    """Knows where it is, and not how long it is."""
+
+    def __init__(self) -> None:
+        self.inner = Numbers()
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for batch in self.inner:
+            yield from batch
+
+    def state_dict(self) -> dict[str, int]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.inner.load_state_dict(state)
 
 
 @dataclass
@@ -231,6 +256,7 @@ LOADERS: dict[str, Callable[[], Any]] = {
     "workers-moody": lambda: _workers(sampler=Moody(), prefetch_factor=1),
     "persistent": lambda: _workers(shuffle=True, persistent_workers=True),
     "iterable": Numbers,
+    "unknown-length": lambda: StatefulDataLoader(Flow(), BATCH),
     "stateful": lambda: StatefulDataLoader(Noisy(), BATCH, shuffle=True),
     "stateful-workers": lambda: StatefulDataLoader(Noisy(), BATCH, shuffle=True, num_workers=2),
 }
