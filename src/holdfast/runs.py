@@ -103,12 +103,13 @@ def make_runtime(run: RunDir) -> Path:
     """Create the runtime directory, 0700. Raises PermissionError when somebody else made it before us."""
     for folder in (runtime_home(), run.runtime, run.runtime / "pages"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _is_ours(folder):
+        if not is_ours(folder):
             raise PermissionError(f"{folder} belongs to another user")
     return run.runtime
 
 
-def _is_ours(folder: Path) -> bool:
+def is_ours(folder: Path) -> bool:
+    """Whether `folder` is one that nobody but this user could have put there or can write to."""
     try:
         found = folder.lstat()
     except OSError:

@@ -27,6 +27,7 @@ class Box:
     """One throw-away HOLDFAST_HOME with everything that runs in it."""
 
     root: Path
+    home_dir: Path | None = None
     short: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="hf-")))  # for sockets of others
 
     @property
@@ -34,7 +35,12 @@ class Box:
         """The environment of a person at this machine."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("HOLDFAST_", "PYTHONPATH", "COLUMNS"))}
         kept["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
-        return {**kept, "HOLDFAST_HOME": str(self.root / "home"), "OMP_NUM_THREADS": "1"}
+        return {**kept, "HOLDFAST_HOME": str(self.home), "OMP_NUM_THREADS": "1"}
+
+    @property
+    def home(self) -> Path:
+        """HOLDFAST_HOME."""
+        return self.home_dir or self.root / "home"
 
     @property
     def work(self) -> Path:
@@ -123,7 +129,7 @@ class Box:
 
     def marked(self) -> list[int]:
         """Every process of this machine whose environment names our home."""
-        needle = f"HOLDFAST_HOME={self.root / 'home'}".encode()
+        needle = f"HOLDFAST_HOME={self.home}".encode()
         found = []
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError, ValueError):
@@ -143,5 +149,5 @@ class Box:
             return not left
 
         until(none_left, 20, what="every process of the box gone")
-        for run in (self.root / "home" / "runs").glob("*"):
+        for run in (self.home / "runs").glob("*"):
             shutil.rmtree(RunDir(run).runtime, ignore_errors=True)

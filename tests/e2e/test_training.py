@@ -174,3 +174,36 @@ def test_a_full_disk_costs_nothing_but_the_save(box: Box, tmp_path: Path, expect
     finally:
         box.close()
         subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_a_disk_full_of_everything_leaves_output_records_and_status_working(
+    box: Box, tmp_path: Path, expected: str
+) -> None:
+    need(os.geteuid() == 0, "needs root to mount a small tmpfs")
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(small)], check=True)
+    there = Box(tmp_path, home_dir=small / "home")
+    try:
+        run = _begin(there, "brimful", every="3 steps", STEP_S="0.2")
+        until(lambda: (there.status(run)["checkpoint"] or {}).get("step"), 60, what=lambda: there.tail(run))
+        with (small / "hog").open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+            while stream.write(b"x" * 4096):
+                pass
+
+        def told() -> bool:
+            return "disk-full" in {finding["id"] for finding in there.status(run)["findings"]}
+
+        until(told, 30, what=lambda: "the finding\n" + there.tail(run))
+        at = there.status(run)["step"]
+        there.wait_step(run, at + 5)
+        (small / "hog").unlink()
+
+        found = there.wait_for(run, "succeeded", "failed")
+        assert (found["state"], found["attempt"]) == ("succeeded", 1), there.tail(run)
+        assert expected == _digest(run)
+        assert list(range(1, 41)) == _steps(run)
+        assert run.output.stat().st_blocks * 512 < 1 << 20, "the reserve was given back"
+    finally:
+        there.close()
+        subprocess.run(["umount", "-l", str(small)], check=True)

@@ -11,7 +11,7 @@ from typing import Any
 from holdfast import errors
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.node import status as from_files
-from holdfast.runs import RunDir
+from holdfast.runs import RunDir, is_ours
 
 ANSWER_BYTES = 16 << 20
 
@@ -38,6 +38,8 @@ def call(
     run: RunDir, method: str, path: str, body: dict[str, Any] | None = None, *, timeout_s: float = 5.0
 ) -> dict[str, Any]:
     """One request. Raises NotLive when nobody listens, and what the supervisor refused as the error it is."""
+    if not is_ours(run.runtime):
+        raise NotLive(run.id)  # and nobody else's socket is taken for ours
     link = _Connection(str(run.runtime / "control.sock"), timeout_s)
     try:
         link.request(method, path, json.dumps(body or {}), {"Content-Type": "application/json"})

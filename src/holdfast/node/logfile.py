@@ -34,11 +34,21 @@ def bound(path: Path, max_bytes: int, punched: int = 0) -> int:
 
 def punch(path: Path, until: int) -> None:
     """Free the blocks before offset `until`. Raises OSError."""
+    _fallocate(path, _PUNCH_HOLE | _KEEP_SIZE, 0, until)
+
+
+def allocate(path: Path, offset: int, length: int) -> None:
+    """Give `path` blocks for `length` bytes from `offset` on without changing its size. Raises OSError."""
+    if length > 0:
+        _fallocate(path, _KEEP_SIZE, offset, length)
+
+
+def _fallocate(path: Path, mode: int, offset: int, length: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        if libc.fallocate(descriptor, _PUNCH_HOLE | _KEEP_SIZE, 0, until) != 0:
+        if libc.fallocate(descriptor, mode, offset, length) != 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), str(path))
     finally:

@@ -16,6 +16,7 @@ from holdfast import findings
 from holdfast.lifecycle import State
 from holdfast.node import logfile, tail, watch
 from holdfast.node.attempt import Attempt
+from holdfast.node.headroom import Headroom
 from holdfast.node.tail import Tail
 from holdfast.plan import Plan
 from holdfast.runs import RunDir
@@ -39,13 +40,15 @@ class Observer:
         self._unbounded = False
         self._next_line_s = time.monotonic() + plan.logs.heartbeat_s
         self._since_s = since_s
+        self._headroom = Headroom(run)
         self._stop = threading.Event()
         if plan.logs.sync == "everysec":
             threading.Thread(target=self._sync_records, name="sync", daemon=True).start()
 
     def close(self) -> None:
-        """Stop what runs beside."""
+        """Stop what runs beside. No trainer may live."""
         self._stop.set()
+        self._headroom.release()
 
     # -- silence
 
@@ -62,6 +65,7 @@ class Observer:
         found = watch.silence(self.memory, beats, now_s=now_s, limits=limits, library=state.library)
         was_over, self.over = self.over, found is None
         self.bound_output()
+        self._headroom.keep()
         self._heartbeat_line(state, attempt)
         if found is None or not was_over or state.stop is not None:
             return None
