@@ -233,6 +233,15 @@ class RunEnded(Event):
     to_be_continued: bool = False
 
 
+@_event("tracker_seen")
+class TrackerSeen(Event):
+    """An experiment tracker made an id of its own; later attempts get it in `variable`, so its history goes on."""
+
+    attempt: int
+    variable: str
+    value: str
+
+
 @_event("callback_failed")
 class CallbackFailed(Event):
     """A function given to `run.on` raised; nothing else was harmed."""

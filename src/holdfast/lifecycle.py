@@ -105,6 +105,7 @@ class State:
     history: tuple[ev.AttemptEnded, ...] = ()
     starts: tuple[ev.AttemptStarted, ...] = ()
     restored: ev.Restored | None = None
+    trackers: tuple[tuple[str, str], ...] = ()  # environment variables that continue a tracker's history
 
     @property
     def next_attempt(self) -> int:
@@ -306,6 +307,12 @@ def _finding(state: State, event: ev.FindingRaised, _policy: Policy) -> Step:
 @_on(ev.FindingCleared)
 def _finding_cleared(state: State, event: ev.FindingCleared, _policy: Policy) -> Step:
     return replace(state, findings=tuple(finding for finding in state.findings if finding.id != event.id)), ()
+
+
+@_on(ev.TrackerSeen)
+def _tracker(state: State, event: ev.TrackerSeen, _policy: Policy) -> Step:
+    known = {**dict(state.trackers), event.variable: event.value}
+    return replace(state, trackers=tuple(sorted(known.items()))), ()
 
 
 @_on(ev.HangDetected)

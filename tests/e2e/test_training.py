@@ -207,3 +207,35 @@ def test_a_disk_full_of_everything_leaves_output_records_and_status_working(
     finally:
         there.close()
         subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+MLFLOW = """
+import os, types
+def active_run():
+    made = os.environ.get("MLFLOW_RUN_ID") or f"made-{os.getpid()}"
+    return types.SimpleNamespace(info=types.SimpleNamespace(run_id=made))
+"""
+TRACKED = """
+import os, pathlib, signal, time, torch, mlflow, holdfast
+with pathlib.Path(os.environ["HOLDFAST_RUN_DIR"], "ids").open("a") as file:
+    print(mlflow.active_run().info.run_id, file=file)
+run = holdfast.Run(model=torch.nn.Linear(2, 1))
+run.begin()
+run.on("committed", lambda occasion: run.resumed or os.kill(os.getpid(), signal.SIGKILL))
+while run.step < 300:
+    run.tick()
+    if run.step == 3:
+        run.save()
+    time.sleep(0 if run.resumed else 0.02)
+"""
+
+
+def test_mlflow_history_goes_on_in_the_next_attempt(box: Box) -> None:
+    box.write("mlflow.py", MLFLOW)
+    box.write("train.py", TRACKED)
+    run = box.start("--name", "tracked", "--", "python", "train.py")
+
+    found = box.wait_for(run, "succeeded", "failed")
+
+    ids = (run.root / "ids").read_text().split()
+    assert (found["state"], found["attempt"], len(ids), len(set(ids))) == ("succeeded", 2, 2, 1), box.tail(run)

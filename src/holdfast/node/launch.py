@@ -15,6 +15,7 @@ from holdfast.plan import Plan
 from holdfast.process import CALLER_PYTHONPATH
 from holdfast.runs import RunDir
 
+TRACKERS = ("MLFLOW_RUN_ID",)  # the variables that a program's records may set for later attempts
 Environment = dict[str, str | None]  # added to the shim's own; None takes a variable away
 
 
@@ -23,6 +24,7 @@ def environment(run: RunDir, plan: Plan, state: State, attempt: int, caller: Map
     given = {**caller, **plan.env}
     paths = [str(run.lib), given.get(CALLER_PYTHONPATH, "") if "PYTHONPATH" not in plan.env else plan.env["PYTHONPATH"]]
     tracked = {} if "WANDB_RUN_ID" in given else {"WANDB_RUN_ID": tracker_id(run, plan), "WANDB_RESUME": "allow"}
+    tracked |= {variable: value for variable, value in state.trackers if variable not in given}
     errors = {} if "TORCHELASTIC_ERROR_FILE" in given else {"TORCHELASTIC_ERROR_FILE": str(error_file(run, attempt))}
     return {
         "PYTHONFAULTHANDLER": "1",

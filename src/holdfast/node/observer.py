@@ -14,7 +14,7 @@ from typing import Any
 from holdfast import events as ev
 from holdfast import findings
 from holdfast.lifecycle import State
-from holdfast.node import logfile, tail, watch
+from holdfast.node import launch, logfile, tail, watch
 from holdfast.node.attempt import Attempt
 from holdfast.node.headroom import Headroom
 from holdfast.node.tail import Tail
@@ -123,6 +123,9 @@ class Observer:
                     yield raised("checkpoint-damaged", str(line["fell_back"][0]), at_s=at_s)
         elif at_s < self._since_s:
             return
+        elif kind == "tracker" and first and line["variable"] in launch.TRACKERS:
+            value = str(line["value"])[:200]
+            yield ev.TrackerSeen(t=at_s, attempt=attempt, variable=str(line["variable"]), value=value)
         elif kind == "callback_failed":
             callback, message = str(line.get("callback", "")), str(line.get("message", ""))
             yield ev.CallbackFailed(t=at_s, attempt=attempt, callback=callback, message=message[:2000])

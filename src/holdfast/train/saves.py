@@ -15,6 +15,7 @@ from holdfast.train.occasions import Occasion, Occasions
 from holdfast.train.records import Records, tell
 from holdfast.train.saver import Head, KindsOf, Saver
 from holdfast.train.setting import Setting
+from holdfast.train.trackers import mlflow_run_id
 
 
 class Pulse:
@@ -51,6 +52,7 @@ class Saves:
         self._ended: dict[int, str] = {}  # sequence of saves of this process that ended -> why it failed, or empty
         self._reasons: dict[int, tuple[int, str]] = {}  # sequence -> epoch, reason
         self._busy_told = False
+        self._tracker = ""  # id that was told
         self._noted: set[str] = set()
 
     def begin_at(self, step: int, epoch: int) -> None:
@@ -102,8 +104,16 @@ class Saves:
         self._reasons[sequence] = (head.epoch, head.reason)
         self._records.event("sealed", step=head.step, sequence=sequence, reason=head.reason, seconds=self._blocked_s)
         self._note(notes)
+        self._note_tracker(head.step)
         self._busy_told = False
         return sequence
+
+    def _note_tracker(self, step: int) -> None:
+        """With the first save after a tracker has begun: what is lost with an earlier kill is begun anew as well."""
+        found = mlflow_run_id()
+        if found and found != self._tracker:
+            self._tracker = found
+            self._records.event("tracker", step=step, variable="MLFLOW_RUN_ID", value=found)
 
     def _tell_busy(self, head: Head) -> None:
         if not self._busy_told:

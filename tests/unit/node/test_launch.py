@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from holdfast.lifecycle import State
+from holdfast.events import RunCreated, TrackerSeen
+from holdfast.lifecycle import State, fold
 from holdfast.node import launch
 from holdfast.plan import CheckpointPlan, Plan
 from holdfast.runs import RunDir
@@ -25,6 +26,16 @@ def test_ids_of_trackers_are_the_same_in_all_attempts_and_not_in_other_runs(tmp_
 
     assert first["WANDB_RUN_ID"] == second["WANDB_RUN_ID"] != third["WANDB_RUN_ID"]
     assert first["WANDB_RESUME"] == "allow"
+
+
+def test_an_id_that_a_tracker_made_is_given_to_the_next_attempt(tmp_path: Path) -> None:
+    seen = TrackerSeen(attempt=1, variable="MLFLOW_RUN_ID", value="abc")
+    state = fold([RunCreated(run="r"), seen])
+
+    ours = launch.environment(RunDir(tmp_path), plan(tmp_path), state, 2, {})
+    users = launch.environment(RunDir(tmp_path), plan(tmp_path, env={"MLFLOW_RUN_ID": "mine"}), state, 2, {})
+
+    assert (ours["MLFLOW_RUN_ID"], users["MLFLOW_RUN_ID"]) == ("abc", "mine")
 
 
 def test_an_id_that_the_user_gave_is_kept(tmp_path: Path) -> None:
