@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from holdfast.errors import RunNotFound
+from holdfast.errors import RunNotFound, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +118,10 @@ def is_ours(folder: Path) -> bool:
 
 
 def every() -> Iterator[RunDir]:
-    """All runs under `home()`, in order of their names."""
+    """All runs under `home()`, in order of their names. Raises UsageError when that is no folder."""
     folder = home() / "runs"
+    if home().exists() and not home().is_dir():
+        raise UsageError(f"HOLDFAST_HOME is {home()}, which is not a folder", hint="unset it, or name a folder")
     if folder.is_dir():
         yield from (RunDir(entry) for entry in sorted(folder.iterdir()) if (entry / "plan.json").is_file())
 

@@ -58,6 +58,9 @@ def command(
     meant = chosen(run)
     with Output(meant.output) as output:
         span = Span(from_byte or 0, None)
+        size = output.size()
+        if span.start > size and not follow:
+            raise UsageError(f"the output of {meant.id} has {size} bytes: nothing is at {span.start}")
         if attempt is not None:
             span = attempt_span(_attempts(meant), attempt)
         elif since is not None:

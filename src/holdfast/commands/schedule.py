@@ -21,7 +21,7 @@ import click
 
 from holdfast import runs
 from holdfast.commands import clockwork, cronfields
-from holdfast.commands.arguments import say
+from holdfast.commands.arguments import json_option, print_json, say
 from holdfast.commands.liveness import ENDED, exit_code_of, status_of, when_over
 from holdfast.commands.wording import columns
 from holdfast.errors import HoldfastError, RunNotFound, UsageError
@@ -70,9 +70,13 @@ def add(run_file: Path, when: str | None, nightly: bool, name: str | None, by: s
 
 
 @command.command("ls")
-def ls() -> None:
+@json_option
+def ls(as_json: bool) -> None:
     """The schedules of this user."""
     found = {path.stem: json.loads(path.read_bytes()) for path in sorted(_folder().glob("*.json"))}
+    if as_json:
+        print_json([{"name": name, **told} for name, told in found.items()])
+        return
     if not found:
         say("nothing is scheduled", hint="holdfast schedule RUN_FILE --nightly")
         return

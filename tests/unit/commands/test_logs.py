@@ -118,3 +118,11 @@ def test_follow_shows_what_comes_and_ends_with_the_run() -> None:
 
     assert said.out == "one\nline 1\nline 2\n"
     assert f"--from-byte {run.output.stat().st_size}" in said.err
+
+
+def test_a_byte_past_the_end_is_told() -> None:
+    make_run(output=b"ten bytes\n")
+
+    said = holdfast("logs", "digits", "--from-byte", "11")
+
+    assert (said.code, "has 10 bytes" in said.err) == (2, True)

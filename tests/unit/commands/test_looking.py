@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
+
+import pytest
 
 from holdfast.commands import attach, ps
 from holdfast.commands import status as status_verb
@@ -155,3 +158,12 @@ def test_events_of_a_newer_version_are_shown() -> None:
     run.journal.write_text(json.dumps({"v": 9, "n": 0, "t": NOW, "event": "warp", "factor": 7}) + "\n")
 
     assert holdfast("events", "digits").out == "2025-11-24 16:00:00  warp                  factor=7\n"
+
+
+def test_a_home_that_is_a_file_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path / "file"))
+
+    said = holdfast("ps")
+
+    assert (said.code, "is not a folder" in said.err) == (2, True)

@@ -193,3 +193,9 @@ def test_units_leave_runs_alone_when_they_are_stopped() -> None:
     assert "KillMode=process" in unit
     assert 'ExecStart="/usr/bin/python" "a b" "50%%"' in unit
     assert "WantedBy=default.target" in unit
+
+
+def test_schedules_are_listed_as_json() -> None:
+    said = holdfast("schedule", "ls", "--json")
+
+    assert (said.code, json.loads(said.out)) == (0, [])
