@@ -158,7 +158,7 @@ def test_deleting_a_live_run_ends_its_processes(box: Box) -> None:
 
     shutil.rmtree(run.root)
 
-    until(lambda: not box.marked(), 30, what=f"nothing left of it, found {box.marked()}")
+    until(lambda: not box.marked(), 30, what=lambda: f"nothing left of it, found {box.marked()}")
 
 
 def test_a_full_home_is_one_sentence(box: Box, tmp_path: Path) -> None:

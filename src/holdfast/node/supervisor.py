@@ -391,7 +391,7 @@ class Supervisor:
     # -- what is seen
 
     def _tick(self) -> None:
-        if not self.dir.root.is_dir():
+        if not self.dir.plan.exists() and not self.dir.journal.exists():  # others may make the folder itself again
             self._abandon()
             return
         self._observe()
