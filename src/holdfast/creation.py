@@ -24,7 +24,6 @@ from holdfast.spec import Spec, dump
 
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
 _INTERPRETERS = re.compile(r"(python|pypy|bash|sh|torchrun|accelerate|deepspeed|env|uv|nice)[0-9.]*")
-_EPHEMERAL = frozenset({"tmpfs", "ramfs", "overlay", "aufs"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,23 +117,6 @@ def create(order: Order, name: str, record: Callable[[RunDir, Plan], None]) -> t
     finally:
         os.close(lock)
     return run, plan
-
-
-def ephemeral(path: Path, mounts: str) -> str:
-    """Why what is written to `path` does not outlive a reboot or the container; empty when it does.
-
-    mounts: the text of /proc/self/mounts. Pure.
-    """
-    here = [path, *path.parents]
-    found = [
-        fields
-        for fields in (line.split() for line in mounts.splitlines())
-        if len(fields) > 2 and Path(fields[1]) in here
-    ]
-    kind = max(found, key=lambda fields: len(Path(fields[1]).parts))[2] if found else ""
-    if kind in _EPHEMERAL:
-        return f"{path} is on {kind}"
-    return f"{path} is under /tmp" if Path("/tmp") in here else ""  # noqa: S108
 
 
 def _claim(name: str, *, exactly: bool) -> tuple[RunDir, int]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from holdfast import creation, runs
-from holdfast.creation import Order, create, default_name, ephemeral, preview
+from holdfast.creation import Order, create, default_name, preview
 from holdfast.errors import RunFileError, UsageError
 from holdfast.plan import Plan
 from holdfast.runs import RunDir
@@ -207,21 +207,6 @@ def test_a_preview_shows_the_id_that_would_be_given(project: Path) -> None:
 ])  # fmt: skip
 def test_names_when_none_is_given(project: Path, run: str, from_file: bool, name: str) -> None:
     assert default_name(spec_of(f"run: {run}"), project, from_file=from_file) == name
-
-
-MOUNTS = "overlay / overlay rw 0 0\n/dev/sda1 /data ext4 rw 0 0\ntmpfs /data/fast tmpfs rw 0 0\n"
-
-
-@pytest.mark.parametrize(("path", "said"), [
-    ("/root/x", "/root/x is on overlay"), ("/data/x", ""), ("/data/fast/x", "/data/fast/x is on tmpfs"),
-    ("/database", "/database is on overlay"),
-])  # fmt: skip
-def test_places_that_do_not_last_are_known(path: str, said: str) -> None:
-    assert ephemeral(Path(path), MOUNTS) == said
-
-
-def test_tmp_on_a_disk_does_not_last_either() -> None:
-    assert ephemeral(Path("/tmp/x"), "/dev/sda1 / ext4 rw 0 0\n") == "/tmp/x is under /tmp"
 
 
 def test_candidates_never_end() -> None:

@@ -181,9 +181,10 @@ def _record(run: RunDir, plan: Plan) -> None:
 
 
 def _warn(plan: Plan) -> None:
-    from holdfast import creation, findings
+    from holdfast import findings
+    from holdfast.node.place import ephemeral
 
-    why = creation.ephemeral(Path(plan.checkpoint.dir), Path("/proc/self/mounts").read_text())
+    why = ephemeral(Path(plan.checkpoint.dir))
     if why:
-        found = findings.finding("ephemeral-checkpoints", f"{why}: checkpoints there do not outlive a reboot")
+        found = findings.finding("ephemeral-checkpoints", why)
         click.echo(f"warning: {found.message}\nhint: {found.hint}", err=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_GONE_WITH = {"tmpfs": "a restart", "ramfs": "a restart", "overlay": "the container"}
+_GONE_WITH = {"tmpfs": "a restart", "ramfs": "a restart", "overlay": "the container", "aufs": "the container"}
 
 
 def ephemeral(folder: Path, mounts: str | None = None) -> str | None:
