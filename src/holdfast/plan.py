@@ -19,7 +19,7 @@ from holdfast.errors import HoldfastError
 
 if TYPE_CHECKING:
     from holdfast import units
-    from holdfast.spec import Spec
+    from holdfast.spec import Spec, survival
 
 VERSION = 1
 
@@ -34,6 +34,14 @@ _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """A Redis-style rule of `checkpoint.every`: after `seconds`, if `steps` or more were done since the last save."""
+
+    seconds: float
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Every:
     """When to save: whichever comes first. All None with `auto` false: only on request and at the end."""
 
@@ -41,6 +49,22 @@ class Every:
     steps: int | None = None
     seconds: float | None = None
     epochs: int | None = None
+    rules: tuple[Rule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """`checkpoint.memory`, the cadence of the copies in memory. Off when `auto` is false and nothing else is set."""
+
+    auto: bool = True
+    steps: int | None = None
+    seconds: float | None = None
+    dir: str | None = None  # files there in place of memfds: `checkpoint.memory_dir`
+
+    @property
+    def on(self) -> bool:
+        """Whether copies in memory are kept for a restart at all."""
+        return self.auto or self.steps is not None or self.seconds is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +78,27 @@ class Best:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keep:
-    """`checkpoint.keep`."""
+    """`checkpoint.keep`. Of the `every_` fields one at most is set."""
 
     last: int = 3
     best: Best | None = None
+    every_steps: int | None = None
+    every_epochs: int | None = None
+    every_s: float | None = None
+    max_age_s: float | None = None
+    max_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorPlan:
+    """`checkpoint.mirror`, resolved. No credential is ever in it. All `every_` None: each commit."""
+
+    url: str
+    every_s: float | None = None
+    every_steps: int | None = None
+    every_epochs: int | None = None
+    bytes_per_s: float | None = None
+    logs: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +111,8 @@ class CheckpointPlan:
     timeout_s: float = 1800.0
     name: str = "{project}-{step:08d}"
     keep: Keep = field(default_factory=Keep)
+    memory: Memory = field(default_factory=Memory)
+    mirror: MirrorPlan | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,14 +250,19 @@ def digest(raw: Mapping[str, Any]) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=32).hexdigest()
 
 
-def path_of(written: str, spec: Spec, facts: Facts) -> str:
-    """A path of the run file made absolute: ${name}, ${run} and variables of envs replaced, ~ and the base put in."""
+def references_of(written: str, spec: Spec, facts: Facts) -> str:
+    """A text of the run file with ${name}, ${run} and variables of envs replaced."""
     known = {
         **{name: value or "" for name, value in spec.envs.items()},
         "name": spec.name or facts.name,
         "run": facts.run,
     }
-    path = _REFERENCE.sub(lambda match: known.get(match[1], match[0]), written)
+    return _REFERENCE.sub(lambda match: known.get(match[1], match[0]), written)
+
+
+def path_of(written: str, spec: Spec, facts: Facts) -> str:
+    """A path of the run file made absolute: references replaced, ~ and the base put in."""
+    path = references_of(written, spec, facts)
     if path == "~" or path.startswith("~/"):
         path = facts.home + path[1:]
     return posixpath.normpath(posixpath.join(facts.base, path))
@@ -242,26 +290,61 @@ def _recipes(spec: Spec, facts: Facts) -> dict[str, dict[str, str]]:
 
 def _checkpoint(spec: Spec, facts: Facts) -> CheckpointPlan:
     given = spec.checkpoint
-    best = given.keep.best
     return CheckpointPlan(
         dir=path_of(given.dir, spec, facts) if given.dir is not None else posixpath.join(facts.dir, "checkpoints"),
         every=_every(given.every),
         max_overhead_ratio=given.max_overhead,
         timeout_s=given.timeout,
         name=given.name,
-        keep=Keep(
-            last=given.keep.last, best=Best(metric=best.metric, mode=best.mode, count=best.count) if best else None
-        ),
+        keep=_keep(given.keep),
+        memory=_memory(given, spec, facts),
+        mirror=_mirror(given.mirror, spec, facts) if given.mirror is not None else None,
     )
 
 
 def _every(triggers: tuple[units.Trigger, ...]) -> Every:
     found: dict[str, Any] = {}
+    rules = []
     for trigger in triggers:
+        if trigger.if_steps is not None:
+            rules.append(Rule(seconds=trigger.seconds or 0.0, steps=trigger.if_steps))
+            continue
         for unit in ("steps", "seconds", "epochs"):
             if (amount := getattr(trigger, unit)) is not None:
                 found[unit] = amount
-    return Every(auto=not triggers, **found)
+    return Every(auto=not triggers, rules=tuple(rules), **found)
+
+
+def _keep(given: survival.Keep) -> Keep:
+    best, every = given.best, given.every
+    return Keep(
+        last=given.last,
+        best=Best(metric=best.metric, mode=best.mode, count=best.count) if best else None,
+        every_steps=every.steps if every else None,
+        every_epochs=every.epochs if every else None,
+        every_s=every.seconds if every else None,
+        max_age_s=given.max_age,
+        max_bytes=given.max_size,
+    )
+
+
+def _memory(given: survival.Checkpoint, spec: Spec, facts: Facts) -> Memory:
+    folder = path_of(given.memory_dir, spec, facts) if given.memory_dir is not None else None
+    if isinstance(given.memory, str):
+        return Memory(auto=given.memory == "auto", dir=folder)
+    return Memory(auto=False, steps=given.memory.steps, seconds=given.memory.seconds, dir=folder)
+
+
+def _mirror(given: survival.Mirror, spec: Spec, facts: Facts) -> MirrorPlan:
+    every = given.every
+    return MirrorPlan(
+        url=references_of(given.url, spec, facts),
+        every_s=every.seconds if every else None,
+        every_steps=every.steps if every else None,
+        every_epochs=every.epochs if every else None,
+        bytes_per_s=given.bandwidth,
+        logs=given.logs,
+    )
 
 
 def _restart(spec: Spec) -> RestartPlan:
@@ -299,7 +382,8 @@ def _watchdog(spec: Spec) -> WatchdogPlan:
 
 _INSIDE: Mapping[type[Any], Mapping[str, type[Any]]] = {
     Plan: {"checkpoint": CheckpointPlan, "restart": RestartPlan, "watchdog": WatchdogPlan, "logs": LogsPlan},
-    CheckpointPlan: {"every": Every, "keep": Keep},
+    CheckpointPlan: {"every": Every, "keep": Keep, "memory": Memory, "mirror": MirrorPlan},
+    Every: {"rules": Rule},
     Keep: {"best": Best},
     RestartPlan: {"rules": RestartRule},
 }
@@ -312,7 +396,7 @@ def _record(kind: type[Any], raw: Mapping[str, Any]) -> Any:
     for known in dataclasses.fields(kind):
         if known.name in raw:
             value, inner = raw[known.name], inside.get(known.name)
-            if isinstance(value, list):
+            if isinstance(value, (list, tuple)):
                 value = tuple(_record(inner, item) if inner else item for item in value)
             elif inner is not None and value is not None:
                 value = _record(inner, value)

@@ -41,6 +41,7 @@ class State(IntEnum):
     SEALED = 2
     FILLING = 3
     RESTORED = 4
+    HELD = 5  # a sealed copy that the rank keeps for its successor: the memory tier
 
 
 class Result(IntEnum):
@@ -62,6 +63,7 @@ _WORDS = {
     "used_bytes": 7,  # header, chunks and table
     "result": 8,  # written by the archiver before it frees the slot
     "result_sequence": 9,
+    "archived_ns": 10,  # written by the archiver before the result: from seen sealed to durable, 0 when it failed
 }
 
 

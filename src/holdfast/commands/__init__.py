@@ -43,7 +43,7 @@ VERBS: dict[str, dict[str, Verb]] = {
         "kill": Verb("kill", "stop at once, without saving"),
         "wait": Verb("wait", "until it ends; exits as the run did"),
         "rm": Verb("rm", "delete ended runs, checkpoints included"),
-        "ckpt": Verb("ckpt", "list, show and verify checkpoints"),
+        "ckpt": Verb("ckpt", "its checkpoints: look, verify, move, remove"),
     },
     "Machine": {
         "shell": Verb("shell", "a terminal in the run's code and environment"),

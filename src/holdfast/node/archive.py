@@ -1,14 +1,13 @@
-"""What the archiver does with slots: save the sealed, fill one for a restore, apply retention.
+"""What the archiver does with sealed slots: save them, and apply retention. `restoring.py` has the way back.
 
-Knows no socket. Everything runs on one thread, one thing after the other, so a restore sees every save that was sealed
-before it was asked for. Nothing here is fatal: a save that fails says so in its slot and in archiver.jsonl.
+Knows no socket. Everything runs on one thread, one thing after the other. Nothing here is fatal: a save that fails
+says so in its slot and in archiver.jsonl.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import socket
 import sys
 import time
 import traceback
@@ -16,25 +15,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from holdfast.checkpoint import collect, commit, load, survey
-from holdfast.checkpoint.canonical import Damaged, is_count
+from holdfast.checkpoint import collect, commit, survey
+from holdfast.checkpoint.canonical import is_count
 from holdfast.checkpoint.folder import Folder, make_folders
-from holdfast.checkpoint.lease import Lease
-from holdfast.checkpoint.lease import write as write_lease
-from holdfast.checkpoint.slots import Result, Slot, SlotSet, State
+from holdfast.checkpoint.slots import Result, Slot, SlotSet
 from holdfast.checkpoint.survey import CheckpointInfo
-from holdfast.errors import HoldfastError, StoreRefused
+from holdfast.errors import HoldfastError
 from holdfast.node.eventlog import EventLog
 from holdfast.node.slotsets import Sealed, SlotSets
 from holdfast.plan import CheckpointPlan
 
 Reply = dict[str, Any]
-
-
-class OtherWorld(HoldfastError):
-    """A checkpoint of another number of ranks; nothing is resharded."""
-
-    exit_code = 12
 
 
 class FolderInUse(HoldfastError):
@@ -55,7 +46,6 @@ class Archive:
         self._opened = False
         self._lock: int | None = None
         self._since_s: dict[str, float] = {}  # save id → when it was first seen sealed
-        self._fell_back: dict[str, tuple[str, ...]] = {}  # claim → what its first rank was told
 
     def add_slots(self, given: SlotSet) -> None:
         """Hold a rank's slots from now on."""
@@ -64,10 +54,10 @@ class Archive:
     def begin(self) -> None:
         """Ready the folder and remember the newest checkpoint; what does not work now is tried again when needed."""
         try:
-            self._open()
+            self.open()
             live = [info for info in survey.take(self.folder.root).checkpoints if info.live]
         except (HoldfastError, OSError) as error:
-            self._log.write("warning", id="checkpoint-folder", message=_sentence(error))
+            self._log.write("warning", id="checkpoint-folder", message=sentence_of(error))
             return
         if live:
             self.last = _told(live[-1])
@@ -123,10 +113,10 @@ class Archive:
     def _save(self, parts: list[Sealed], now_s: float) -> None:
         head = parts[0].table
         try:
-            self._open()
+            self.open()
             made = commit.commit(self.folder, [commit.Part(part.table, part.slot.view) for part in parts])
         except Exception as error:
-            message = _sentence(error)
+            message = sentence_of(error)
             self._sweep()
             self._tell_failed(head, message)
             result = Result.FAILED
@@ -154,89 +144,20 @@ class Archive:
         try:
             collect.sweep(self.folder)
         except (HoldfastError, OSError) as error:
-            self._log.write("warning", id="not-swept", message=_sentence(error))
+            self._log.write("warning", id="not-swept", message=sentence_of(error))
 
     def retain(self) -> None:
         """Apply `checkpoint.keep` now."""
         try:
-            self._open()
+            self.open()
             removed = collect.retain(self.folder, self._plan.keep)
         except (HoldfastError, OSError) as error:
-            self._log.write("warning", id="not-retained", message=_sentence(error))
+            self._log.write("warning", id="not-retained", message=sentence_of(error))
             return
         if removed:
             self._log.write("retained", removed=[{**one.position.to_json(), "step": one.step} for one in removed])
 
-    # -- restoring
-
-    def restore(self, request: Mapping[str, Any], now_s: float) -> Reply:
-        """Take the lease for the request's claim and fill a slot of its rank; the answer as it goes over the socket."""
-        try:
-            return self._restore(_checked(request), now_s)
-        except Exception as error:
-            message = _sentence(error)
-            self._log.write("restore_failed", message=message, want=request.get("want"))
-            store = StoreRefused.exit_code if isinstance(error, OSError) else HoldfastError.exit_code
-            code = error.exit_code if isinstance(error, HoldfastError) else store
-            return {"ok": False, "exit_code": code, "error": message, "hint": getattr(error, "hint", "")}
-
-    def _restore(self, request: Mapping[str, Any], now_s: float) -> Reply:
-        self._open()
-        self.scan(now_s)
-        found = survey.take(self.folder.root)
-        held = found.lease if found.lease is not None and found.lease.claim == request["claim"] else None
-        if held is None:
-            self.fail_incomplete("the attempt that began this save is over")
-        owner = self.slots.newest(request["rank"])
-        if owner is None:
-            raise HoldfastError(f"rank {request['rank']} has no slots")
-        index = owner.room()
-        chosen = self._choose(request, held, owner.slots[index])
-        lease = held or self._take_lease(request, found.newest_term + 1, chosen, now_s)
-        if chosen.info is not None:
-            info = chosen.info
-            words = {"sequence": info.sequence, "step": info.step, "term": info.term}
-            owner.slots[index].set(**words, state=State.RESTORED)
-            owner.ring()
-        fell_back = self._fell_back.get(lease.claim, ())
-        return _answer(lease, chosen.info, index, fell_back, found)
-
-    def _choose(self, request: Mapping[str, Any], held: Lease | None, slot: Slot) -> load.Chosen:
-        want: load.Want = request["want"]
-        if held is not None:
-            want = {**held.base.to_json()} if held.base is not None else "nothing"
-
-        def into_slot(info: CheckpointInfo) -> list[str]:
-            if info.world != request["world"]:
-                raise OtherWorld(f"{info} is of {info.world} ranks, this attempt has {request['world']}")
-            slot.set(state=State.FILLING)
-            try:
-                load.fill(self.folder.root, info, request["rank"], slot, whole=held is None)
-            except (Damaged, OSError) as error:
-                return [str(error)]
-            return []
-
-        slot.refresh()
-        try:
-            return load.choose(self.folder.root, want, attempt=into_slot)
-        except BaseException:
-            slot.set(state=State.FREE)
-            raise
-
-    def _take_lease(self, request: Mapping[str, Any], term: int, chosen: load.Chosen, now_s: float) -> Lease:
-        base = chosen.info.position if chosen.info is not None else None
-        owner = {"pid": os.getpid(), "host": socket.gethostname()}
-        lease = Lease(
-            term=term, claim=request["claim"], attempt=request["attempt"], base=base, owner=owner, time_s=now_s
-        )
-        write_lease(self.folder, lease)
-        self._fell_back = {lease.claim: chosen.fell_back}
-        for sentence in chosen.fell_back:
-            self._log.write("fell_back", message=sentence)
-        self._log.write("lease_taken", term=term, attempt=lease.attempt, base=base and base.to_json())
-        return lease
-
-    def _open(self) -> None:
+    def open(self) -> None:
         """Ready the folder, at the first use that succeeds: it may be full or away at the start."""
         if not self._opened:
             if self._lock is None:
@@ -291,35 +212,7 @@ def _read(owner: Any, slot: Slot) -> Sealed | str:
     return Sealed(owner, slot, table)
 
 
-def _checked(request: Mapping[str, Any]) -> Mapping[str, Any]:
-    counts = all(is_count(request.get(name)) for name in ("rank", "world", "attempt"))
-    want = request.get("want", "newest")
-    sound = want in ("newest", "nothing") or (isinstance(want, dict) and all(is_count(one) for one in want.values()))
-    if not counts or not sound or not isinstance(request.get("claim"), str):
-        raise HoldfastError(f"a restore request needs rank, world, attempt, claim and want, not {str(request)[:200]}")
-    return {**request, "want": want}
-
-
-def _answer(
-    lease: Lease, info: CheckpointInfo | None, index: int, fell_back: tuple[str, ...], found: survey.Survey
-) -> Reply:
-    """The reply to a restore. Sequences go on after the base, and after what the term has committed already."""
-    used = [one.sequence for one in found.checkpoints if one.term == lease.term]
-    base = info.sequence if info is not None else 0
-    return {
-        "ok": True,
-        "term": lease.term,
-        "next_sequence": max([base, *used]) + 1,
-        "slot": index if info is not None else None,
-        "step": info.step if info is not None else 0,
-        "epoch": info.epoch if info is not None else 0,
-        "time_s": info.time_s if info is not None else 0.0,
-        "manifest": info.path.name if info is not None else "",
-        "fell_back": [sentence[:1000] for sentence in fell_back[:20]],
-    }
-
-
-def _sentence(error: Exception) -> str:
+def sentence_of(error: Exception) -> str:
     """What went wrong, for a person; the trace of what nobody foresaw goes to node.log."""
     if isinstance(error, HoldfastError):
         return str(error)

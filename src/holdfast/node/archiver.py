@@ -26,6 +26,7 @@ from holdfast.node.archive import Archive
 from holdfast.node.archiver_link import ShimLink, close_all, connect, ranks_live, reply
 from holdfast.node.eventlog import EventLog
 from holdfast.node.place import ephemeral
+from holdfast.node.restoring import Restoring
 from holdfast.node.worker import Worker
 from holdfast.plan import Plan
 from holdfast.runs import RunDir, make_runtime
@@ -44,7 +45,9 @@ class Archiver:
     def __init__(self, run: RunDir, plan: Plan) -> None:
         self._run, self._alone = run, plan.alone
         self._root = plan.checkpoint.dir
-        self._archive = Archive(plan.checkpoint, EventLog(run.archiver_log))
+        log = EventLog(run.archiver_log)
+        self._archive = Archive(plan.checkpoint, log)
+        self._restoring = Restoring(self._archive, log)
         self._worker, self._linker = Worker("archive"), Worker("link")
         self._selector = selectors.DefaultSelector()
         self._link: ShimLink | None = None
@@ -221,7 +224,7 @@ class Archiver:
             reply(client, {"ok": False, "error": f"unknown op {op!r}"})
 
     def _restore_now(self, client: socket.socket, request: Message) -> None:
-        self._worker.submit(lambda: self._archive.restore(request, time.time()), lambda answer: reply(client, answer))
+        self._worker.submit(lambda: self._restoring.restore(request, time.time()), lambda answer: reply(client, answer))
 
     def _status(self) -> Message:
         facts = {"last": self._archive.last, "failed": self._archive.failed}

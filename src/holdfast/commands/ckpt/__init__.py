@@ -1,0 +1,39 @@
+"""`holdfast ckpt`: the checkpoints of a run, whatever it is doing meanwhile. A file a verb, imported when called."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+VERBS = {
+    "ls": "list them",
+    "show": "what one holds",
+    "verify": "read every byte and compare the hashes",
+}
+
+
+class Verbs(click.Group):
+    """Imports a verb when it is called, and no other."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every verb, in the order of the table."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The verb's click command, None for an unknown one."""
+        if cmd_name not in VERBS:
+            return None
+        command = importlib.import_module(f"holdfast.commands.ckpt.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name.ljust(10), summary) for name, summary in VERBS.items()])
+
+
+@click.command("ckpt", cls=Verbs)
+def command() -> None:
+    """Checkpoints of a run: look, verify, move, remove."""
