@@ -101,7 +101,7 @@ class Slot:
             os.ftruncate(descriptor, HEADER_BYTES)
         self._map_now()
         if self.get("magic") != MAGIC:
-            self.set(state=State.FREE, magic=MAGIC)
+            self.set(magic=MAGIC)  # new memory is zero, so FREE: to say so could undo what the other side has begun
 
     def _map_now(self) -> None:
         self._map = mmap.mmap(self.descriptor, os.fstat(self.descriptor).st_size)
