@@ -1,0 +1,272 @@
+"""Read parts of a checkpoint: any box of any tensor, verified, without torch and without a trainer.
+
+Only the chunks that a part lies in are read; each is held against its hash before a byte of it is handed out. Memory
+stays within a few chunks, whatever the checkpoint's size; the caller brings the memory that it wants filled. While a
+checkpoint is open its manifest is locked, so that no retention takes it away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from holdfast.checkpoint import boxes, load, manifest, pack
+from holdfast.checkpoint.boxes import Box
+from holdfast.checkpoint.canonical import Damaged
+from holdfast.checkpoint.dtypes import item_bytes
+from holdfast.checkpoint.manifest import Manifest, PackEntry
+from holdfast.checkpoint.parallel import ordered
+from holdfast.checkpoint.survey import CheckpointInfo
+from holdfast.fsio import DISK, Disk, File
+
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # a file system that cannot: then nothing is collected on it
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One box of a tensor and where its bytes lie: `offset` into the chunk at `record` of pack number `pack`."""
+
+    box: Box
+    pack: int
+    record: int
+    chunk_id: str
+    chunk_bytes: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor as stored: `boxes` in the order of the table; `kind` is frozen, trainable, optimizer or other."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    kind: str
+    boxes: tuple[Stored, ...]
+
+    @property
+    def item_bytes(self) -> int:
+        """Of one element."""
+        return item_bytes(self.dtype)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the whole tensor."""
+        return boxes.whole(self.shape).count * self.item_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A box of a tensor and the writable memory, of exactly its size, that it goes to in C order."""
+
+    tensor: TensorInfo
+    box: Box
+    into: memoryview
+
+
+class Checkpoint:
+    """One checkpoint, open for reading. `tensors` and `state` cost no disk read; `read…` verifies what it reads."""
+
+    def __init__(self, root: Path, info: CheckpointInfo, found: Manifest, disk: Disk = DISK) -> None:
+        self.root, self.info, self.manifest = root, info, found
+        self._disk = disk
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every whole tensor by its name: rank 0's where it has all of it, else what the ranks hold together.
+
+        Raises Damaged when parts of one are missing or contradict each other.
+        """
+        return _together([self.of_rank(rank) for rank in range(self.info.world)])
+
+    def of_rank(self, rank: int) -> Mapping[str, TensorInfo]:
+        """What one rank stored, which may be parts of tensors. Raises Damaged."""
+        if not 0 <= rank < self.info.world:
+            raise Damaged(f"{self.info} has {self.info.world} ranks, there is none for rank {rank}")
+        return _stored(self.manifest.ranks[rank]["chunks"])
+
+    def state(self, rank: int = 0) -> dict[str, Any]:
+        """The typed tree of one rank, in which tensors are named; `checkpoint.state.decode` makes objects of it."""
+        tree: dict[str, Any] = self.manifest.ranks[rank]["table"]["state"]
+        return tree
+
+    def read_into(self, name: str, buffer: Any) -> None:
+        """All of tensor `name`, in C order, into writable memory of its size. Raises KeyError, Damaged, OSError."""
+        tensor = self.tensors[name]
+        self.read([Wanted(tensor, boxes.whole(tensor.shape), _bytes_of(buffer))])
+
+    def read_box(self, name: str, index: Sequence[int], shape: Sequence[int], buffer: Any) -> None:
+        """The box of `shape` elements at `index` of tensor `name` into writable memory of its size."""
+        self.read([Wanted(self.tensors[name], Box(tuple(index), tuple(shape)), _bytes_of(buffer))])
+
+    def read(self, wanted: Iterable[Wanted]) -> None:
+        """Fill all of `wanted`, each chunk read once.
+
+        Raises Damaged, OSError, ValueError for memory of another size.
+        """
+        by_pack: dict[int, dict[int, list[tuple[Stored, Wanted]]]] = {}
+        for one in wanted:
+            for stored in _needed(one):
+                by_pack.setdefault(stored.pack, {}).setdefault(stored.record, []).append((stored, one))
+        for index in sorted(by_pack):
+            self._read_pack(self.manifest.packs[index], by_pack[index])
+
+    def _read_pack(self, entry: PackEntry, wanted: Mapping[int, list[tuple[Stored, Wanted]]]) -> None:
+        what = f"pack {entry.name[:12]}"
+        try:
+            file = self._disk.open(pack.path(self.root, entry.name))
+        except FileNotFoundError as error:
+            raise Damaged(f"{what} is missing") from error
+        with closing(file):
+            records = _records(file, entry, {at: parts[0][0] for at, parts in wanted.items()}, what)
+
+            def one(record: pack.Record) -> None:
+                payload = _scratch(record.padded_bytes)
+                pack.read_record(file, record, payload, what)
+                for stored, target in wanted[record.offset]:
+                    _hand_out(payload, stored, target)
+
+            with closing(ordered(one, records)) as done:
+                for _ in done:
+                    pass
+
+
+@contextlib.contextmanager
+def open_checkpoint(root: Path, info: CheckpointInfo, disk: Disk = DISK) -> Iterator[Checkpoint]:
+    """The checkpoint `info` of the folder `root`, kept from being removed meanwhile. Raises Damaged, OSError."""
+    path, descriptor = _lock(root, info)
+    try:
+        now = replace(info, path=path)
+        yield Checkpoint(root, now, load.read(now, disk), disk)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(root: Path, info: CheckpointInfo) -> tuple[Path, int]:
+    """A shared lock on the manifest of that position: under the name known, or the one that repacking gave it since."""
+    within = manifest.folder(root)
+    others = within.glob(f"{info.term:06d}-{info.sequence:08d}-*.json")
+    for path in (info.path, *sorted(others)):
+        descriptor = _locked(path)
+        if descriptor is not None:
+            return path, descriptor
+    raise Damaged(f"{info} was removed meanwhile")
+
+
+def _locked(path: Path) -> int | None:
+    """The descriptor that holds the lock; None when the file is gone by the time it is ours."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            os.close(descriptor)
+            raise
+    try:
+        if path.stat().st_ino == os.fstat(descriptor).st_ino:
+            return descriptor
+    except FileNotFoundError:
+        pass
+    os.close(descriptor)
+    return None
+
+
+def _stored(chunks: list[dict[str, Any]]) -> dict[str, TensorInfo]:
+    """The tensors that a rank's chunks name, each with the boxes it has there. Raises Damaged."""
+    found: dict[str, TensorInfo] = {}
+    parts: dict[str, list[Stored]] = {}
+    for chunk in chunks:
+        for entry in chunk["tensors"]:
+            name, box = entry["name"], Box(tuple(entry["index"]), tuple(entry["shape"]))
+            if box.count * item_bytes(entry["dtype"]) != entry["bytes"]:
+                raise Damaged(f"tensor {name[:100]!r} has {entry['bytes']} bytes for {box.count} of {entry['dtype']}")
+            tensor = TensorInfo(name, entry["dtype"], tuple(entry["global_shape"]), chunk["kind"], ())
+            if found.setdefault(name, tensor) != tensor:
+                raise Damaged(f"tensor {name[:100]!r} is stored with two shapes, types or kinds")
+            place = (chunk["pack"], chunk["offset"], chunk["id"], chunk["bytes"], entry["offset"])
+            parts.setdefault(name, []).append(Stored(box, *place))
+    return {name: replace(tensor, boxes=tuple(parts[name])) for name, tensor in found.items()}
+
+
+def _together(ranks: Sequence[Mapping[str, TensorInfo]]) -> dict[str, TensorInfo]:
+    """Whole tensors. A replica is taken from the first rank that has it, shards from all. Raises Damaged."""
+    found: dict[str, TensorInfo] = {}
+    whole: set[str] = set()
+    for rank in ranks:
+        for name, tensor in rank.items():
+            if name not in whole:
+                found[name] = _joined(found[name], tensor) if name in found else tensor
+                if _is_whole(found[name]):
+                    whole.add(name)
+    if torn := [name for name in found if name not in whole]:
+        raise Damaged(f"tensor {torn[0][:100]!r} is not stored whole: parts of it are missing or overlap")
+    return found
+
+
+def _is_whole(tensor: TensorInfo) -> bool:
+    return boxes.fill([stored.box for stored in tensor.boxes], boxes.whole(tensor.shape))
+
+
+def _joined(one: TensorInfo, other: TensorInfo) -> TensorInfo:
+    """Both ranks' boxes, those that both have once."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        raise Damaged(f"tensor {one.name[:100]!r} is stored by two ranks with two shapes or types")
+    known = {stored.box for stored in one.boxes}
+    return replace(one, boxes=one.boxes + tuple(stored for stored in other.boxes if stored.box not in known))
+
+
+def _needed(one: Wanted) -> list[Stored]:
+    """The stored boxes that hold some of it. Raises Damaged when they do not hold all of it."""
+    size = one.box.count * one.tensor.item_bytes
+    if one.into.nbytes != size:
+        raise ValueError(f"{size} bytes of tensor {one.tensor.name!r} were to go into {one.into.nbytes}")
+    needed = [stored for stored in one.tensor.boxes if stored.box.meet(one.box) is not None]
+    if not boxes.fill([stored.box for stored in needed], one.box):
+        raise Damaged(f"tensor {one.tensor.name[:100]!r} does not hold all of {one.box}")
+    return needed
+
+
+def _records(file: File, entry: PackEntry, wanted: Mapping[int, Stored], what: str) -> list[pack.Record]:
+    """The wanted records in the order they lie in the pack, as its footer has them. Raises Damaged."""
+    if file.size() != entry.size_bytes:
+        raise Damaged(f"{what} has {file.size()} bytes instead of {entry.size_bytes}")
+    found = [record for record in pack.read_layout(file, entry.name).records if record.offset in wanted]
+    held = {record.offset: (record.id, record.raw_bytes) for record in found}
+    for at, stored in wanted.items():
+        if held.get(at) != (stored.chunk_id, stored.chunk_bytes):
+            raise Damaged(f"{what} holds another chunk at offset {at} than asked for")
+    return found
+
+
+def _hand_out(payload: memoryview, stored: Stored, target: Wanted) -> None:
+    item = target.tensor.item_bytes
+    with payload[stored.offset : stored.offset + stored.box.count * item] as part:
+        boxes.copy(part, stored.box, target.into, target.box, item)
+
+
+def _bytes_of(buffer: Any) -> memoryview:
+    return memoryview(buffer).cast("B")
+
+
+_local = threading.local()
+
+
+def _scratch(size: int) -> memoryview:
+    """Page-aligned memory of this thread, overwritten by its next call."""
+    held: mmap.mmap | None = getattr(_local, "map", None)
+    if held is None or len(held) < size:
+        held = _local.map = mmap.mmap(-1, max(size, 4 << 20))
+    return memoryview(held)[:size]
