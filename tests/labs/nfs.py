@@ -44,7 +44,7 @@ def nfs_mount(work: Path) -> Iterator[Mounted]:
         command = [sys.executable, "-m", "tests.labs.nfs_mount", str(export), str(mountpoint), str(work)]
         lab = subprocess.Popen(["unshare", "--net", *command], stdout=log, stderr=log)
     try:
-        until(lambda: mountpoint.is_mount() or lab.poll() is not None, what=lambda: (work / "lab.log").read_text())
+        until(lambda: mountpoint.is_mount() or lab.poll() is not None, what=(work / "lab.log").read_text)
         assert mountpoint.is_mount(), (work / "lab.log").read_text()
         yield Mounted(mountpoint, int((work / "ganesha.pid").read_text()))
     finally:
