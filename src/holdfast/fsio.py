@@ -54,6 +54,14 @@ class File(Protocol):
         ...
 
 
+class Lock(Protocol):
+    """A lock on a file or folder; the end of the process lets it go too."""
+
+    def close(self) -> None:
+        """Let it go."""
+        ...
+
+
 class Disk(Protocol):
     """What a checkpoint needs of a file system. Every method raises OSError."""
 
@@ -81,8 +89,16 @@ class Disk(Protocol):
         """Remove a file; one that is not there is fine."""
         ...
 
+    def remove_folder(self, folder: Path) -> None:
+        """Remove an empty folder; one that is not there is fine."""
+        ...
+
     def list(self, folder: Path) -> list[str]:
         """Sorted names in `folder`; none when it does not exist."""
+        ...
+
+    def lock(self, path: Path, *, shared: bool = False) -> Lock | None:
+        """The lock on a file or folder, None while somebody else's stands against it. Raises FileNotFoundError."""
         ...
 
 
@@ -159,6 +175,16 @@ def _after(parts: list[memoryview], done: int) -> list[memoryview]:
     return []
 
 
+class _RealLock:
+    """An flock; it belongs to the descriptor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
 class RealDisk:
     """The machine's own file system. Files are made 0600, folders 0700."""
 
@@ -197,11 +223,30 @@ class RealDisk:
     def remove(self, path: Path) -> None:
         path.unlink(missing_ok=True)
 
+    def remove_folder(self, folder: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            folder.rmdir()
+
     def list(self, folder: Path) -> list[str]:
         try:
             return sorted(entry.name for entry in folder.iterdir())
         except FileNotFoundError:
             return []
+
+    def lock(self, path: Path, *, shared: bool = False) -> Lock | None:
+        import fcntl
+
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(descriptor), path.stat()):
+                raise FileNotFoundError(errno.ENOENT, "it was replaced meanwhile", str(path))
+        except BaseException as error:
+            os.close(descriptor)
+            if isinstance(error, BlockingIOError):
+                return None
+            raise
+        return _RealLock(descriptor)
 
 
 DISK: Disk = RealDisk()

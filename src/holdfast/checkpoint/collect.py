@@ -56,19 +56,24 @@ def is_complete(into: Folder, info: CheckpointInfo) -> bool:
 def sweep(into: Folder) -> None:
     """Remove packs that no checkpoint needs, leases older than every checkpoint, and `tmp/`. Raises OSError.
 
-    While a manifest cannot be read nobody knows what it needs, so packs stay until `retain` has given it up.
+    While a manifest cannot be read nobody knows what it needs, so packs stay until `retain` has given it up; they stay
+    too while a guest writes, who may be about to name them.
     """
-    into.clear_temporary()
+    there = [
+        into.root / "packs" / prefix / name
+        for prefix in into.disk.list(into.root / "packs")
+        for name in into.disk.list(into.root / "packs" / prefix)
+        if canonical.is_hash(name.removesuffix(".hfp"))
+    ]
+    alone = into.clear_temporary()  # after that list: a guest that wrote some of it is still there, or has named them
     found = survey.take(into.root, into.disk)
     _sweep_leases(into, found)
-    if any(one.path is not None for one in found.unreadable):
+    if not alone or any(one.path is not None for one in found.unreadable):
         return
-    needed = {f"{name}.hfp" for name in survey.pack_names(found)}
-    for prefix in into.disk.list(into.root / "packs"):
-        within = into.root / "packs" / prefix
-        for name in into.disk.list(within):
-            if name not in needed and canonical.is_hash(name.removesuffix(".hfp")):
-                into.disk.remove(within / name)
+    needed = set(survey.pack_names(found))
+    for path in there:
+        if path.stem not in needed:
+            into.disk.remove(path)
 
 
 def _sweep_leases(into: Folder, found: Survey) -> None:

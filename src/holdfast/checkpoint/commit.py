@@ -7,25 +7,23 @@ verified → manifest written, fsynced, renamed without replace, its folder fsyn
 
 from __future__ import annotations
 
-import mmap
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
-from blake3 import blake3
-
-from holdfast.checkpoint import canonical, lineage, manifest, pack, survey
+from holdfast.checkpoint import lineage, manifest, pack, survey
 from holdfast.checkpoint.canonical import Damaged
 from holdfast.checkpoint.folder import Folder
 from holdfast.checkpoint.lineage import Position
 from holdfast.checkpoint.manifest import Manifest, PackEntry
+from holdfast.checkpoint.packer import Packer, hash_of, read_back
 from holdfast.checkpoint.parallel import ordered
 from holdfast.checkpoint.slots import align
 from holdfast.checkpoint.table import check_slot_table
 from holdfast.errors import HoldfastError
-from holdfast.fsio import BLOCK
 
 
 class Superseded(HoldfastError):
@@ -56,10 +54,11 @@ class Committed:
     verify_seconds: float
 
 
-def commit(into: Folder, parts: Sequence[Part]) -> Committed:
+def commit(into: Folder, parts: Sequence[Part], *, until_s: float | None = None) -> Committed:
     """Save `parts`, ranks in order, all of one save id. Durable and verified when this returns.
 
-    Raises Damaged for a table that cannot be, Superseded, OSError (ENOSPC among them); `collect.sweep` clears up then.
+    until_s: `time.monotonic()` past which the save is given up. Raises Damaged for a table that cannot be, Superseded,
+    TooSlow, OSError (ENOSPC among them); `collect.sweep` clears up then.
     """
     for rank, part in enumerate(parts):
         _check_part(part, rank, parts)
@@ -68,13 +67,12 @@ def commit(into: Folder, parts: Sequence[Part]) -> Committed:
     if found.newest_term > own.term:
         raise Superseded(own.term, found.newest_term)
     started = time.monotonic()
-    packer = _Packer(into)
-    ranks = packer.store(parts)
+    packer, packs, chunks = _store(into, parts, until_s)
     written = time.monotonic()
-    for entry in packer.packs:
+    for entry in packer.written:
         read_back(into, entry)
     verified = time.monotonic()
-    made = _manifest(own, found, packer.packs, ranks)
+    made = _manifest(own, found, packs, [_rank(part, stored) for part, stored in zip(parts, chunks, strict=True)])
     publish(into, made)
     return Committed(
         manifest=made,
@@ -107,85 +105,34 @@ def _manifest(own: Position, found: survey.Survey, packs: list[PackEntry], ranks
     )
 
 
-class _Packer:
-    """Hashes chunks ahead on threads, gathers them into packs and writes each pack when it is full."""
+Chunks = list[dict[str, Any]]
 
-    def __init__(self, into: Folder) -> None:
-        self.packs: list[PackEntry] = []
-        self.written_bytes = 0
-        self._into = into
-        self._places: dict[str, tuple[int, int]] = {}  # chunk id → pack index, record offset
-        self._ids: list[tuple[str, int]] = []
-        self._payloads: list[memoryview] = []
-        self._payload_bytes = 0
 
-    def store(self, parts: Sequence[Part]) -> list[dict[str, Any]]:
-        """Write all chunks; returns the manifest's `ranks`."""
-        with ExitStack() as views:
-            payloads = [views.enter_context(_payload(part.slot, c)) for part in parts for c in part.table["chunks"]]
-            sizes = [chunk["bytes"] for part in parts for chunk in part.table["chunks"]]
-            ids: list[str] = []
-            with closing(ordered(_hash, zip(payloads, sizes, strict=True))) as hashes:
-                for payload, size, chunk_id in zip(payloads, sizes, hashes, strict=True):
-                    self._add(chunk_id, size, payload)
-                    ids.append(chunk_id)
-            self._flush()
-        named = iter(ids)
-        return [
-            {
-                "table": {name: value for name, value in part.table.items() if name != "chunks"},
-                "chunks": [self._placed(chunk, next(named)) for chunk in part.table["chunks"]],
-            }
-            for part in parts
-        ]
+def _store(into: Folder, parts: Sequence[Part], until_s: float | None) -> tuple[Packer, list[PackEntry], list[Chunks]]:
+    """Put every chunk of every rank into packs, hashed ahead on threads.
 
-    def _placed(self, chunk: dict[str, Any], chunk_id: str) -> dict[str, Any]:
-        index, offset = self._places[chunk_id]
-        return {**chunk, "id": chunk_id, "pack": index, "offset": offset}
+    Returns the packer, all packs that are needed, and each rank's chunks as a manifest has them.
+    """
+    with ExitStack() as views:  # closed last: until then packs are written straight from the slots
+        chunks = [(part.slot, chunk) for part in parts for chunk in part.table["chunks"]]
+        payloads = [views.enter_context(_payload(slot, chunk)) for slot, chunk in chunks]
+        sizes = [chunk["bytes"] for _, chunk in chunks]
+        placed = []
+        with (
+            Packer(into, until_s=until_s) as packer,
+            closing(ordered(lambda one: hash_of(*one), zip(payloads, sizes, strict=True))) as hashes,
+        ):
+            for (_, chunk), payload, chunk_id in zip(chunks, payloads, hashes, strict=True):
+                place = packer.add(payload, chunk["bytes"], chunk_id=chunk_id)
+                placed.append({**chunk, "id": chunk_id, "pack": place.pack, "offset": place.offset})
+            packs = packer.finish()
+    each = iter(placed)
+    return packer, packs, [list(islice(each, len(part.table["chunks"]))) for part in parts]
 
-    def _add(self, chunk_id: str, size: int, payload: memoryview) -> None:
-        if chunk_id in self._places:
-            return
-        if not pack.room(len(self._ids) + 1, self._payload_bytes + payload.nbytes):
-            self._flush()
-        self._places[chunk_id] = (len(self.packs), len(self._ids) * BLOCK + self._payload_bytes)
-        self._ids.append((chunk_id, size))
-        self._payloads.append(payload)
-        self._payload_bytes += payload.nbytes
 
-    def _flush(self) -> None:
-        if not self._ids:
-            return
-        plan = pack.layout(self._ids)
-        name = canonical.digest(plan.footer)
-        if not self._reuse(name):
-            self._write(name, plan)
-        self.packs.append(PackEntry(name, plan.footer_at + len(plan.tail())))
-        self._ids, self._payloads, self._payload_bytes = [], [], 0
-
-    def _reuse(self, name: str) -> bool:
-        """Whether an intact pack of that name is there already; if so it is durable afterwards."""
-        target = self._into.pack_path(name)
-        if target.name not in self._into.disk.list(target.parent):
-            return False
-        try:
-            with closing(self._into.disk.open(target, cached=False)) as file:
-                pack.check(file, name, pack.read_layout(file, name))
-        except (Damaged, OSError):
-            return False
-        self._into.disk.sync_folder(target.parent)
-        return True
-
-    def _write(self, name: str, plan: pack.Layout) -> None:
-        disk, target = self._into.disk, self._into.pack_path(name)
-        temporary = self._into.root / "tmp" / target.name
-        disk.remove(temporary)
-        with closing(disk.create(temporary, cached=False)) as file:
-            pack.write(file, plan, self._payloads)
-            file.sync()
-            self.written_bytes += file.size()
-        disk.rename(temporary, target, replace=True)  # a damaged one of that name, if any
-        disk.sync_folder(target.parent)
+def _rank(part: Part, chunks: Chunks) -> dict[str, Any]:
+    """The manifest's entry of a rank."""
+    return {"table": {name: value for name, value in part.table.items() if name != "chunks"}, "chunks": chunks}
 
 
 def _payload(slot: memoryview, chunk: dict[str, Any]) -> memoryview:
@@ -195,23 +142,7 @@ def _payload(slot: memoryview, chunk: dict[str, Any]) -> memoryview:
     if pack.is_zero(view[size:]):
         return view
     with view:
-        copy = mmap.mmap(-1, view.nbytes)
-        copy[:size] = view[:size]
-        return memoryview(copy)
-
-
-def _hash(payload_and_size: tuple[memoryview, int]) -> str:
-    payload, size = payload_and_size
-    with payload[:size] as raw:
-        return blake3(raw).hexdigest()
-
-
-def read_back(into: Folder, entry: PackEntry) -> None:
-    """Read a pack from the medium and check every byte. Raises Damaged, OSError."""
-    with closing(into.disk.open(pack.path(into.root, entry.name), cached=False)) as file:
-        if file.size() != entry.size_bytes:
-            raise Damaged(f"pack {entry.name[:12]} has {file.size()} bytes instead of {entry.size_bytes}")
-        pack.check(file, entry.name, pack.read_layout(file, entry.name))
+        return pack.padded(view[:size])
 
 
 def publish(into: Folder, made: Manifest) -> None:

@@ -1,32 +1,56 @@
-"""The checkpoint folder as a whole: its parts, its format file, the hint at the newest commit.
+"""The checkpoint folder as a whole: its parts, who may write, its format file, the hint at the newest commit.
 
-`packs/ manifests/ pins/ leases/ tmp/ format.json latest.json`. Only the archiver opens it for writing; everybody may
-read at any time.
+`packs/ manifests/ pins/ leases/ tmp/ format.json latest.json`. One process owns it for writing, the archiver or a verb,
+and holds the lock of the folder itself. Guests may put packs there meanwhile, each from a subfolder of `tmp/` that it
+holds the lock of. Everybody may read at any time.
 """
 
 from __future__ import annotations
 
+import contextlib
+import re
+import secrets
+from contextlib import closing
 from pathlib import Path
 
 from holdfast.checkpoint import canonical, pack
 from holdfast.checkpoint.canonical import Damaged, NewerFormat, is_count
-from holdfast.fsio import DISK, Disk, get, put
+from holdfast.errors import HoldfastError
+from holdfast.fsio import DISK, Disk, Lock, get, put
 
 VERSION = 1
 FOLDERS = ("packs", "manifests", "pins", "leases", "tmp")
 _LIMIT_BYTES = 4096
 
 
+class FolderInUse(HoldfastError):
+    """Two owners of a checkpoint folder would remove each other's packs."""
+
+    exit_code = 11
+
+
 class Folder:
-    """A checkpoint folder open for writing. One at a time per folder."""
+    """A checkpoint folder to write to: `own` and `open` for its one owner, `join` for a guest."""
 
     def __init__(self, root: Path, disk: Disk = DISK) -> None:
         self.root = root
         self.disk = disk
+        self.temporary = root / "tmp"
         self._durable: set[Path] = set()
+        self._lock: Lock | None = None
+
+    def own(self) -> None:
+        """Be the one owner from now on; done once. Raises FolderInUse, OSError."""
+        if self._lock is None:
+            make_folders(self.disk, self.root)
+            self._lock = self.disk.lock(self.root)
+        if self._lock is None:
+            raise FolderInUse(
+                f"the archiver of another run uses {self.root}", hint="give each run a checkpoint.dir of its own"
+            )
 
     def open(self) -> list[str]:
-        """Make what is missing, finish what a power cut could still undo, clear `tmp/`.
+        """Make what is missing, finish what a power cut could still undo, clear `tmp/`. For the owner.
 
         Returns a sentence for each thing that was damaged. Raises NewerFormat, OSError.
         """
@@ -40,10 +64,29 @@ class Folder:
             self.put("format.json", _FORMAT, replace=True)
         return [f"{sentence}; it was written anew" for sentence in said]
 
+    def join(self) -> None:
+        """Write packs beside the owner, whoever that is, until `leave`. Raises NewerFormat, OSError."""
+        format_problems(self.root, self.disk)
+        make_folders(self.disk, self.root / "tmp")
+        while self._lock is None:  # once more if the owner cleared it away before we had the lock
+            self.temporary = self.root / "tmp" / secrets.token_hex(8)
+            self.disk.make_folder(self.temporary)
+            with contextlib.suppress(FileNotFoundError):
+                self._lock = self.disk.lock(self.temporary)
+
+    def leave(self) -> None:
+        """Give up what `own` or `join` took; a guest's packs that no manifest names may be collected from now on."""
+        if self.temporary != self.root / "tmp":
+            _remove_all(self.disk, self.temporary)
+            self.temporary = self.root / "tmp"
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
     def put(self, name: str, data: bytes, *, replace: bool = False) -> None:
         """A small file at `name` below the folder, durable when this returns. Raises OSError, FileExistsError."""
         target = self.root / name
-        temporary = self.root / "tmp" / target.name
+        temporary = self.temporary / target.name
         self.disk.remove(temporary)
         put(self.disk, temporary, data)
         if get(self.disk, temporary, limit_bytes=len(data), cached=False) != data:
@@ -62,10 +105,27 @@ class Folder:
             self.disk.make_folder(folder)
             self._durable.add(folder)
 
-    def clear_temporary(self) -> None:
-        """Remove what a save that did not end left in `tmp/`."""
+    def clear_temporary(self) -> bool:
+        """Remove what a writer that is gone left in `tmp/`. For the owner; whether there are no guests."""
+        alone = True
         for name in self.disk.list(self.root / "tmp"):
-            self.disk.remove(self.root / "tmp" / name)
+            if not _GUEST.match(name):
+                self.disk.remove(self.root / "tmp" / name)
+            elif (lock := self.disk.lock(self.root / "tmp" / name)) is None:
+                alone = False
+            else:
+                with closing(lock):
+                    _remove_all(self.disk, self.root / "tmp" / name)
+        return alone
+
+
+_GUEST = re.compile(r"[0-9a-f]{16}\Z", re.ASCII)
+
+
+def _remove_all(disk: Disk, guest: Path) -> None:
+    for name in disk.list(guest):
+        disk.remove(guest / name)
+    disk.remove_folder(guest)
 
 
 def make_folders(disk: Disk, folder: Path) -> None:

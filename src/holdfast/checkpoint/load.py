@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -22,7 +23,7 @@ from holdfast.checkpoint.survey import CheckpointInfo, Survey, Unreadable
 from holdfast.errors import NoValidCheckpoint, StoreRefused
 from holdfast.fsio import DISK, Disk, File, get
 
-__all__ = ["CheckpointInfo", "Chosen", "Want", "checkpoints", "choose", "fill", "problems", "read", "verify"]
+__all__ = ["CheckpointInfo", "Chosen", "Want", "checkpoints", "choose", "fill", "problems", "reading", "verify"]
 
 
 # {"step": N}: that step's checkpoint, live before aside, then the newest. {"term": T, "sequence": S}: exactly that one.
@@ -48,18 +49,31 @@ def problems(root: Path, disk: Disk = DISK) -> list[str]:
     return [*folder.format_problems(root, disk), *found.problems, *(one.problem for one in found.unreadable)]
 
 
-def read(info: CheckpointInfo, disk: Disk = DISK) -> Manifest:
-    """The whole manifest. Raises Damaged, OSError."""
-    return manifest.parse(info.path.name, get(disk, info.path, limit_bytes=manifest.MAX_MANIFEST_BYTES))
+@contextmanager
+def reading(root: Path, info: CheckpointInfo, disk: Disk = DISK) -> Iterator[Manifest]:
+    """The whole manifest; while inside, nothing that it names is collected. Raises Damaged, OSError.
+
+    A checkpoint that was repacked since it was listed is found under its new name.
+    """
+    for path in chain([info.path], survey.paths_at(root, info.position, disk)):
+        try:
+            lock = disk.lock(path, shared=True)
+        except FileNotFoundError:
+            continue
+        if lock is not None:
+            with closing(lock):
+                yield manifest.parse(path.name, get(disk, path, limit_bytes=manifest.MAX_MANIFEST_BYTES))
+            return
+    raise Damaged(f"{info} has been removed")
 
 
 def verify(root: Path, info: CheckpointInfo, disk: Disk = DISK) -> list[str]:
     """Read all of a checkpoint and say what is wrong with it, a sentence each; empty means intact."""
     try:
-        found = read(info, disk)
+        with reading(root, info, disk) as found:
+            return [said for index in range(len(found.packs)) for said in _pack_problems(root, disk, found, index)]
     except (Damaged, OSError, OverflowError) as error:
         return [str(error)]
-    return [problem for index in range(len(found.packs)) for problem in _pack_problems(root, disk, found, index)]
 
 
 def _pack_problems(root: Path, disk: Disk, found: Manifest, index: int) -> list[str]:
@@ -133,9 +147,13 @@ def fill(root: Path, info: CheckpointInfo, rank: int, slot: Slot, *, whole: bool
     whole: check the packs of all ranks on the way, not only those this rank needs. Raises Damaged, OSError, and
     StoreRefused when the slot cannot grow.
     """
-    found = read(info, disk)
+    with reading(root, info, disk) as found:
+        _fill(root, found, rank, slot, whole=whole, disk=disk)
+
+
+def _fill(root: Path, found: Manifest, rank: int, slot: Slot, *, whole: bool, disk: Disk) -> None:
     if rank >= len(found.ranks):
-        raise Damaged(f"{info} has {len(found.ranks)} ranks, there is none for rank {rank}")
+        raise Damaged(f"the checkpoint has {len(found.ranks)} ranks, there is none for rank {rank}")
     part = found.ranks[rank]
     chunks, end = _places(part["chunks"])
     table = {**part["table"], "chunks": chunks}

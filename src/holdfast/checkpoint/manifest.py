@@ -158,5 +158,5 @@ def _check_place(chunk: Any, packs: tuple[PackEntry, ...], what: str) -> None:
     if not is_hash(chunk.get("id")) or not is_count(chunk.get("pack"), most=len(packs) - 1):
         raise Damaged(f"{what} has a chunk without an id or a pack")
     offset = chunk.get("offset")
-    if not is_count(offset) or offset % BLOCK or offset + chunk["bytes"] > packs[chunk["pack"]].size_bytes:
+    if not is_count(offset) or offset % BLOCK or offset + BLOCK > packs[chunk["pack"]].size_bytes:
         raise Damaged(f"{what} has a chunk outside its pack")

@@ -22,7 +22,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from holdfast.checkpoint import canonical
+from holdfast.checkpoint import canonical, codecs
 from holdfast.checkpoint.canonical import Damaged, is_count, is_hash
 from holdfast.checkpoint.parallel import ordered
 from holdfast.fsio import BLOCK, Bytes, File
@@ -31,7 +31,6 @@ MAX_PACK_BYTES = 64 << 20
 MAX_CHUNK_BYTES = 48 << 20
 MAX_RECORDS = MAX_PACK_BYTES // BLOCK
 VERSION = 1
-CODEC_NONE = 0
 
 _RECORD_MAGIC = b"HLFREC01"
 _PACK_MAGIC = b"HLFPACK1"
@@ -43,13 +42,13 @@ _BATCH_BYTES = 8 << 20  # handed to the kernel at once
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One chunk in a pack. `offset` is that of its header; sizes in bytes without padding."""
+    """One chunk in a pack. `offset` is that of its header; sizes in bytes without padding, `id` is of the raw bytes."""
 
     id: str
     offset: int
     raw_bytes: int
     stored_bytes: int
-    codec: int = CODEC_NONE
+    codec: int = codecs.NONE
 
     @property
     def padded_bytes(self) -> int:
@@ -98,13 +97,14 @@ def _blocks(size_bytes: int) -> int:
     return -(-size_bytes // BLOCK) * BLOCK
 
 
-def layout(chunks: Sequence[tuple[str, int]]) -> Layout:
-    """The pack that holds `chunks`, (id, bytes) each, uncompressed, in that order."""
-    records, offset = [], 0
-    for chunk_id, size in chunks:
-        records.append(Record(id=chunk_id, offset=offset, raw_bytes=size, stored_bytes=size))
-        offset = records[-1].end
-    return Layout(tuple(records))
+def padded(raw: Bytes) -> memoryview:
+    """A copy of `raw` on a page of its own with zeros up to a whole block: what a record's payload must be."""
+    size = memoryview(raw).nbytes
+    if not size:
+        return memoryview(b"")
+    copy = mmap.mmap(-1, _blocks(size))
+    copy[:size] = bytes(raw)
+    return memoryview(copy)
 
 
 def room(count: int, payload_bytes: int) -> bool:
@@ -180,18 +180,26 @@ def _parse(footer: dict[str, Any], what: str) -> Layout:
 def _parse_row(row: object, offset: int, what: str) -> Record:
     if not isinstance(row, dict) or set(row) != {"codec", "id", "offset", "raw", "stored"}:
         raise Damaged(f"{what} has a malformed record in its footer")
-    size = row["raw"]
-    sound = is_hash(row["id"]) and is_count(size, most=MAX_CHUNK_BYTES)
-    plain = (row["offset"], row["stored"], row["codec"]) == (offset, size, CODEC_NONE)
-    if not sound or not plain or not all(type(row[key]) is int for key in ("offset", "stored", "codec")):
+    numbers = all(is_count(row[key]) for key in ("codec", "offset", "raw", "stored"))
+    if not numbers or not is_hash(row["id"]) or row["offset"] != offset:
         raise Damaged(f"{what} has an impossible record at offset {offset}")
-    return Record(id=row["id"], offset=offset, raw_bytes=size, stored_bytes=size)
+    record = Record(id=row["id"], offset=offset, raw_bytes=row["raw"], stored_bytes=row["stored"], codec=row["codec"])
+    if not _is_possible(record):
+        raise Damaged(f"{what} has an impossible record at offset {offset}")
+    return record
+
+
+def _is_possible(record: Record) -> bool:
+    """A chunk within its limit; as it is (codec 0), or in fewer bytes."""
+    if record.codec == codecs.NONE:
+        return record.stored_bytes == record.raw_bytes <= MAX_CHUNK_BYTES
+    return record.codec in codecs.CODECS and 0 < record.stored_bytes < record.raw_bytes <= MAX_CHUNK_BYTES
 
 
 def check(file: File, name: str, found: Layout, sinks: Mapping[int, memoryview] | None = None) -> None:
     """Read every record of the pack and compare every byte of it. Raises Damaged, OSError.
 
-    sinks: record offset → writable memory of `padded_bytes` that receives its payload on the way.
+    sinks: record offset → writable memory for its chunk on the way, whole blocks, see `read_record`.
     """
     sinks = sinks or {}
 
@@ -215,17 +223,31 @@ def _scratch(size: int) -> memoryview:
 
 
 def read_record(file: File, record: Record, sink: memoryview | None, what: str) -> None:
-    """Read one record, its payload into `sink` if given; check header, hash and padding. Raises Damaged, OSError."""
-    own = _scratch(BLOCK + (0 if sink is not None else record.padded_bytes))
-    with own, own[:BLOCK] as block, own[BLOCK:] if sink is None else sink[:] as payload:
+    """Read one record; check header, hash and padding. Raises Damaged, OSError.
+
+    sink: the raw bytes of the chunk go there, with zeros up to a whole block, which is its length.
+    """
+    straight = sink if record.codec == codecs.NONE else None
+    own = _scratch(BLOCK + (0 if straight is not None else record.padded_bytes))
+    with own, own[:BLOCK] as block, own[BLOCK:] if straight is None else straight[:] as payload:
         parts = [block, payload] if record.padded_bytes else [block]
         if file.read(record.offset, parts) != BLOCK + record.padded_bytes:
             raise Damaged(f"{what} ends inside the record at offset {record.offset}")
         if bytes(block) != record.header().ljust(BLOCK, b"\0"):
             raise Damaged(f"{what} has a damaged header at offset {record.offset}")
         with payload[: record.stored_bytes] as stored, payload[record.stored_bytes :] as padding:
-            if blake3(stored).hexdigest() != record.id or not is_zero(padding):
+            raw = stored if record.codec == codecs.NONE else _decoded(record, stored, what)
+            if blake3(raw).hexdigest() != record.id or not is_zero(padding):
                 raise Damaged(f"{what} has a damaged chunk at offset {record.offset}")
+        if sink is not None and straight is None:
+            sink[:] = bytes(raw).ljust(len(sink), b"\0")
+
+
+def _decoded(record: Record, stored: memoryview, what: str) -> bytes:
+    try:
+        return codecs.decode(record.codec, stored, record.raw_bytes)
+    except Damaged as error:
+        raise Damaged(f"{what} has a damaged chunk at offset {record.offset}: {error}") from error
 
 
 def is_zero(view: memoryview) -> bool:
@@ -251,6 +273,5 @@ def scan(file: File) -> Iterator[Record]:
 
 def _at(file: File, offset: int) -> Record | None:
     magic, version, codec, chunk_id, raw, stored = _HEADER.unpack(_exactly(file, offset, BLOCK, "pack")[: _HEADER.size])
-    if (magic, version, codec) != (_RECORD_MAGIC, VERSION, CODEC_NONE) or raw != stored or raw > MAX_CHUNK_BYTES:
-        return None
-    return Record(id=chunk_id.hex(), offset=offset, raw_bytes=raw, stored_bytes=stored)
+    record = Record(id=chunk_id.hex(), offset=offset, raw_bytes=raw, stored_bytes=stored, codec=codec)
+    return record if (magic, version) == (_RECORD_MAGIC, VERSION) and _is_possible(record) else None

@@ -164,6 +164,13 @@ def info_of(found: Manifest, path: Path) -> CheckpointInfo:
     )
 
 
+def paths_at(root: Path, position: Position, disk: Disk = DISK) -> Iterator[Path]:
+    """The manifests at a position. There are two while a checkpoint is repacked, and either will do."""
+    for name in disk.list(manifest.folder(root)):
+        if manifest.position_of(name) == position:
+            yield manifest.folder(root) / name
+
+
 def pack_names(survey: Survey) -> Iterator[str]:
     """Every pack that some readable checkpoint needs, live or aside."""
     for info in survey.checkpoints:

@@ -6,8 +6,6 @@ says so in its slot and in archiver.jsonl.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import sys
 import time
 import traceback
@@ -17,7 +15,7 @@ from typing import Any
 
 from holdfast.checkpoint import collect, commit, survey
 from holdfast.checkpoint.canonical import is_count
-from holdfast.checkpoint.folder import Folder, make_folders
+from holdfast.checkpoint.folder import Folder
 from holdfast.checkpoint.slots import Result, Slot, SlotSet
 from holdfast.checkpoint.survey import CheckpointInfo
 from holdfast.errors import HoldfastError
@@ -26,12 +24,6 @@ from holdfast.node.slotsets import Sealed, SlotSets
 from holdfast.plan import CheckpointPlan
 
 Reply = dict[str, Any]
-
-
-class FolderInUse(HoldfastError):
-    """Two runs that share a checkpoint folder would remove each other's packs."""
-
-    exit_code = 11
 
 
 class Archive:
@@ -44,7 +36,6 @@ class Archive:
         self.failed: Reply | None = None
         self._plan, self._log = plan, log
         self._opened = False
-        self._lock: int | None = None
         self._since_s: dict[str, float] = {}  # save id → when it was first seen sealed
 
     def add_slots(self, given: SlotSet) -> None:
@@ -160,25 +151,10 @@ class Archive:
     def open(self) -> None:
         """Ready the folder, at the first use that succeeds: it may be full or away at the start."""
         if not self._opened:
-            if self._lock is None:
-                self._lock = _lock_folder(self.folder)
+            self.folder.own()
             for sentence in self.folder.open():
                 self._log.write("warning", id="checkpoint-folder-damaged", message=sentence)
             self._opened = True
-
-
-def _lock_folder(folder: Folder) -> int:
-    """Hold the folder itself until we end. Raises FolderInUse, OSError."""
-    make_folders(folder.disk, folder.root)
-    descriptor = os.open(folder.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise FolderInUse(
-            f"the archiver of another run uses {folder.root}", hint="give each run a checkpoint.dir of its own"
-        ) from None
-    return descriptor
 
 
 def _told(info: CheckpointInfo) -> Reply:

@@ -56,6 +56,7 @@ class CrashDisk:
         self.capacity_bytes = capacity_bytes
         self.operations: list[str] = []
         self._top = _Folder()
+        self._locks: dict[int, list[_CrashLock]] = {}  # by what is locked; a reboot forgets them
 
     def create(self, path: Path, *, cached: bool = True) -> _CrashFile:
         self.count(f"create {path}")
@@ -90,11 +91,24 @@ class CrashDisk:
         self.count(f"remove {path}")
         self._folder(path.parent).now.pop(path.name, None)
 
+    def remove_folder(self, folder: Path) -> None:
+        self.count(f"remove_folder {folder}")
+        if self.list(folder):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(folder))
+        self._folder(folder.parent).now.pop(folder.name, None)
+
     def list(self, folder: Path) -> list[str]:
         try:
             return sorted(self._folder(folder).now)
         except FileNotFoundError:
             return []
+
+    def lock(self, path: Path, *, shared: bool = False) -> _CrashLock | None:
+        held = self._locks.setdefault(id(self._entry(path)), [])
+        if held and not (shared and all(one.shared for one in held)):
+            return None
+        held.append(_CrashLock(held, shared=shared))
+        return held[-1]
 
     def reboot(self, chance: random.Random | None = None, *, keep_all: bool = False) -> CrashDisk:
         """The disk after a power cut now; `keep_all`: after the death of the process alone."""
@@ -170,6 +184,16 @@ class _CrashFile:
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+
+class _CrashLock:
+    """A `fsio.Lock` on a CrashDisk."""
+
+    def __init__(self, held: list[_CrashLock], *, shared: bool) -> None:
+        self.shared, self._held = shared, held
+
+    def close(self) -> None:
+        self._held.remove(self)
 
 
 def _survived(folder: _Folder, chance: random.Random | None, keep_all: bool) -> _Folder:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.checkpoint import canonical, manifest, pack
+from holdfast.checkpoint import canonical, codecs, manifest, pack
 from holdfast.checkpoint.canonical import Damaged, NewerFormat, digest
 from holdfast.errors import HoldfastError
 from holdfast.fsio import BLOCK
@@ -19,13 +19,24 @@ from holdfast.testing.crashdisk import CrashDisk
 HERE = Path("/pack")
 
 
-def written(*payloads: bytes) -> tuple[CrashDisk, str]:
-    """A disk with one pack of these chunks at HERE, and the pack's name."""
-    plan = pack.layout([(digest(payload), len(payload)) for payload in payloads])
+def written(*payloads: bytes, width: int = 0) -> tuple[CrashDisk, str]:
+    """A disk with one pack of these chunks at HERE, compressed if `width` is given, and the pack's name."""
+    stored = [codecs.encode(payload, width) if width else (0, payload) for payload in payloads]
+    plan = laid_out(
+        [(digest(raw), len(raw), codec, len(data)) for raw, (codec, data) in zip(payloads, stored, strict=True)]
+    )
     disk = CrashDisk()
-    padded = [payload.ljust(-(-len(payload) // BLOCK) * BLOCK, b"\0") for payload in payloads]
-    pack.write(disk.create(HERE), plan, padded)
+    pack.write(disk.create(HERE), plan, [pack.padded(data) for _, data in stored])
     return disk, digest(plan.footer)
+
+
+def laid_out(chunks: list[tuple[str, int, int, int]]) -> pack.Layout:
+    """A pack of chunks given as (id, raw bytes, codec, stored bytes)."""
+    records: list[pack.Record] = []
+    for chunk_id, raw, codec, stored in chunks:
+        offset = records[-1].end if records else 0
+        records.append(pack.Record(id=chunk_id, offset=offset, raw_bytes=raw, stored_bytes=stored, codec=codec))
+    return pack.Layout(tuple(records))
 
 
 def checked(raw: bytes, name: str) -> pack.Layout:
@@ -44,16 +55,21 @@ def raw_of(disk: CrashDisk) -> bytes:
     return bytes(data)
 
 
-@given(st.lists(st.binary(max_size=9000), max_size=6))
-def test_what_is_written_is_read_and_scanned(payloads: list[bytes]) -> None:
-    disk, name = written(*payloads)
+def sink_for(record: pack.Record) -> memoryview:
+    return memoryview(bytearray(b"x" * (-(-record.raw_bytes // BLOCK) * BLOCK)))
+
+
+@given(st.lists(st.binary(max_size=9000) | st.integers(0, 9000).map(bytes), max_size=6), st.sampled_from([0, 1, 2, 8]))
+def test_what_is_written_is_read_and_scanned(payloads: list[bytes], width: int) -> None:
+    disk, name = written(*payloads, width=width)
     file = disk.open(HERE)
 
     found = pack.read_layout(file, name)
-    sinks = {record.offset: memoryview(bytearray(record.padded_bytes)) for record in found.records}
+    sinks = {record.offset: sink_for(record) for record in found.records}
     pack.check(file, name, found, sinks)
 
     assert [bytes(sinks[r.offset][: r.raw_bytes]) for r in found.records] == payloads
+    assert not any(any(sinks[r.offset][r.raw_bytes :]) for r in found.records)
     assert list(pack.scan(file)) == list(found.records)
     assert file.size() % BLOCK == 0
 
@@ -81,6 +97,31 @@ def test_a_header_that_contradicts_the_footer_is_told() -> None:
 
     with pytest.raises(Damaged, match="damaged header at offset 0"):
         checked(bytes(raw), name)
+
+
+def test_every_flipped_bit_of_a_compressed_chunk_is_told_or_changes_nothing() -> None:
+    disk, name = written(bytes(range(100)) * 10, width=4)
+    raw = raw_of(disk)
+    for at in range(2 * BLOCK):
+        flipped = bytearray(raw)
+        flipped[at] ^= 1 << at % 8
+        try:
+            checked(bytes(flipped), name)
+        except Damaged:
+            continue
+        assert BLOCK <= at < BLOCK + 1000  # a bit of the frame that its content does not depend on
+
+
+@pytest.mark.parametrize(
+    ("raw", "codec", "stored"),
+    [(10, 1, 10), (10, 1, 0), (10, 3, 5), (10, 0, 9), (pack.MAX_CHUNK_BYTES + 1, 2, 9), (0, 1, 0), (10, 16, 5)],
+)
+def test_a_footer_with_an_impossible_record_is_refused(raw: int, codec: int, stored: int) -> None:
+    plan = laid_out([("ab" * 32, raw, codec, stored)])
+    body = bytes(plan.footer_at) + plan.tail()
+
+    with pytest.raises(Damaged, match="impossible record at offset 0"):
+        checked(body, digest(plan.footer))
 
 
 @settings(max_examples=300)
@@ -132,7 +173,7 @@ def test_the_limit_of_a_pack_holds_for_any_chunks() -> None:
         count = 1
         while pack.room(count + 1, (count + 1) * size):
             count += 1
-        plan = pack.layout([("ff" * 32, size)] * count)
+        plan = laid_out([("ff" * 32, size, 0, size)] * count)
         assert plan.footer_at + len(plan.tail()) <= pack.MAX_PACK_BYTES
 
 
