@@ -234,19 +234,40 @@ class RealDisk:
             return []
 
     def lock(self, path: Path, *, shared: bool = False) -> Lock | None:
-        import fcntl
-
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, _lockable(path, shared=shared) | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(descriptor), path.stat()):
+            free = _flock(descriptor, shared=shared)
+            if free and not os.path.samestat(os.fstat(descriptor), path.stat()):
                 raise FileNotFoundError(errno.ENOENT, "it was replaced meanwhile", str(path))
-        except BaseException as error:
+        except BaseException:
             os.close(descriptor)
-            if isinstance(error, BlockingIOError):
-                return None
             raise
-        return _RealLock(descriptor)
+        if free:
+            return _RealLock(descriptor)
+        os.close(descriptor)
+        return None
+
+
+def _lockable(path: Path, *, shared: bool) -> int:
+    """Flags to open `path` with: NFS wants to be able to write what is locked exclusively."""
+    return os.O_RDONLY if shared or path.is_dir() else os.O_RDWR
+
+
+def _flock(descriptor: int, *, shared: bool) -> bool:
+    """False while somebody else's lock stands against it.
+
+    A file system without locks gives every shared one and no exclusive one: then nothing is collected on it.
+    """
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if not shared or error.errno not in (*_NO_SUCH_CALL, errno.ENOLCK):
+            raise
+    return True
 
 
 DISK: Disk = RealDisk()

@@ -64,7 +64,7 @@ def reading(root: Path, info: CheckpointInfo, disk: Disk = DISK) -> Iterator[Man
             with closing(lock):
                 yield manifest.parse(path.name, get(disk, path, limit_bytes=manifest.MAX_MANIFEST_BYTES))
             return
-    raise Damaged(f"{info} has been removed")
+    raise Damaged(f"{info} was removed meanwhile")
 
 
 def verify(root: Path, info: CheckpointInfo, disk: Disk = DISK) -> list[str]:

@@ -56,6 +56,11 @@ class Record:
         return _blocks(self.stored_bytes)
 
     @property
+    def sink_bytes(self) -> int:
+        """Length of the memory that `read_record` fills: the raw bytes and zeros up to a whole block."""
+        return _blocks(self.raw_bytes)
+
+    @property
     def end(self) -> int:
         """Where the next record starts."""
         return self.offset + BLOCK + self.padded_bytes
@@ -199,7 +204,7 @@ def _is_possible(record: Record) -> bool:
 def check(file: File, name: str, found: Layout, sinks: Mapping[int, memoryview] | None = None) -> None:
     """Read every record of the pack and compare every byte of it. Raises Damaged, OSError.
 
-    sinks: record offset → writable memory for its chunk on the way, whole blocks, see `read_record`.
+    sinks: record offset → writable memory of `sink_bytes` for its chunk on the way.
     """
     sinks = sinks or {}
 
@@ -225,7 +230,7 @@ def _scratch(size: int) -> memoryview:
 def read_record(file: File, record: Record, sink: memoryview | None, what: str) -> None:
     """Read one record; check header, hash and padding. Raises Damaged, OSError.
 
-    sink: the raw bytes of the chunk go there, with zeros up to a whole block, which is its length.
+    sink: writable memory of `sink_bytes` for the raw chunk and its zeros.
     """
     straight = sink if record.codec == codecs.NONE else None
     own = _scratch(BLOCK + (0 if straight is not None else record.padded_bytes))

@@ -8,10 +8,7 @@ checkpoint is open its manifest is locked, so that no retention takes it away.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import mmap
-import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -28,8 +25,6 @@ from holdfast.checkpoint.manifest import Manifest, PackEntry
 from holdfast.checkpoint.parallel import ordered
 from holdfast.checkpoint.survey import CheckpointInfo
 from holdfast.fsio import DISK, Disk, File
-
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # a file system that cannot: then nothing is collected on it
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +126,7 @@ class Checkpoint:
             records = _records(file, entry, {at: parts[0][0] for at, parts in wanted.items()}, what)
 
             def one(record: pack.Record) -> None:
-                payload = _scratch(record.padded_bytes)
+                payload = _scratch(record.sink_bytes)
                 pack.read_record(file, record, payload, what)
                 for stored, target in wanted[record.offset]:
                     _hand_out(payload, stored, target)
@@ -144,44 +139,8 @@ class Checkpoint:
 @contextlib.contextmanager
 def open_checkpoint(root: Path, info: CheckpointInfo, disk: Disk = DISK) -> Iterator[Checkpoint]:
     """The checkpoint `info` of the folder `root`, kept from being removed meanwhile. Raises Damaged, OSError."""
-    path, descriptor = _lock(root, info)
-    try:
-        now = replace(info, path=path)
-        yield Checkpoint(root, now, load.read(now, disk), disk)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(root: Path, info: CheckpointInfo) -> tuple[Path, int]:
-    """A shared lock on the manifest of that position: under the name known, or the one that repacking gave it since."""
-    within = manifest.folder(root)
-    others = within.glob(f"{info.term:06d}-{info.sequence:08d}-*.json")
-    for path in (info.path, *sorted(others)):
-        descriptor = _locked(path)
-        if descriptor is not None:
-            return path, descriptor
-    raise Damaged(f"{info} was removed meanwhile")
-
-
-def _locked(path: Path) -> int | None:
-    """The descriptor that holds the lock; None when the file is gone by the time it is ours."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            os.close(descriptor)
-            raise
-    try:
-        if path.stat().st_ino == os.fstat(descriptor).st_ino:
-            return descriptor
-    except FileNotFoundError:
-        pass
-    os.close(descriptor)
-    return None
+    with load.reading(root, info, disk) as found:
+        yield Checkpoint(root, replace(info, path=manifest.folder(root) / found.file_name), found, disk)
 
 
 def _stored(chunks: list[dict[str, Any]]) -> dict[str, TensorInfo]:

@@ -56,7 +56,7 @@ def raw_of(disk: CrashDisk) -> bytes:
 
 
 def sink_for(record: pack.Record) -> memoryview:
-    return memoryview(bytearray(b"x" * (-(-record.raw_bytes // BLOCK) * BLOCK)))
+    return memoryview(bytearray(b"x" * record.sink_bytes))
 
 
 @given(st.lists(st.binary(max_size=9000) | st.integers(0, 9000).map(bytes), max_size=6), st.sampled_from([0, 1, 2, 8]))
