@@ -9,14 +9,17 @@ Standard library only: the trainer maps it in the user's own environment.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from pathlib import Path
 from typing import Any
 
 PAGE_BYTES = 4096
+AHEAD_S = 0.05  # how far ahead of every rank a common step is set, so that no rank passes it while it is told
 MAGIC = 0x31454741_50464C48  # b"HLFPAGE1", little endian
 
 
@@ -47,6 +50,7 @@ class Handlers(IntFlag):
     NONE = 0
     STACKS = 1  # SIGUSR2: faulthandler writes all threads to stderr
     TERMINATE = 2  # SIGTERM: save at the next step boundary and leave with 75
+    SAVE = 4  # SIGUSR1: save at the next step boundary and go on
 
 
 # word index within the page: name -> offset / 8
@@ -71,7 +75,8 @@ _WORDS = {
     "committed_sequence": 16,
     "first_step": 17,  # step at which this attempt began
     "blocked_ns": 18,  # time this attempt's steps spent inside saves
-    # written by the supervisor
+    "save_wanted": 19,  # above `save_number` while this rank wants all ranks to save
+    # written by the supervisor; by rank 0 of several ranks that have none
     "save_number": 256,  # rises by one with each request
     "save_at_step": 257,  # save when `step` reaches it
     "stop_at_step": 258,  # 0: none; save, wait until durable, leave with 75 when `step` reaches it
@@ -100,6 +105,7 @@ class Beat:
     committed_sequence: int
     first_step: int
     blocked_ns: int
+    save_wanted: int
 
 
 class Page:
@@ -151,3 +157,10 @@ class Page:
 def page_path(runtime: Path, rank: int) -> Path:
     """Where rank `rank` keeps its page, below the run's runtime directory."""
     return runtime / "pages" / f"rank-{rank:05d}"
+
+
+def meeting_step(beats: Sequence[Beat], step_s: float) -> int:
+    """The first step that no rank can have completed before all were told; `step_s` is how long a step takes."""
+    newest = max((max(beat.step, beat.first_step) for beat in beats), default=0)
+    ahead = 0 if len(beats) < 2 else math.ceil(AHEAD_S / step_s) if step_s > 0 else 1
+    return newest + 1 + min(ahead, 1000)

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ TRAINER_VARIABLES = (
     "HOLDFAST_RESUME",
     "HOLDFAST_RUNTIME_DIR",
     "HOLDFAST_WANT",
+    "HOLDFAST_RATES",
 )
 CALLER_PYTHONPATH = "HOLDFAST_CALLER_PYTHONPATH"  # what PYTHONPATH was before `start_shim` put us on it
 
@@ -59,6 +61,13 @@ def identity(pid: int) -> Identity | None:
     if fields is None or fields[0] in "ZXx":
         return None
     return Identity(pid, int(fields[19]))
+
+
+def age_s() -> float:
+    """Seconds since this process was started, its interpreter and imports included."""
+    me = identity(os.getpid())
+    began_s = me.start_ticks / os.sysconf("SC_CLK_TCK") if me else 0.0
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - began_s)
 
 
 def alive(process: Identity) -> bool:

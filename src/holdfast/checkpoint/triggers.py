@@ -1,12 +1,15 @@
-"""When to save. Pure: counts and times in, a reason out."""
+"""When to save. Pure: counts and times in, a reason out.
+
+Two kinds, since ranks must save at one step: what is *counted* (steps, epochs) every rank sees for itself; what is
+*timed* (times, rules, auto, a metric that improved) one rank decides for all.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from holdfast.plan import Every
-
-AUTO_LEAST_S = 10.0
+from holdfast import units
+from holdfast.plan import Best, Every
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,29 +21,36 @@ class Point:
     now_s: float
 
 
-def due(every: Every, *, last: Point, now: Point, blocked_s: float, max_overhead_ratio: float, timed: bool) -> str:
-    """Why a save is due at `now` when the one before was at `last`; empty when none is.
-
-    blocked_s: what the last save cost the training loop, in seconds.
-    timed: False where several ranks must agree, so that clocks decide nothing here.
-    """
-    if now.step == last.step and now.epoch == last.epoch:
-        return ""
+def counted(every: Every, *, last: Point, now: Point) -> str:
+    """Why a save is due at `now` by steps or epochs when the one before was at `last`; empty when none is."""
     if every.steps is not None and now.step - last.step >= every.steps:
         return f"every {every.steps} steps"
     if every.epochs is not None and now.epoch - last.epoch >= every.epochs:
         return f"every {every.epochs} epochs"
-    passed_s = now.now_s - last.now_s
-    if timed and every.seconds is not None and passed_s >= every.seconds:
-        return f"every {every.seconds:g} s"
-    if timed and every.auto and passed_s >= auto_interval_s(blocked_s, max_overhead_ratio):
-        return "auto"
     return ""
 
 
-def auto_interval_s(blocked_s: float, max_overhead_ratio: float) -> float:
-    """Seconds between saves so that they cost at most `max_overhead_ratio` of the time."""
-    return max(AUTO_LEAST_S, blocked_s / max_overhead_ratio)
+def timed(every: Every, *, last: Point, now: Point, auto_s: float) -> str:
+    """Why a save is due by the clock; empty when none is, as long as nothing was trained since `last`.
+
+    auto_s: the interval that `auto` chose, in seconds.
+    """
+    steps, passed_s = now.step - last.step, now.now_s - last.now_s
+    if steps == 0 and now.epoch == last.epoch:
+        return ""
+    if every.seconds is not None and passed_s >= every.seconds:
+        return f"every {every.seconds:g} s"
+    for rule in every.rules:
+        if passed_s >= rule.seconds and steps >= rule.steps:
+            return units.write_trigger(units.Trigger(seconds=rule.seconds, if_steps=rule.steps))
+    return "auto" if every.auto and passed_s >= auto_s else ""
+
+
+def improves(best: Best, value: float, saved: float | None) -> bool:
+    """Whether a value of the metric is better than the best with which a checkpoint was made (None: none was)."""
+    if saved is None:
+        return True
+    return value > saved if best.mode == "max" else value < saved
 
 
 def requested(*, number: int, handled: int, at_step: int, step: int) -> bool:

@@ -102,7 +102,7 @@ class Archive:
         return {save_id: [parts[rank] for rank in sorted(parts)] for save_id, parts in found.items()}
 
     def _save(self, parts: list[Sealed], now_s: float) -> None:
-        head = parts[0].table
+        head, archived_s = parts[0].table, 0.0
         try:
             self.open()
             made = commit.commit(self.folder, [commit.Part(part.table, part.slot.view) for part in parts])
@@ -113,9 +113,10 @@ class Archive:
             result = Result.FAILED
         else:
             message, result = "", Result.COMMITTED
-            self._tell_committed(made, time.time() - self._since_s.get(head["save_id"], now_s))
+            archived_s = max(0.0, time.time() - self._since_s.get(head["save_id"], now_s))
+            self._tell_committed(made, archived_s)
         for part in parts:
-            part.finish(result, message)
+            part.finish(result, message, archived_s=archived_s)
         if result is Result.COMMITTED:
             self.retain()
 

@@ -67,6 +67,10 @@ class Attempt:
             self.pages.save(self.trainer.attempt, number, step_s=step_s)
             self._pending_save = 0
 
+    def save_wanted(self) -> bool:
+        """Whether a rank wants all of them to save."""
+        return self.trainer is not None and not self._pending_save and self.pages.save_wanted(self.trainer.attempt)
+
     def ask_stop(self, grace_s: float, *, step_s: float) -> None:
         """Ask for a checkpoint and an end; whoever is still there after `grace_s` is killed by `press`."""
         self._end_at_s = time.monotonic() + grace_s

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from pathlib import Path
 
-from holdfast.heartbeat import Beat, Page
-
-AHEAD_S = 0.05  # how far ahead of every rank a common step is set, so that no rank passes it while we write
+from holdfast.heartbeat import Beat, Page, meeting_step
 
 
 class Pages:
@@ -47,6 +44,10 @@ class Pages:
                 if path.name.startswith("rank-") and path.name not in self._pages:
                     self._pages[path.name] = Page(path)
 
+    def save_wanted(self, attempt: int) -> bool:
+        """Whether a rank wants all ranks to save, and nobody has asked them since."""
+        return any(beat.save_wanted > page.get("save_number") for page, beat in self._of(attempt))
+
     def save(self, attempt: int, number: int, *, step_s: float) -> None:
         """Ask every rank for save `number`."""
         found = self._of(attempt)
@@ -63,10 +64,3 @@ class Pages:
             if page.get("stop_at_step") == 0:
                 page.set(stop_at_step=at_step)
         return bool(found)
-
-
-def meeting_step(beats: list[Beat], step_s: float) -> int:
-    """The first step that no rank can have completed before all were told; `step_s` is how long a step takes."""
-    newest = max((max(beat.step, beat.first_step) for beat in beats), default=0)
-    ahead = 0 if len(beats) < 2 else math.ceil(AHEAD_S / step_s) if step_s > 0 else 1
-    return newest + 1 + min(ahead, 1000)

@@ -65,9 +65,10 @@ class Sealed:
     slot: Slot
     table: dict[str, Any]
 
-    def finish(self, result: Result, message: str = "") -> None:
-        """Say what became of it and give the slot back to the rank."""
+    def finish(self, result: Result, message: str = "", *, archived_s: float = 0.0) -> None:
+        """Say what became of it, how long a commit took, and give the slot back to the rank."""
         self.slot.write_message(message)
+        self.slot.set(archived_ns=int(archived_s * 1e9))
         self.slot.set(result=result, result_sequence=self.slot.get("sequence"), state=State.FREE)
         self.owner.ring()
 

@@ -406,6 +406,8 @@ class Supervisor:
         for finding in self.observer.remarks(self.state, now_s=time.time()):
             self._apply_finding(finding)
         self.attempt.press(self.state.stop, step_s=self.observer.memory.step_s)
+        if self.state.stop is None and self.attempt.save_wanted():
+            self._apply(ev.SaveRequested(t=time.time(), number=self.state.save_number + 1, reason="a rank wants it"))
         limit_s = self.plan.max_duration_s
         if limit_s is not None and time.time() - self.state.since_s > limit_s:
             grace_s = self.plan.stop_grace_s

@@ -5,8 +5,7 @@ Pure data and the walk that applies it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from holdfast.spec.fields import Section
 from holdfast.spec.shape import key_of
@@ -22,11 +21,6 @@ SUPPORTED = frozenset(
     }
 )  # fmt: skip
 
-# a supported field some of whose values are not: what is refused, and how it is called
-REFUSED_VALUES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "checkpoint.every": (lambda every: any(each.if_steps is not None for each in every), "a rule (`… if … steps`)"),
-}
-
 # what to do instead, where there is something
 INSTEAD: Mapping[str, str] = {
     "resources.infra": "start holdfast on that machine; it runs where it is called",
@@ -34,7 +28,6 @@ INSTEAD: Mapping[str, str] = {
     "num_nodes": "one machine with several devices works: run: torchrun --standalone …",
     "environment.conda": "build it yourself and give environment.python",
     "environment.uv": "build it yourself and give environment.python",
-    "checkpoint.every": "give times, steps or epochs: every: [15m, 1000 steps]",
     "segment": "max_duration stops with a checkpoint; holdfast resume continues",
 }
 
@@ -51,9 +44,7 @@ def refused(section: Section, prefix: str = "") -> Iterator[tuple[str, str]]:
         if name not in section.model_fields_set:
             continue
         path, value = prefix + key_of(name, field), getattr(section, name)
-        if path in REFUSED_VALUES and REFUSED_VALUES[path][0](value):
-            yield path, f"{REFUSED_VALUES[path][1]} in {path} is not supported yet"
-        elif is_supported(path) or value == field.get_default(call_default_factory=True, validated_data={}):
+        if is_supported(path) or value == field.get_default(call_default_factory=True, validated_data={}):
             continue
         elif isinstance(value, Section) and field.default is not None:
             yield from refused(value, path + ".")

@@ -113,7 +113,7 @@ class Checkpoint(Section):
     memory_dir: Path | None = Field(
         None, description="files there in place of memory of our own", examples=["/mnt/ram/${run}"]
     )
-    max_overhead: Ratio = Field(0.03, description="share of the time that saving may take with `every: auto`")
+    max_overhead: Ratio = Field(0.03, gt=0, description="share of the time that saving may take with `every: auto`")
     timeout: Duration = Field(1800.0, description="a save that takes longer has failed")
     name: CheckpointName = Field(
         "{project}-{step:08d}",

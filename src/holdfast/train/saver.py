@@ -35,6 +35,7 @@ class Done:
     sequence: int
     step: int
     error: str = ""
+    archived_s: float = 0.0  # from seen sealed to durable
 
 
 KindsOf = Callable[[list[str]], Mapping[str, str]]
@@ -133,7 +134,8 @@ class Saver:
         for sequence, (slot, step) in sorted(self._in_flight.items()) if self._in_flight else ():
             if slot.get("result_sequence") == sequence and slot.get("result") != Result.NONE:
                 failed = slot.get("result") == Result.FAILED
-                ended.append(Done(sequence, step, (slot.read_message() or "no reason given") if failed else ""))
+                error = (slot.read_message() or "no reason given") if failed else ""
+                ended.append(Done(sequence, step, error, slot.get("archived_ns") / 1e9))
                 del self._in_flight[sequence]
         return ended
 

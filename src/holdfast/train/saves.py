@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from holdfast.checkpoint.slots import Slot
-from holdfast.checkpoint.triggers import Point, due, requested
+from holdfast.checkpoint.triggers import Point, counted, improves, requested, timed
 from holdfast.errors import StoreRefused
 from holdfast.heartbeat import Page, Phase
+from holdfast.process import age_s
+from holdfast.train.accord import Accord
 from holdfast.train.link import Link
 from holdfast.train.occasions import Occasion, Occasions
+from holdfast.train.pace import Pace
 from holdfast.train.records import Records, tell
 from holdfast.train.saver import Head, KindsOf, Saver
 from holdfast.train.setting import Setting
@@ -46,8 +49,12 @@ class Saves:
     ) -> None:
         self._setting, self._link, self._saver = setting, link, saver
         self._pulse, self._records, self._occasions = pulse, records, occasions
-        self._last = Point(0, 0, time.monotonic())
-        self._blocked_s = 0.0
+        self._began = self._last = Point(0, 0, time.monotonic())
+        self._best: float | None = None  # value of `keep.best` with which a checkpoint was made
+        self._accord = Accord(setting, pulse.page)
+        self._pace = Pace("disk", setting, records, restart_s=age_s())
+        self._wanted = ""  # why this rank wants all ranks to save
+        self.signalled = False  # SIGUSR1 came
         self._blocked_ns = 0
         self._ended: dict[int, str] = {}  # sequence of saves of this process that ended -> why it failed, or empty
         self._reasons: dict[int, tuple[int, str]] = {}  # sequence -> epoch, reason
@@ -55,24 +62,43 @@ class Saves:
         self._tracker = ""  # id that was told
         self._noted: set[str] = set()
 
-    def begin_at(self, step: int, epoch: int) -> None:
-        """Triggers count from here."""
-        self._last = Point(step, epoch, time.monotonic())
+    def begin_at(self, step: int, epoch: int, best: float | None) -> None:
+        """Triggers count from here; `best` is what the checkpoint said that was loaded."""
+        self._began = self._last = Point(step, epoch, time.monotonic())
+        self._best = best
 
-    def reason(self, step: int, epoch: int, now_s: float) -> str:
+    def reason(self, now: Point, metrics: Mapping[str, float]) -> str:
         """Why a save is due now; empty when none is."""
         page, setting = self._pulse.page, self._setting
         number, handled = page.get("save_number"), page.get("save_handled")
-        if requested(number=number, handled=handled, at_step=page.get("save_at_step"), step=step):
-            return "requested"
-        return due(
-            setting.every,
-            last=self._last,
-            now=Point(step, epoch, now_s),
-            blocked_s=self._blocked_s,
-            max_overhead_ratio=setting.max_overhead_ratio,
-            timed=setting.world == 1,
-        )
+        if requested(number=number, handled=handled, at_step=page.get("save_at_step"), step=now.step):
+            return self._wanted or "requested"
+        due = counted(setting.every, last=self._last, now=now)
+        wanted = "" if due else self._wish(now, metrics)
+        if setting.world == 1:
+            return due or wanted
+        if wanted:
+            self._wanted = wanted
+            self._accord.want()
+        self._accord.lead((now.now_s - self._began.now_s) / max(1, now.step - self._began.step))
+        return due
+
+    def _wish(self, now: Point, metrics: Mapping[str, float]) -> str:
+        """What only one rank may decide: by the clock and by a metric rank 0, by a signal who got it."""
+        if self.signalled:
+            return "signal"
+        if self._setting.rank:
+            return ""
+        best = self._setting.keep_best
+        if best and self.best_with(metrics) != self._best and now.now_s - self._last.now_s >= self._pace.least_s:
+            return f"{best.metric} improved"
+        return timed(self._setting.every, last=self._last, now=now, auto_s=self._pace.interval_s)
+
+    def best_with(self, metrics: Mapping[str, float]) -> float | None:
+        """The best value of the metric of `keep.best` once a checkpoint with these metrics is made."""
+        best = self._setting.keep_best
+        value = metrics.get(best.metric) if best else None
+        return value if best and value is not None and improves(best, value, self._best) else self._best
 
     def save(
         self, head: Head, values: Callable[[], Mapping[str, Any]], kinds_of: KindsOf, *, patient: bool
@@ -97,12 +123,14 @@ class Saves:
             return None
         finally:
             self._last = Point(head.step, head.epoch, time.monotonic())
-            self._blocked_s = self._last.now_s - began_s
-            self._blocked_ns += int(self._blocked_s * 1e9)
+            blocked_s = self._last.now_s - began_s
+            self._blocked_ns += int(blocked_s * 1e9)
+            self._pace.blocked(blocked_s)
             self._pulse.enter(before)
         self._pulse.page.set(blocked_ns=self._blocked_ns, save_handled=number)
         self._reasons[sequence] = (head.epoch, head.reason)
-        self._records.event("sealed", step=head.step, sequence=sequence, reason=head.reason, seconds=self._blocked_s)
+        self._records.event("sealed", step=head.step, sequence=sequence, reason=head.reason, seconds=blocked_s)
+        self._best, self._wanted, self.signalled = self.best_with(head.metrics), "", False
         self._note(notes)
         self._note_tracker(head.step)
         self._busy_told = False
@@ -137,6 +165,9 @@ class Saves:
                 self._failed(done.step, epoch, reason, done.error)
                 continue
             self._pulse.page.set(committed_step=done.step, committed_sequence=done.sequence)
+            self._pace.written(done.archived_s)
+            if self._setting.every.auto and self._setting.rank == 0:
+                self._pace.tell(done.step)
             self._records.event("committed", step=done.step, sequence=done.sequence, reason=reason)
             self._occasions.call(Occasion(name="committed", step=done.step, epoch=epoch, reason=reason))
 

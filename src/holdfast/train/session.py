@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from holdfast.checkpoint.slots import Slot, State
 from holdfast.checkpoint.snapshot import copy_out
+from holdfast.checkpoint.triggers import Point
 from holdfast.errors import STOPPED_WITH_CHECKPOINT, UsageError
 from holdfast.heartbeat import Outcome, Page, Phase, page_path
 from holdfast.process import identity
@@ -128,12 +129,12 @@ class Session:
     # ---- restoring
 
     def _restore(self) -> None:
-        answer = self._link.restore()
+        answer, best = self._link.restore(), None
         self._saver = Saver(self.setting, self._link, term=answer["term"], next_sequence=answer["next_sequence"])
         if answer["slot"] is not None:
             slot = self._link.slots[answer["slot"]]
             slot.refresh()
-            self._load(slot)
+            best = self._load(slot)
             slot.set(state=State.FREE)
             self.resumed = True
         for sentence in answer.get("fell_back", []):
@@ -143,9 +144,10 @@ class Session:
         fell_back = answer.get("fell_back", [])
         self._records.event("restored", step=self.step, term=self._saver.term, fell_back=fell_back, seconds=seconds)
         self._saves = Saves(self.setting, self._link, self._saver, self._pulse, self._records, self.occasions)
-        self._saves.begin_at(self.step, self.epoch)
+        self._saves.begin_at(self.step, self.epoch, best)
 
-    def _load(self, slot: Slot) -> None:
+    def _load(self, slot: Slot) -> float | None:
+        """Put back what the slot holds; returns the best value so far of `keep.best`'s metric."""
         stored = copy_out(slot)
         self._stored_feeds = content.part(stored, content.FEEDS)
         for name in list(self._stored_feeds):
@@ -157,6 +159,8 @@ class Session:
         self._pending.metrics.update(run["metrics"])
         at = At(run["kind"], run["loader"])
         self._resume = _Resume(at, content.part(stored, content.RNG), content.part(stored, content.GRADIENTS))
+        best: float | None = run.get("best")
+        return best
 
     def take_up(self) -> None:
         """Training goes on from here: put back random states, gradients, and what the epoch's first code changed."""
@@ -326,7 +330,7 @@ class Session:
             return
         if self._stop_is_due():
             self._stop(at)
-        reason = self._asked or self._saves.reason(self.step, self.epoch, now_s)
+        reason = self._asked or self._saves.reason(Point(self.step, self.epoch, now_s), self._pending.metrics)
         if reason:
             self._save(reason, at)
 
@@ -363,7 +367,8 @@ class Session:
         run = {"step": self.step, "epoch": self.epoch, "seed": self.seed, "kind": at.kind, "loader": at.loader}
         feeds = {name: feed.snapshot() for name, feed in self._feeds.items()}
         metrics = dict(self._pending.metrics)
-        return self.content.values({**run, "metrics": metrics}, {**self._stored_feeds, **feeds})
+        best = self._saves.best_with(metrics)
+        return self.content.values({**run, "metrics": metrics, "best": best}, {**self._stored_feeds, **feeds})
 
     def _marked(self) -> tuple[Any, ...]:
         """Equal as long as a save would hold nothing new."""
@@ -446,6 +451,10 @@ class Session:
         """In a signal handler: flags only."""
         self._terminated = True
         self._page.set(stop_wanted=1)
+
+    def save_signalled(self) -> None:
+        """In a signal handler: flags only."""
+        self._saves.signalled = True
 
     def raised(self) -> None:
         """An exception nobody caught."""

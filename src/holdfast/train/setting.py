@@ -15,7 +15,8 @@ from typing import Any
 import torch.utils.data
 
 from holdfast.errors import RunFileError, UsageError
-from holdfast.plan import CheckpointPlan, Every, Plan, digest
+from holdfast.goodput import Failures
+from holdfast.plan import Best, CheckpointPlan, Every, Plan, digest
 from holdfast.process import identity
 from holdfast.runs import RunDir
 
@@ -32,7 +33,9 @@ class Setting:
     claim: str = ""  # names this attempt to the archiver, the same in all its ranks
     want: Any = "newest"
     every: Every = field(default_factory=Every)
+    keep_best: Best | None = None
     max_overhead_ratio: float = 0.03
+    seen: Failures = field(default_factory=Failures)
     timeout_s: float = 1800.0
     sync_always: bool = False
 
@@ -58,7 +61,9 @@ def find(directory: str | os.PathLike[str] | None, environ: Mapping[str, str]) -
         claim=_claim(environ, world),
         want=json.loads(environ.get("HOLDFAST_WANT") or '"newest"'),
         every=plan.checkpoint.every,
+        keep_best=plan.checkpoint.keep.best,
         max_overhead_ratio=plan.checkpoint.max_overhead_ratio,
+        seen=Failures.from_json(json.loads(environ.get("HOLDFAST_RATES") or "{}")),
         timeout_s=plan.checkpoint.timeout_s,
         sync_always=plan.logs.sync == "always",
     )

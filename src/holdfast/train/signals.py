@@ -19,6 +19,8 @@ class Owner(Protocol):
 
     def terminate(self) -> None: ...
 
+    def save_signalled(self) -> None: ...
+
     def raised(self) -> None: ...
 
     def leaving(self) -> None: ...
@@ -32,7 +34,7 @@ class Hooks:
     def __init__(self, owner: Owner) -> None:
         self._owner: Owner | None = owner
         self._pid = os.getpid()
-        self._previous_term: Any = None
+        self._previous: dict[signal.Signals, Any] = {}  # what stood before ours
         self._previous_hook = sys.excepthook
         self.handlers = Handlers.NONE
         self._install_signals()
@@ -47,14 +49,16 @@ class Hooks:
         except (OSError, ValueError):  # stderr is closed: nobody will send us USR2
             self.handlers = Handlers.NONE
         if threading.current_thread() is threading.main_thread():
-            self._previous_term = signal.signal(signal.SIGTERM, self._on_term)
-            self.handlers |= Handlers.TERMINATE
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                self._previous[number] = signal.signal(number, self._on_signal)
+            self.handlers |= Handlers.TERMINATE | Handlers.SAVE
 
-    def _on_term(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._owner is not None and os.getpid() == self._pid:
-            self._owner.terminate()
-        if callable(self._previous_term):
-            self._previous_term(number, frame)
+            (self._owner.terminate if number == signal.SIGTERM else self._owner.save_signalled)()
+        previous = self._previous[signal.Signals(number)]
+        if callable(previous):
+            previous(number, frame)
 
     def _excepthook(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if self._owner is not None and os.getpid() == self._pid:
@@ -69,8 +73,8 @@ class Hooks:
         owner, self._owner = self._owner, None
         if owner is None:
             return
-        if Handlers.TERMINATE in self.handlers:
-            signal.signal(signal.SIGTERM, self._previous_term or signal.SIG_DFL)
+        for number, previous in self._previous.items():
+            signal.signal(number, previous or signal.SIG_DFL)
         owner.forked()
 
     def remove(self) -> None:
@@ -79,6 +83,7 @@ class Hooks:
         atexit.unregister(self._at_exit)
         if sys.excepthook == self._excepthook:
             sys.excepthook = self._previous_hook
-        in_main = threading.current_thread() is threading.main_thread()
-        if in_main and Handlers.TERMINATE in self.handlers and signal.getsignal(signal.SIGTERM) == self._on_term:
-            signal.signal(signal.SIGTERM, self._previous_term or signal.SIG_DFL)
+        if threading.current_thread() is threading.main_thread():
+            for number, previous in self._previous.items():
+                if signal.getsignal(number) == self._on_signal:
+                    signal.signal(number, previous or signal.SIG_DFL)

@@ -1,0 +1,77 @@
+"""Triggers on real runs: clocks among ranks, signals, metrics, and what `auto` makes of measured costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast.plan import CheckpointPlan, Every, Plan
+from holdfast.runs import RunDir
+from tests.e2e.box import Box
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+
+SCRIPTS = Path(__file__).parent / "scripts"
+
+
+def lines(path: Path, event: str) -> list[dict[str, Any]]:
+    """The events of that name in a file of JSON lines."""
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line for line in found if line.get("event") == event]
+
+
+def test_two_ranks_save_by_the_clock_at_the_same_steps(box: Box) -> None:
+    shutil.copy(SCRIPTS / "two_ranks.py", box.work / "train.py")
+    command = "exec torchrun --standalone --nproc-per-node 2 train.py"
+    box.write("holdfast.yaml", f"name: clock\nrun: {command}\ncheckpoint: {{every: 300ms}}\n")
+    run = box.start(STEP_S="0.05")
+
+    assert box.wait_for(run, "succeeded", "failed")["state"] == "succeeded", box.tail(run)
+
+    made = lines(run.archiver_log, "committed")
+    assert any(line["reason"] == "every 0.3 s" for line in made), made
+    assert lines(run.archiver_log, "save_failed") == []
+    sealed = [[line["step"] for line in lines(run.records / f"rank-0000{rank}.jsonl", "sealed")] for rank in (0, 1)]
+    assert sealed[0] == sealed[1]
+
+
+def test_two_ranks_without_a_supervisor_save_by_the_clock(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "alone")
+    run.root.mkdir()
+    checkpoint = CheckpointPlan(dir=str(run.checkpoints), every=Every(auto=False, seconds=0.3))
+    names = {"run": run.id, "name": run.id, "dir": str(run.root), "cwd": str(tmp_path)}
+    run.plan.write_text(json.dumps(Plan(**names, argv=("python",), checkpoint=checkpoint, alone=True).to_json()))
+    script = (SCRIPTS / "two_ranks.py").read_text().replace("loader=loader)", f"loader=loader, dir={str(run.root)!r})")
+    (tmp_path / "train.py").write_text(script.replace('os.environ["HOLDFAST_RUN_DIR"]', repr(str(run.root))))
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
+
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**environ, "OMP_NUM_THREADS": "1", "STEP_S": "0.05"}, capture_output=True, text=True
+    )
+
+    assert done.returncode == 0, done.stderr
+    made = lines(run.archiver_log, "committed")
+    assert any(line["reason"] == "every 0.3 s" for line in made), made
+    assert lines(run.archiver_log, "save_failed") == []
+
+
+def test_sigusr1_saves_and_the_run_goes_on(box: Box) -> None:
+    shutil.copy(SCRIPTS / "tiny.py", box.work / "train.py")
+    box.write("holdfast.yaml", "name: nudged\nrun: exec python train.py\ncheckpoint: {every: 1000 steps}\n")
+    run = box.start(STEP_S="0.05")
+    box.wait_step(run, 5)
+
+    box.kill(run, "trainer", signal.SIGUSR1)
+
+    found = box.wait_for(run, "succeeded", "failed")
+    assert (found["state"], found["attempt"]) == ("succeeded", 1), box.tail(run)
+    assert "signal" in [line["reason"] for line in lines(run.archiver_log, "committed")]
