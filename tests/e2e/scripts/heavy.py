@@ -1,0 +1,26 @@
+"""Quick steps over a state of STATE_MB, all of which changes with every step."""
+
+import os
+import time
+
+import torch
+
+import holdfast
+
+torch.set_num_threads(1)
+begin = torch.arange(int(os.environ["STATE_MB"]) << 18, dtype=torch.float32)
+weights = torch.nn.Parameter(begin.clone())
+optimizer = torch.optim.SGD([weights], lr=1.0)
+model = torch.nn.Module()
+model.weights = weights
+run = holdfast.Run(model=model, optimizer=optimizer)
+run.begin()
+while run.step < int(os.environ["STEPS"]):
+    weights.grad = torch.full_like(weights, -1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    run.log(value=float(weights.detach()[0]))
+    time.sleep(0.05)
+    run.tick()
+run.close()
+assert torch.equal(weights.detach() - begin, torch.full_like(begin, run.step)), "the weights count the steps"
