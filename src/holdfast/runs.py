@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from holdfast.errors import RunNotFound, UsageError
+from holdfast.errors import HoldfastError, RunNotFound, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,3 +138,14 @@ def find(name: str) -> RunDir:
         return known[name]
     near = difflib.get_close_matches(name, known, n=1)
     raise RunNotFound(name, near=near[0] if near else "")
+
+
+def plan_of(run: RunDir) -> dict[str, Any]:
+    """plan.json. Raises HoldfastError when it cannot be read."""
+    try:
+        plan = json.loads(run.plan.read_bytes())
+    except (OSError, ValueError) as error:
+        raise HoldfastError(f"{run.plan} cannot be read: {error}", hint=f"holdfast rm --force {run.id}") from error
+    if not isinstance(plan, dict):
+        raise HoldfastError(f"{run.plan} holds no plan", hint=f"holdfast rm --force {run.id}")
+    return plan

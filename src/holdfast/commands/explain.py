@@ -14,7 +14,6 @@ import click
 
 from holdfast.commands.advice import advice
 from holdfast.commands.arguments import chosen, clock_of, json_option, optional_run, print_json
-from holdfast.commands.liveness import plan_of
 from holdfast.commands.wording import clock, plural
 from holdfast.errors import UsageError
 from holdfast.events import (
@@ -28,7 +27,7 @@ from holdfast.events import (
     RunEnded,
     StacksCaptured,
 )
-from holdfast.runs import RunDir
+from holdfast.runs import RunDir, plan_of
 from holdfast.units import show_duration
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from typing import Any
 
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.faults.base import listens
-from holdfast.runs import RunDir
+from holdfast.runs import RunDir, plan_of
 
 ENDED = frozenset({"succeeded", "failed", "stopped"})
 POLL_S = 0.25
@@ -30,17 +29,6 @@ def status_of(run: RunDir) -> dict[str, Any]:
         return client.status(run)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HoldfastError(f"{run.root} cannot be read: {error}", hint=f"holdfast events --json {run.id}") from error
-
-
-def plan_of(run: RunDir) -> dict[str, Any]:
-    """plan.json. Raises HoldfastError when it cannot be read."""
-    try:
-        plan = json.loads(run.plan.read_bytes())
-    except (OSError, ValueError) as error:
-        raise HoldfastError(f"{run.plan} cannot be read: {error}", hint=f"holdfast rm --force {run.id}") from error
-    if not isinstance(plan, dict):
-        raise HoldfastError(f"{run.plan} holds no plan", hint=f"holdfast rm --force {run.id}")
-    return plan
 
 
 def polls(run: RunDir, *, every_s: float = POLL_S) -> Iterator[dict[str, Any]]:

@@ -16,9 +16,9 @@ import click
 from holdfast import runs
 from holdfast.commands.arguments import Callback, complete_runs, say
 from holdfast.commands.attach import attach
-from holdfast.commands.liveness import ENDED, POLL_S, live, plan_of, status_of
+from holdfast.commands.liveness import ENDED, POLL_S, live, status_of
 from holdfast.errors import HoldfastError, LeaseHeld, UsageError
-from holdfast.runs import RunDir
+from holdfast.runs import RunDir, plan_of
 
 At = int | str | None  # a step, "best", or None for the newest
 _ANSWER_S = 15.0

@@ -19,9 +19,8 @@ import click
 
 from holdfast import runs
 from holdfast.commands.arguments import complete_runs, say
-from holdfast.commands.liveness import plan_of
 from holdfast.errors import HoldfastError, LeaseHeld, UsageError
-from holdfast.runs import RunDir
+from holdfast.runs import RunDir, plan_of
 
 
 @click.command("rm")

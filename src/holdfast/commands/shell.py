@@ -15,10 +15,9 @@ from typing import Any
 import click
 
 from holdfast.commands.arguments import run_argument, say
-from holdfast.commands.liveness import plan_of
 from holdfast.errors import UsageError
 from holdfast.process import TRAINER_VARIABLES
-from holdfast.runs import RunDir
+from holdfast.runs import RunDir, plan_of
 
 
 @click.command("shell", context_settings={"ignore_unknown_options": True})

@@ -7,33 +7,35 @@ from typing import TYPE_CHECKING
 
 import click
 
-from holdfast.commands.arguments import chosen, clock_of, json_option, optional_run, print_json, say
-from holdfast.commands.ckpt.selection import every, facts, name_of
+from holdfast.commands.arguments import clock_of, json_option, print_json, say
+from holdfast.commands.ckpt.selection import facts, meant, name_of, target_argument
 from holdfast.commands.wording import age, columns, number
-from holdfast.runs import RunDir
 from holdfast.units import show_size
 
 if TYPE_CHECKING:
-    from holdfast.checkpoint.load import CheckpointInfo
+    from holdfast.checkpoint.survey import CheckpointInfo
+    from holdfast.checkpoint.target import Target
 
 _HEADINGS = ("CHECKPOINT", "STEP", "EPOCH", "AGE", "SIZE", "REASON", "METRICS")
 
 
 @click.command("ls")
-@optional_run
+@target_argument(metavar="RUN|FOLDER", required=False)
 @click.option("--all", "-a", "everything", is_flag=True, help="Also those that `resume RUN@STEP` has set aside.")
 @json_option
 @click.pass_context
-def command(context: click.Context, run: RunDir | None, everything: bool, as_json: bool) -> None:
-    """The checkpoints of RUN, newest last."""
-    meant = chosen(run)
-    found = [info for info in every(meant) if everything or info.live]
+def command(context: click.Context, target: Target | None, everything: bool, as_json: bool) -> None:
+    """The checkpoints of a run or a folder, newest last."""
+    from holdfast.checkpoint.target import every
+
+    asked = meant(target)
+    found = [info for info in every(asked) if everything or info.live]
     if as_json:
         print_json([facts(info) for info in found])
     elif found:
         click.echo("\n".join(table(found, clock_of(context)())))
     else:
-        say(f"{meant.id} has no checkpoint yet", hint=f"holdfast save {meant.id}")
+        say(f"{asked.name} has no checkpoint yet", hint=f"holdfast save {asked.name}")
 
 
 def table(found: Iterable[CheckpointInfo], now_s: float) -> list[str]:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from holdfast.commands.liveness import plan_of
-from holdfast.commands.resume import At
-from holdfast.errors import UsageError
-from holdfast.runs import RunDir
+import click
+
+from holdfast.commands.arguments import Callback, chosen, complete_runs
 
 if TYPE_CHECKING:
-    from holdfast.checkpoint.load import CheckpointInfo
+    from holdfast.checkpoint.survey import CheckpointInfo
+    from holdfast.checkpoint.target import Target
+
+METAVAR = "RUN|FOLDER[@STEP|@best]"
 
 
 def name_of(info: CheckpointInfo) -> str:
-    """Term and sequence, as in the manifest's file name."""
+    """Term and sequence, as in the manifest's file name and behind an @."""
     return f"{info.term}-{info.sequence}"
 
 
@@ -25,37 +27,23 @@ def facts(info: CheckpointInfo) -> dict[str, Any]:
     return {**{name: getattr(info, name) for name in names}, "path": str(info.path)}
 
 
-def root_of(run: RunDir) -> Path:
-    """The checkpoint folder of a run."""
-    return Path(plan_of(run)["checkpoint"]["dir"])
+def target(text: str) -> Target:
+    """RUN[@…] or FOLDER[@…]. Raises RunNotFound, UsageError."""
+    from holdfast.checkpoint.target import parse
+
+    return parse(text)
 
 
-def every(run: RunDir) -> list[CheckpointInfo]:
-    """Every checkpoint with a whole manifest, newest last, live and aside."""
-    from holdfast.checkpoint import load
+def target_argument(name: str = "target", **options: Any) -> Callable[[Callback], Callback]:
+    """A RUN or FOLDER, perhaps with @ and which of its checkpoints; becomes a `Target`."""
+    options = {"metavar": METAVAR, **options}
 
-    return list(load.checkpoints(root_of(run)))
+    def decorate(callback: Callback) -> Callback:
+        return click.argument(name, type=target, shell_complete=complete_runs, **options)(callback)
 
-
-def one(run: RunDir, at: At) -> CheckpointInfo:
-    """The newest live one, the newest at a step, or the best. Raises UsageError."""
-    found = every(run)
-    if at == "best":
-        return _best(run, found)
-    fitting = [info for info in found if (info.live if at is None else info.step == at)]
-    fitting.sort(key=lambda info: info.live)  # one set aside only where no live one has that step
-    if not fitting:
-        wanted = "checkpoint" if at is None else f"checkpoint at step {at}"
-        raise UsageError(f"{run.id} has no {wanted}", hint=f"holdfast ckpt ls --all {run.id}")
-    return fitting[-1]
+    return decorate
 
 
-def _best(run: RunDir, found: list[CheckpointInfo]) -> CheckpointInfo:
-    best = plan_of(run)["checkpoint"]["keep"].get("best")
-    if not best:
-        raise UsageError(f"{run.id} does not say what is best", hint="set checkpoint.keep.best in the run file")
-    fitting = [info for info in found if best["metric"] in info.metrics]
-    if not fitting:
-        raise UsageError(f"no checkpoint of {run.id} has the metric {best['metric']!r}")
-    sign = 1 if best["mode"] == "min" else -1
-    return min(fitting, key=lambda info: sign * info.metrics[best["metric"]])
+def meant(given: Target | None) -> Target:
+    """The target given, else the only live run, else the newest. Raises UsageError."""
+    return given if given is not None else target(str(chosen(None).root))

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from holdfast.commands.arguments import json_option, print_json
-from holdfast.commands.ckpt.selection import facts, name_of, one
-from holdfast.commands.resume import At, target_argument
+from holdfast.commands.ckpt.selection import facts, name_of, target_argument
 from holdfast.commands.wording import clock, columns, number, plural
-from holdfast.runs import RunDir
 from holdfast.units import show_size
+
+if TYPE_CHECKING:
+    from holdfast.checkpoint.target import Target
 
 
 @click.command("show")
 @target_argument()
 @json_option
-def command(target: tuple[RunDir, At], as_json: bool) -> None:
+def command(target: Target, as_json: bool) -> None:
     """What one checkpoint holds: by default the newest."""
-    run, at = target
-    info = one(run, at)
+    from holdfast.checkpoint.target import find
+
+    info = find(target)
     manifest = json.loads(info.path.read_bytes())
     if as_json:
         print_json({**facts(info), "manifest": manifest})

@@ -9,27 +9,25 @@ from typing import TYPE_CHECKING
 import click
 
 from holdfast.commands.arguments import json_option, print_json, say
-from holdfast.commands.ckpt.selection import every, name_of, one, root_of
-from holdfast.commands.resume import At, target_argument
+from holdfast.commands.ckpt.selection import name_of, target_argument
 from holdfast.errors import NoValidCheckpoint
-from holdfast.runs import RunDir
 
 if TYPE_CHECKING:
-    from holdfast.checkpoint.load import CheckpointInfo
+    from holdfast.checkpoint.survey import CheckpointInfo
+    from holdfast.checkpoint.target import Target
 
 
 @click.command("verify")
 @target_argument()
 @json_option
-def command(target: tuple[RunDir, At], as_json: bool) -> int:
+def command(target: Target, as_json: bool) -> int:
     """Read every byte of RUN's checkpoints, or of one, and compare the hashes. Exits with 12 when one is damaged."""
     from holdfast.checkpoint import load
+    from holdfast.checkpoint.target import every, find
 
-    run, at = target
-    root = root_of(run)
-    chosen_ones = every(run) if at is None else [one(run, at)]
-    problems = {name_of(info): load.verify(root, info) for info in _with_progress(chosen_ones)}
-    if at is None and (wrong := load.problems(root)):
+    chosen_ones = every(target) if target.at is None else [find(target)]
+    problems = {name_of(info): load.verify(target.root, info) for info in _with_progress(chosen_ones)}
+    if target.at is None and (wrong := load.problems(target.root)):
         problems["folder"] = wrong
     damaged = {name: said for name, said in problems.items() if said}
     if as_json:
@@ -38,10 +36,10 @@ def command(target: tuple[RunDir, At], as_json: bool) -> int:
         for name, said in problems.items():
             click.echo(f"{name}  {'; '.join(said) or 'intact'}")
     if damaged:
-        say(f"{run.id}: {', '.join(damaged)} damaged", hint="a resume takes the newest intact one, and says so")
+        say(f"{target.name}: {', '.join(damaged)} damaged", hint="a resume takes the newest intact one, and says so")
         return NoValidCheckpoint.exit_code
     if not problems:
-        say(f"{run.id} has no checkpoint yet")
+        say(f"{target.name} has no checkpoint yet")
     return 0
 
 

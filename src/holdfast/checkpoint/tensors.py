@@ -1,0 +1,110 @@
+"""What a checkpoint holds, as live objects: torch tensors by name, and the registered states they belong to."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from holdfast.checkpoint import boxes
+from holdfast.checkpoint.reading import Checkpoint, TensorInfo, Wanted
+from holdfast.checkpoint.state import UnreadableState, decode, dtype_named
+from holdfast.errors import HoldfastError, UsageError
+from holdfast.units import show_size
+
+
+def registered(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The typed tree of each registered object, by its name. Raises UnreadableState."""
+    tree = checkpoint.state()
+    items = tree.get("items") if tree.get("$") == "dict" else None
+    if not isinstance(items, list) or not all(isinstance(i, list) and len(i) == 2 for i in items):
+        raise UnreadableState("the checkpoint's state is no dictionary")
+    return {name: node for name, node in items if isinstance(name, str) and not name.startswith("@")}
+
+
+def tree_of(checkpoint: Checkpoint, name: str) -> Any:
+    """The typed tree of one registered object. Raises UsageError when there is none of that name."""
+    held = registered(checkpoint)
+    if name not in held:
+        raise UsageError(f"{checkpoint.info} holds no {name!r}", hint=f"it holds {', '.join(held) or 'nothing'}")
+    return held[name]
+
+
+def objects(
+    checkpoint: Checkpoint, names: Iterable[str] | None = None, *, device: str | torch.device = "cpu"
+) -> dict[str, Any]:
+    """The states of registered objects, of all by default. Tensors that were one stay one.
+
+    Raises UsageError for a name that is not there, Damaged, UnreadableState, OSError.
+    """
+    wanted = list(registered(checkpoint)) if names is None else list(names)
+    trees = {name: tree_of(checkpoint, name) for name in wanted}
+    return rebuild(checkpoint, trees, device=device)
+
+
+def rebuild(checkpoint: Checkpoint, trees: Mapping[str, Any], *, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Objects of several trees of `checkpoint`, their tensors read at once."""
+    refs = {ref: tag for tree in trees.values() for ref, tag in references(tree)}
+    held = read(checkpoint, refs)
+    on_cpu = torch.device(device).type == "cpu"
+    placed = {ref: t if on_cpu or refs[ref] == "nparray" else t.to(device) for ref, t in held.items()}
+    tree = {"$": "dict", "items": [[name, node] for name, node in trees.items()]}
+    try:
+        made: dict[str, Any] = decode(tree, placed)
+    except (RuntimeError, OverflowError, AttributeError) as error:  # RecursionError is a RuntimeError
+        raise UnreadableState(f"the state of {checkpoint.info} cannot be rebuilt: {str(error)[:200]}") from error
+    return made
+
+
+def references(tree: Any) -> Iterator[tuple[str, str]]:
+    """(name, kind of node) of every tensor a tree names."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            if isinstance(node.get("ref"), str):
+                yield node["ref"], str(node.get("$"))
+            waiting += node.values()
+        elif isinstance(node, list):
+            waiting += node
+
+
+def read(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Tensors by name, on the CPU, each in memory of its own. Raises UnreadableState, Damaged, OSError."""
+    known = checkpoint.tensors
+    infos = []
+    for name in names:
+        if name not in known:
+            raise UnreadableState(f"stored state names a tensor {name[:100]!r} that the checkpoint does not hold")
+        infos.append(known[name])
+    _check_room(sum(info.size_bytes for info in infos))
+    made = {info.name: torch.empty(info.shape, dtype=dtype_named(info.dtype)) for info in infos}
+    checkpoint.read([into(info, made[info.name]) for info in infos])
+    return made
+
+
+def into(info: TensorInfo, tensor: torch.Tensor) -> Wanted:
+    """All of a stored tensor into the memory of `tensor`: contiguous, on the CPU, kept alive by the caller."""
+    return Wanted(info, boxes.whole(info.shape), memory_of(tensor))
+
+
+def memory_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU, writable; the tensor must outlive the view."""
+    size = math.prod(tensor.shape) * tensor.dtype.itemsize
+    if not size:
+        return memoryview(bytearray())
+    return memoryview((ctypes.c_ubyte * size).from_address(tensor.data_ptr())).cast("B")
+
+
+def _check_room(size_bytes: int) -> None:
+    """A checkpoint may name one chunk a million times: what it says it needs has to fit the machine."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size_bytes > machine:
+        raise HoldfastError(
+            f"the tensors asked for need {show_size(size_bytes)}, this machine has {show_size(machine)}",
+            hint="ask for fewer names",
+        )

@@ -1,0 +1,146 @@
+"""Checkpoints as plain torch objects, without a run: `holdfast.load`, `holdfast.load_weights`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from holdfast.checkpoint.matching import Form, Matched, match
+from holdfast.errors import HoldfastError, UsageError
+
+_BATCH_BYTES = 256 << 20  # of tensors that cannot be read straight into a module's memory
+
+
+class WeightsMismatch(UsageError):
+    """A checkpoint and the module it was to be loaded into do not belong together."""
+
+
+class Loaded(NamedTuple):
+    """What came of `load_weights`: the step of the checkpoint, and the entries left over because that was allowed."""
+
+    step: int
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+def load(
+    target: str | os.PathLike[str], *, map_location: str | torch.device = "cpu", names: Iterable[str] | None = None
+) -> dict[str, Any]:
+    """What was registered with `Run`, by name: `{"model": state_dict, "optimizer": state_dict, …}`. Never pickle.
+
+    target: RUN, RUN@STEP, RUN@best, or a checkpoint folder in place of RUN.
+    names: which of the registered objects; all by default. Only what they need is read, and all of that is verified.
+    Raises RunNotFound, UsageError, NoValidCheckpoint, Damaged, OSError.
+    """
+    with _opened(target) as checkpoint:
+        from holdfast.checkpoint import tensors
+
+        return tensors.objects(checkpoint, names, device=map_location)
+
+
+def load_weights(
+    module: torch.nn.Module,
+    target: str | os.PathLike[str],
+    *,
+    name: str = "model",
+    allow_missing: Sequence[str] = (),
+    allow_unused: Sequence[str] = (),
+) -> Loaded:
+    """Read what was registered as `name` into the memory of `module`, on whatever device that is.
+
+    Names are compared without what DDP, FSDP and torch.compile put before them. Nothing is loaded unless everything
+    fits. allow_missing, allow_unused: shell patterns (`model/head.*`) of what one side may have alone.
+    Raises WeightsMismatch with a list of the differences; Damaged, after which the module may be partly overwritten.
+    """
+    from holdfast.checkpoint import tensors
+
+    with _opened(target) as checkpoint:
+        entries = entries_of(tensors.tree_of(checkpoint, name), name)
+        here = module.state_dict()
+        matched = match(
+            {key: _form(value) for key, value in here.items()},
+            {key: _stored_form(checkpoint.tensors, node) for key, node in entries.items()},
+            name=name,
+            allow_missing=allow_missing,
+            allow_unused=allow_unused,
+        )
+        _refuse(name, str(checkpoint.info), matched)
+        _fill(module, here, checkpoint, {key: entries[stored] for key, stored in matched.pairs.items()})
+        return Loaded(checkpoint.info.step, matched.missing, matched.unused)
+
+
+@contextlib.contextmanager
+def _opened(target: str | os.PathLike[str]) -> Iterator[Any]:
+    """The checkpoint meant, open. Raises HoldfastError where the interpreter lacks what verifying needs."""
+    try:
+        from holdfast.checkpoint import reading
+        from holdfast.checkpoint import target as targets
+    except ModuleNotFoundError as error:
+        raise HoldfastError(
+            f"reading a checkpoint here needs {error.name}, which this Python lacks", hint=f"pip install {error.name}"
+        ) from error
+    meant = targets.parse(os.fspath(target))
+    with reading.open_checkpoint(meant.root, targets.find(meant)) as checkpoint:
+        yield checkpoint
+
+
+def entries_of(tree: Any, name: str) -> dict[str, Any]:
+    """The entries of a stored state_dict, key → node. Raises WeightsMismatch when it is none."""
+    if not isinstance(tree, dict) or tree.get("$") not in ("dict", "odict"):
+        raise WeightsMismatch(f"what is stored as {name!r} is no state_dict of a module")
+    return {key: node for key, node in tree["items"] if isinstance(key, str)}
+
+
+def _form(value: Any) -> Form:
+    if not isinstance(value, torch.Tensor):
+        return Form(type(value).__name__)
+    return Form(str(value.dtype).removeprefix("torch."), tuple(value.shape))
+
+
+def _stored_form(known: Mapping[str, Any], node: Any) -> Form:
+    if isinstance(node, dict) and node.get("$") == "tensor" and node.get("ref") in known:
+        return Form(known[node["ref"]].dtype, known[node["ref"]].shape)
+    return Form(str(node.get("$")) if isinstance(node, dict) else type(node).__name__)
+
+
+def _refuse(name: str, said: str, matched: Matched) -> None:
+    if matched.problems:
+        raise WeightsMismatch(
+            f"{said} does not fit {name}: {'; '.join(matched.problems)}",
+            hint=f"build the module as it was, or allow it: allow_missing=[…], allow_unused=['{name}/…']",
+        )
+
+
+def _fill(module: torch.nn.Module, here: Mapping[str, Any], checkpoint: Any, wanted: Mapping[str, Any]) -> None:
+    """Straight into memory where it lies plain on the CPU; the rest in batches, by a copy."""
+    from holdfast.checkpoint import tensors
+
+    plain = {k: n for k, n in wanted.items() if isinstance(here[k], torch.Tensor) and n.get("$") == "tensor"}
+    straight = {key for key in plain if here[key].device.type == "cpu" and here[key].is_contiguous()}
+    infos = {key: checkpoint.tensors[node["ref"]] for key, node in plain.items()}
+    checkpoint.read([tensors.into(infos[key], here[key]) for key in straight])
+    with torch.no_grad():
+        for batch in _batches([key for key in plain if key not in straight], infos):
+            held = tensors.read(checkpoint, {infos[key].name for key in batch})
+            for key in batch:
+                here[key].copy_(held[infos[key].name])
+    others = {key: node for key, node in wanted.items() if key not in plain}
+    if others:
+        module.load_state_dict(tensors.rebuild(checkpoint, others), strict=False)
+
+
+def _batches(keys: list[str], infos: Mapping[str, Any]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for key in keys:
+        if batch and size + infos[key].size_bytes > _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(key)
+        size += infos[key].size_bytes
+    if batch:
+        yield batch
