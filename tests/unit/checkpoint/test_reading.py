@@ -11,11 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.checkpoint import boxes, manifest, pack
+from holdfast.checkpoint import boxes, codecs, manifest, pack
 from holdfast.checkpoint.boxes import Box
 from holdfast.checkpoint.canonical import Damaged
-from holdfast.checkpoint.commit import Part
+from holdfast.checkpoint.commit import Part, publish
+from holdfast.checkpoint.folder import Folder
 from holdfast.checkpoint.load import CheckpointInfo, checkpoints
+from holdfast.checkpoint.packer import Packer
 from holdfast.checkpoint.reading import open_checkpoint
 from tests.tensorparts import part_of, save, save_parts
 
@@ -93,6 +95,37 @@ def test_only_the_chunks_needed_are_read_and_those_are_verified(tmp_path: Path) 
             found.read_into("model/big", bytearray(BIG.nbytes))
 
 
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_compressed_chunks_are_unpacked(root: Path, tmp_path: Path, width: int) -> None:
+    info = compressed(root, tmp_path, width)
+
+    with open_checkpoint(tmp_path, info) as found:
+        buffer = bytearray(BIG.nbytes)
+        found.read_into("model/big", buffer)
+
+    assert buffer == raw(BIG)
+
+
+def compressed(source: Path, into: Path, width: int) -> CheckpointInfo:
+    """The newest checkpoint of `source`, once more in `into`, in packs that are compressed."""
+    info, folder = info_at(source), Folder(into)
+    folder.open()
+    with open_checkpoint(source, info) as found, Packer(folder) as packer:
+        chunks = found.manifest.ranks[0]["chunks"]
+        for chunk in chunks:
+            payload = pack.path(source, found.manifest.packs[chunk["pack"]].name).read_bytes()
+            plain = payload[chunk["offset"] + 4096 :][: chunk["bytes"]]
+            codec, small = codecs.encode(plain, width)
+            assert codec == width
+            place = packer.add(
+                pack.padded(small), len(small), chunk_id=chunk["id"], codec=codec, raw_bytes=chunk["bytes"]
+            )
+            chunk.update(pack=place.pack, offset=place.offset)
+        made = manifest.Manifest(info.position, None, None, tuple(packer.finish()), found.manifest.ranks)
+    publish(folder, made)
+    return info_at(into)
+
+
 def test_a_replica_comes_from_rank_0_and_shards_from_all(tmp_path: Path) -> None:
     rows = torch.arange(12.0).view(4, 3)
     parts = [
@@ -145,7 +178,7 @@ def test_a_checkpoint_that_was_repacked_is_opened_under_its_new_name(tmp_path: P
     info.path.unlink()
 
     with open_checkpoint(tmp_path, info) as found:
-        assert found.info.path.name == after.file_name
+        assert found.manifest.file_name == after.file_name
         found.read_into("model/scale", bytearray(4))
 
 
@@ -154,7 +187,7 @@ def test_a_checkpoint_that_was_removed_is_said_to_be(tmp_path: Path) -> None:
     info.path.unlink()
     descriptors = open_descriptors()
 
-    with pytest.raises(Damaged, match="was removed meanwhile"), open_checkpoint(tmp_path, info):
+    with pytest.raises(Damaged, match="has been removed"), open_checkpoint(tmp_path, info):
         pass
 
     assert open_descriptors() == descriptors
