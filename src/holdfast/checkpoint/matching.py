@@ -1,104 +1,122 @@
-"""Which stored entry belongs to which entry of a module, and in what the two differ.
+"""Which stored name belongs to which name here, and what differs between the two sides. Pure; knows no tensors.
 
-Pure. DDP, `torch.compile`, FSDP and activation checkpointing put parts of their own into names; an entry is looked for
-under its exact name first, then under its name without them.
+Wrappers put a word into the names of what they wrap: DistributedDataParallel `module.`, torch.compile `_orig_mod.`. A
+name that only one side has is compared without such words.
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-_ANYWHERE = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-_LEADING = "module"  # DDP's; further inside a name it may be the user's own
+WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _SHOWN = 10
 
 
-class Form(NamedTuple):
-    """What an entry looks like: `dtype` without `torch.`, or the type of what is no tensor, then without a shape."""
+class Lenient(NamedTuple):
+    """Shell patterns (`ema`, `model/head.*`) of what may differ between a checkpoint and what it is loaded into.
+
+    A tensor may be of another shape where both `missing` and `unused` cover it: it stays as it is here.
+    """
+
+    missing: Sequence[str] = ()  # not in the checkpoint
+    unused: Sequence[str] = ()  # in the checkpoint alone
+    dtype: Sequence[str] = ()  # converted to the dtype here
+
+
+STRICT = Lenient()
+
+
+class Described(NamedTuple):
+    """A tensor by dtype (`float32`) and shape; of anything else the type's name, and no shape."""
 
     dtype: str
-    shape: tuple[int, ...] | None = None
+    shape: tuple[int, ...] | None
 
     def __str__(self) -> str:
         return self.dtype if self.shape is None else f"{self.dtype} {self.shape}"
 
 
+def bare(name: str) -> str:
+    """`module.encoder._orig_mod.weight` → `encoder.weight`."""
+    return ".".join(word for word in name.split(".") if word not in WRAPPERS)
+
+
+def align(stored: Iterable[str], here: Iterable[str]) -> dict[str, str]:
+    """Stored name → name here, for all that belong together: equal, or equal without the words of wrappers.
+
+    A bare name that two names on one side share decides nothing.
+    """
+    left, right = list(stored), list(here)
+    known, there = set(left), set(right)
+    found = {name: name for name in left if name in there}
+    free_here = _by_bare_name(name for name in right if name not in known)
+    free_stored = _by_bare_name(name for name in left if name not in there)
+    found.update({name: free_here[short] for short, name in free_stored.items() if short in free_here})
+    return found
+
+
+def _by_bare_name(names: Iterable[str]) -> dict[str, str]:
+    listed = [(bare(name), name) for name in names]
+    count = Counter(short for short, _ in listed)
+    return {short: name for short, name in listed if count[short] == 1}
+
+
 @dataclass(frozen=True, slots=True)
-class Matched:
-    """`pairs`: name in the module → name in the checkpoint. `missing` and `unused` are what is left on either side."""
+class Difference:
+    """What keeps a stored state from fitting: sentences' ends, one for each name."""
 
-    pairs: dict[str, str]
-    missing: tuple[str, ...]
-    unused: tuple[str, ...]
-    problems: tuple[str, ...]  # a phrase for each kind of difference that was not allowed
+    missing: tuple[str, ...] = ()  # not stored
+    unused: tuple[str, ...] = ()  # only stored
+    shape: tuple[str, ...] = ()
+    dtype: tuple[str, ...] = ()
 
+    def __bool__(self) -> bool:
+        return any((self.missing, self.unused, self.shape, self.dtype))
 
-def plain(name: str) -> str:
-    """`module._orig_mod.layers.0.weight` → `layers.0.weight`."""
-    parts = [part for part in name.split(".") if part not in _ANYWHERE]
-    while len(parts) > 1 and parts[0] == _LEADING:
-        del parts[0]
-    return ".".join(parts)
-
-
-def plain_names(names: Sequence[str]) -> dict[str, str]:
-    """Each name → the one without what wrappers put in; the names stay where two would become one."""
-    made = {name: plain(name) for name in names}
-    return made if len(set(made.values())) == len(made) else {name: name for name in names}
-
-
-def allowed(name: str, patterns: Sequence[str]) -> bool:
-    """Whether one of the shell patterns covers `name`."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    def __str__(self) -> str:
+        kinds = (
+            ("not in the checkpoint", self.missing),
+            ("only in the checkpoint", self.unused),
+            ("of another shape", self.shape),
+            ("of another dtype", self.dtype),
+        )
+        return "; ".join(f"{what}: {_first(names)}" for what, names in kinds if names)
 
 
 def match(
-    here: Mapping[str, Form],
-    stored: Mapping[str, Form],
-    *,
-    name: str,
-    allow_missing: Sequence[str] = (),
-    allow_unused: Sequence[str] = (),
-) -> Matched:
-    """Bring the entries of a module called `name` and those stored for it together."""
-    pairs = _pairs(list(here), list(stored))
-    used = set(pairs.values())
-    missing = [key for key in here if key not in pairs]
-    unused = [key for key in stored if key not in used]
-    lacking = [f"{key} {here[key]}" for key in missing if not _is_allowed(name, key, allow_missing)]
-    left = [f"{key} {stored[key]}" for key in unused if not _is_allowed(name, key, allow_unused)]
-    other = {key: f"{key} {stored[pairs[key]]} instead of {here[key]}" for key in pairs}
-    shapes = [said for key, said in other.items() if stored[pairs[key]].shape != here[key].shape]
-    dtypes = [
-        said
-        for key, said in other.items()
-        if stored[pairs[key]].shape == here[key].shape is not None and stored[pairs[key]].dtype != here[key].dtype
-    ]
-    differences = {
-        "not in the checkpoint": lacking,
-        "only in the checkpoint": left,
-        "of another shape": shapes,
-        "of another type": dtypes,
-    }
-    problems = tuple(f"{what}: {_first(names)}" for what, names in differences.items() if names)
-    return Matched(pairs, tuple(missing), tuple(unused), problems)
+    stored: Mapping[str, Described], here: Mapping[str, Described], lenient: Lenient = STRICT, *, prefix: str = ""
+) -> tuple[dict[str, str], Difference]:
+    """Stored name → name here for all that is to be loaded, and what differs beyond what `lenient` allows.
 
-
-def _pairs(here: Sequence[str], stored: Sequence[str]) -> dict[str, str]:
-    exact = {key: key for key in set(here) & set(stored)}
-    ours = plain_names([key for key in here if key not in exact])
-    theirs = {made: key for key, made in plain_names([key for key in stored if key not in exact]).items()}
-    found = {key: theirs[made] for key, made in ours.items() if made in theirs}
-    return {key: (exact | found)[key] for key in here if key in exact or key in found}
-
-
-def _is_allowed(name: str, key: str, patterns: Sequence[str]) -> bool:
-    return allowed(f"{name}/{key}", patterns) or allowed(f"{name}/{plain(key)}", patterns)
+    prefix: what stands before the names in the patterns of `lenient`, such as `model/`.
+    """
+    aligned = align(stored, here)
+    names, shape, dtype = {}, [], []
+    for name, other in aligned.items():
+        there, mine = stored[name], here[other]
+        text = f"{other} {there} instead of {mine}"
+        if there.shape != mine.shape:
+            if not (allowed(prefix + name, lenient.unused) and allowed(prefix + other, lenient.missing)):
+                shape.append(text)
+            continue
+        if there.dtype != mine.dtype and not allowed(prefix + other, lenient.dtype):
+            dtype.append(text)
+        names[name] = other
+    taken = set(aligned.values())
+    missing = [f"{n} {here[n]}" for n in here if n not in taken and not allowed(prefix + n, lenient.missing)]
+    unused = [f"{n} {stored[n]}" for n in stored if n not in aligned and not allowed(prefix + n, lenient.unused)]
+    return names, Difference(tuple(missing), tuple(unused), tuple(shape), tuple(dtype))
 
 
 def _first(names: Sequence[str]) -> str:
     rest = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def allowed(name: str, patterns: Sequence[str]) -> bool:
+    """Whether one of the shell patterns covers `name`."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

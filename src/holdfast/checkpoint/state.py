@@ -11,7 +11,7 @@ import base64
 import math
 import struct
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -296,22 +296,12 @@ class _Reader:
 
     def _finish(self, tensor: torch.Tensor, node: Mapping[str, Any]) -> torch.Tensor:
         if "stride" in node:
-            if math.prod(tensor.shape) != _reach(tensor.shape, node["stride"]):
-                raise ValueError(f"strides {node['stride']} of a tensor of {tuple(tensor.shape)}")
-            made = torch.empty_strided(tensor.shape, node["stride"], dtype=tensor.dtype, device=tensor.device)
-            tensor = made.copy_(tensor)
+            tensor = torch.empty_strided(tensor.shape, node["stride"], dtype=tensor.dtype).copy_(tensor)
         if self.place and "device" in node:
             tensor = tensor.to(_here(torch.device(node["device"])))
         if "parameter" in node:
             return torch.nn.Parameter(tensor, requires_grad=node["parameter"])
         return tensor.requires_grad_() if node.get("requires_grad") else tensor
-
-
-def _reach(shape: Sequence[int], stride: Sequence[int]) -> int:
-    """How many elements of memory a tensor spans: as many as it has, if it fills it. Raises ValueError, TypeError."""
-    if any(step < 0 for step in stride):
-        raise ValueError("a stride is negative")
-    return 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if 0 not in shape else 0
 
 
 def _here(device: torch.device) -> torch.device:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from holdfast.checkpoint.matching import Form, Matched, match
+from holdfast.checkpoint.matching import Described, Difference, Lenient, match
 from holdfast.errors import HoldfastError, UsageError
 
 _BATCH_BYTES = 256 << 20  # of tensors that cannot be read straight into a module's memory
@@ -37,9 +37,9 @@ def load(
     Raises RunNotFound, UsageError, NoValidCheckpoint, Damaged, OSError.
     """
     with _opened(target) as checkpoint:
-        from holdfast.checkpoint import tensors
+        from holdfast.checkpoint import rebuild
 
-        return tensors.objects(checkpoint, names, device=map_location)
+        return rebuild.objects(checkpoint, names, device=map_location)
 
 
 def load_weights(
@@ -49,28 +49,30 @@ def load_weights(
     name: str = "model",
     allow_missing: Sequence[str] = (),
     allow_unused: Sequence[str] = (),
+    allow_dtype: Sequence[str] = (),
 ) -> Loaded:
     """Read what was registered as `name` into the memory of `module`, on whatever device that is.
 
     Names are compared without what DDP, FSDP and torch.compile put before them. Nothing is loaded unless everything
-    fits. allow_missing, allow_unused: shell patterns (`model/head.*`) of what one side may have alone.
+    fits. allow_missing, allow_unused: shell patterns (`model/head.*`) of what one side may have alone; allow_dtype: of
+    what is converted to the element type here.
     Raises WeightsMismatch with a list of the differences; Damaged, after which the module may be partly overwritten.
     """
-    from holdfast.checkpoint import tensors
+    from holdfast.checkpoint import rebuild
 
+    lenient = Lenient(missing=allow_missing, unused=allow_unused, dtype=allow_dtype)
     with _opened(target) as checkpoint:
-        entries = entries_of(tensors.tree_of(checkpoint, name), name)
+        entries = entries_of(rebuild.tree_of(checkpoint, name), name)
         here = module.state_dict()
-        matched = match(
-            {key: _form(value) for key, value in here.items()},
-            {key: _stored_form(checkpoint.tensors, node) for key, node in entries.items()},
-            name=name,
-            allow_missing=allow_missing,
-            allow_unused=allow_unused,
+        stored = {key: _stored(checkpoint, node) for key, node in entries.items()}
+        names, differs = match(stored, {key: _described(v) for key, v in here.items()}, lenient, prefix=f"{name}/")
+        if differs:
+            raise _mismatch(name, str(checkpoint.info), differs)
+        _fill(module, here, checkpoint, {names[key]: node for key, node in entries.items() if key in names})
+        there = set(names.values())
+        return Loaded(
+            checkpoint.info.step, tuple(k for k in here if k not in there), tuple(k for k in entries if k not in names)
         )
-        _refuse(name, str(checkpoint.info), matched)
-        _fill(module, here, checkpoint, {key: entries[stored] for key, stored in matched.pairs.items()})
-        return Loaded(checkpoint.info.step, matched.missing, matched.unused)
 
 
 @contextlib.contextmanager
@@ -95,42 +97,47 @@ def entries_of(tree: Any, name: str) -> dict[str, Any]:
     return {key: node for key, node in tree["items"] if isinstance(key, str)}
 
 
-def _form(value: Any) -> Form:
+def _described(value: Any) -> Described:
     if not isinstance(value, torch.Tensor):
-        return Form(type(value).__name__)
-    return Form(str(value.dtype).removeprefix("torch."), tuple(value.shape))
+        return Described(type(value).__name__, None)
+    return Described(str(value.dtype).removeprefix("torch."), tuple(value.shape))
 
 
-def _stored_form(known: Mapping[str, Any], node: Any) -> Form:
-    if isinstance(node, dict) and node.get("$") == "tensor" and node.get("ref") in known:
-        return Form(known[node["ref"]].dtype, known[node["ref"]].shape)
-    return Form(str(node.get("$")) if isinstance(node, dict) else type(node).__name__)
+def _stored(checkpoint: Any, node: Any) -> Described:
+    from holdfast.checkpoint import rebuild
+
+    if rebuild.is_whole(node) and node.get("ref") in checkpoint.tensors:
+        info = checkpoint.tensors[node["ref"]]
+        return Described(info.dtype, info.shape)
+    return _described(rebuild.rebuild(checkpoint, {"entry": node})["entry"])
 
 
-def _refuse(name: str, said: str, matched: Matched) -> None:
-    if matched.problems:
-        raise WeightsMismatch(
-            f"{said} does not fit {name}: {'; '.join(matched.problems)}",
-            hint=f"build the module as it was, or allow it: allow_missing=[…], allow_unused=['{name}/…']",
-        )
+def _mismatch(name: str, said: str, differs: Difference) -> WeightsMismatch:
+    only_dtype = differs.dtype and not (differs.missing or differs.unused or differs.shape)
+    allow = f"allow_dtype=['{name}/…']" if only_dtype else f"allow_missing=[…], allow_unused=['{name}/…']"
+    return WeightsMismatch(f"{said} does not fit {name}: {differs}", hint=f"build the module as it was, or {allow}")
 
 
 def _fill(module: torch.nn.Module, here: Mapping[str, Any], checkpoint: Any, wanted: Mapping[str, Any]) -> None:
     """Straight into memory where it lies plain on the CPU; the rest in batches, by a copy."""
-    from holdfast.checkpoint import tensors
+    from holdfast.checkpoint import rebuild
 
-    plain = {k: n for k, n in wanted.items() if isinstance(here[k], torch.Tensor) and n.get("$") == "tensor"}
-    straight = {key for key in plain if here[key].device.type == "cpu" and here[key].is_contiguous()}
+    plain = {key: node for key, node in wanted.items() if rebuild.is_whole(node)}
     infos = {key: checkpoint.tensors[node["ref"]] for key, node in plain.items()}
-    checkpoint.read([tensors.into(infos[key], here[key]) for key in straight])
+    straight = {key for key in plain if _is_plain_memory(here[key]) and _described(here[key]).dtype == infos[key].dtype}
+    checkpoint.read([rebuild.into(infos[key], here[key]) for key in straight])
     with torch.no_grad():
         for batch in _batches([key for key in plain if key not in straight], infos):
-            held = tensors.read(checkpoint, {infos[key].name for key in batch})
+            held = rebuild.read(checkpoint, {infos[key].name for key in batch})
             for key in batch:
                 here[key].copy_(held[infos[key].name])
     others = {key: node for key, node in wanted.items() if key not in plain}
     if others:
-        module.load_state_dict(tensors.rebuild(checkpoint, others), strict=False)
+        module.load_state_dict(rebuild.rebuild(checkpoint, others), strict=False)
+
+
+def _is_plain_memory(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
 
 
 def _batches(keys: list[str], infos: Mapping[str, Any]) -> Iterator[list[str]]:

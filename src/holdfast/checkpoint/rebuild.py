@@ -47,17 +47,32 @@ def objects(
 
 
 def rebuild(checkpoint: Checkpoint, trees: Mapping[str, Any], *, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Objects of several trees of `checkpoint`, their tensors read at once."""
+    """Objects of several trees of `checkpoint`, their tensors contiguous and read at once."""
     refs = {ref: tag for tree in trees.values() for ref, tag in references(tree)}
     held = read(checkpoint, refs)
     on_cpu = torch.device(device).type == "cpu"
     placed = {ref: t if on_cpu or refs[ref] == "nparray" else t.to(device) for ref, t in held.items()}
-    tree = {"$": "dict", "items": [[name, node] for name, node in trees.items()]}
     try:
+        tree = {"$": "dict", "items": [[name, _without_strides(node)] for name, node in trees.items()]}
         made: dict[str, Any] = decode(tree, placed)
     except (RuntimeError, OverflowError, AttributeError) as error:  # RecursionError is a RuntimeError
         raise UnreadableState(f"the state of {checkpoint.info} cannot be rebuilt: {str(error)[:200]}") from error
     return made
+
+
+def _without_strides(node: Any) -> Any:
+    """The same tree, whose tensors lie in C order: how a module laid them out is the module's affair."""
+    if isinstance(node, list):
+        return [_without_strides(member) for member in node]
+    if not isinstance(node, dict):
+        return node
+    dropped = "stride" if node.get("$") == "tensor" else ""
+    return {key: _without_strides(value) for key, value in node.items() if key != dropped}
+
+
+def is_whole(node: Any) -> bool:
+    """Whether a node of a tree is a tensor just as it is stored, but for the order of its memory."""
+    return isinstance(node, dict) and node.get("$") == "tensor" and "view" not in node
 
 
 def references(tree: Any) -> Iterator[tuple[str, str]]:
