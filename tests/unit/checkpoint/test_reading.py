@@ -187,7 +187,7 @@ def test_a_checkpoint_that_was_removed_is_said_to_be(tmp_path: Path) -> None:
     info.path.unlink()
     descriptors = open_descriptors()
 
-    with pytest.raises(Damaged, match="has been removed"), open_checkpoint(tmp_path, info):
+    with pytest.raises(Damaged, match="was removed meanwhile"), open_checkpoint(tmp_path, info):
         pass
 
     assert open_descriptors() == descriptors
