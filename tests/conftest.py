@@ -1,0 +1,39 @@
+"""Object stores for whoever mirrors: one of each a session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests import ceph as ceph_cluster
+from tests import servers
+from tests.servers import Server
+
+
+@pytest.fixture(scope="session")
+def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """`rclone serve s3`."""
+    with servers.rclone(tmp_path_factory.mktemp("rclone")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """`moto_server`."""
+    with servers.moto(tmp_path_factory.mktemp("moto")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A Ceph object gateway."""
+    with ceph_cluster.gateway(tmp_path_factory.mktemp("ceph")) as server:
+        yield server
+
+
+@pytest.fixture(params=["rclone", "moto", "ceph"])
+def server(request: pytest.FixtureRequest) -> Server:
+    """Each S3 server in turn."""
+    found: Server = request.getfixturevalue(request.param)
+    return found
