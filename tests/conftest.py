@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests import ceph as ceph_cluster
-from tests import servers
-from tests.servers import Server
+from tests.labs import ceph as ceph_cluster
+from tests.labs import servers
+from tests.labs.servers import Server
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 
 from holdfast import stores
 from holdfast.stores import Store
-from tests.servers import BUCKET, Server
+from tests.labs.servers import BUCKET, Server
 
 
 @pytest.fixture(params=["directory", "rclone", "moto", "ceph"])

@@ -13,10 +13,10 @@ from holdfast import stores
 from holdfast.errors import StoreRefused, UsageError
 from holdfast.stores import IMPATIENT, Patience, refusal
 from holdfast.stores.retry import Transient, pause_s, retrying
-from tests import faultproxy
-from tests.servers import BUCKET, SECRET, Server, free_port
+from tests.labs import faultproxy
+from tests.labs.servers import BUCKET, SECRET, Server, free_port
 
-QUICK = Patience(deadline_s=5.0, first_s=0.01, most_s=0.05)
+QUICK = Patience(deadline_s=2.0, first_s=0.01, most_s=0.05)
 
 
 @pytest.mark.parametrize("fault", faultproxy.FAULTS)

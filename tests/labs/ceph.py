@@ -10,8 +10,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.labs.servers import BUCKET, KEY, SECRET, Server, answers, free_port, process
 from tests.needs import need_program
-from tests.servers import BUCKET, KEY, SECRET, Server, answers, free_port, process
 from tests.waiting import until
 
 PROGRAMS = ("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "ceph-authtool", "monmaptool", "ceph")
