@@ -17,7 +17,7 @@ from holdfast.plan import Keep
 
 def retain(into: Folder, keep: Keep) -> list[CheckpointInfo]:
     """Apply `keep` to the live checkpoints, then `sweep`. Returns what was removed. Raises OSError."""
-    found = survey.take(into.root, into.disk)
+    found = survey.of(into)
     live = [info for info in found.checkpoints if info.live]
     if live:
         hint_at_latest(into, live[-1].path.name)
@@ -66,11 +66,11 @@ def sweep(into: Folder) -> None:
         if canonical.is_hash(name.removesuffix(".hfp"))
     ]
     alone = into.clear_temporary()  # after that list: a guest that wrote some of it is still there, or has named them
-    found = survey.take(into.root, into.disk)
+    found = survey.of(into)
     _sweep_leases(into, found)
     if not alone or any(one.path is not None for one in found.unreadable):
         return
-    needed = set(survey.pack_names(found))
+    needed = {entry.name for entry in survey.packs(found)}
     for path in there:
         if path.stem not in needed:
             into.disk.remove(path)

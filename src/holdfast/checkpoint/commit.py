@@ -17,9 +17,10 @@ from typing import Any
 from holdfast.checkpoint import lineage, manifest, pack, survey
 from holdfast.checkpoint.canonical import Damaged
 from holdfast.checkpoint.folder import Folder
+from holdfast.checkpoint.known import read_back
 from holdfast.checkpoint.lineage import Position
 from holdfast.checkpoint.manifest import Manifest, PackEntry
-from holdfast.checkpoint.packer import Packer, hash_of, read_back
+from holdfast.checkpoint.packer import Packer, hash_of
 from holdfast.checkpoint.parallel import ordered
 from holdfast.checkpoint.slots import align
 from holdfast.checkpoint.table import check_slot_table
@@ -49,7 +50,7 @@ class Committed:
 
     manifest: Manifest
     file_name: str
-    written_bytes: int  # less than the checkpoint's size when packs were there already
+    written_bytes: int  # packs, whole; less than the checkpoint's size when chunks of it were there already
     write_seconds: float
     verify_seconds: float
 
@@ -62,15 +63,16 @@ def commit(into: Folder, parts: Sequence[Part], *, until_s: float | None = None)
     """
     for rank, part in enumerate(parts):
         _check_part(part, rank, parts)
-    found = survey.take(into.root, into.disk)
+    found = survey.of(into)
     own = Position(parts[0].table["term"], parts[0].table["sequence"])
     if found.newest_term > own.term:
         raise Superseded(own.term, found.newest_term)
     started = time.monotonic()
+    into.known.notice(survey.packs(found))
     packer, packs, chunks = _store(into, parts, until_s)
     written = time.monotonic()
     for entry in packer.written:
-        read_back(into, entry)
+        into.known.trust(entry, read_back(into.root, into.disk, entry))
     verified = time.monotonic()
     made = _manifest(own, found, packs, [_rank(part, stored) for part, stored in zip(parts, chunks, strict=True)])
     publish(into, made)

@@ -12,11 +12,16 @@ import re
 import secrets
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from holdfast.checkpoint import canonical, pack
 from holdfast.checkpoint.canonical import Damaged, NewerFormat, is_count
+from holdfast.checkpoint.known import KnownPacks
 from holdfast.errors import HoldfastError
 from holdfast.fsio import DISK, Disk, Lock, get, put
+
+if TYPE_CHECKING:
+    from holdfast.checkpoint.survey import CheckpointInfo
 
 VERSION = 1
 FOLDERS = ("packs", "manifests", "pins", "leases", "tmp")
@@ -36,6 +41,8 @@ class Folder:
         self.root = root
         self.disk = disk
         self.temporary = root / "tmp"
+        self.known = KnownPacks(root, disk)
+        self.parsed: dict[str, CheckpointInfo] = {}  # by file name: a manifest never changes
         self._durable: set[Path] = set()
         self._lock: Lock | None = None
 

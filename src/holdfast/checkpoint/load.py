@@ -121,7 +121,7 @@ def _candidates(found: Survey, want: Want) -> Iterator[CheckpointInfo | Unreadab
         asked = [info for info in reversed(found.checkpoints) if _is_asked(info, want)]
         yield from sorted(asked, key=lambda info: not info.live)
         return
-    every: list[CheckpointInfo | Unreadable] = [*found.checkpoints, *found.unreadable]
+    every: list[CheckpointInfo | Unreadable] = [*found.checkpoints, *found.doubles, *found.unreadable]
     by_position: dict[Position, list[CheckpointInfo | Unreadable]] = {}
     for one in every:
         by_position.setdefault(one.position, []).append(one)

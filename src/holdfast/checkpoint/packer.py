@@ -1,4 +1,6 @@
-"""Puts chunks into packs: gathers them until a pack is full, and writes it while the next one fills.
+"""Puts chunks into packs, unless a pack that the folder knows holds them already.
+
+Gathers them until a pack is full, and writes it while the next one fills.
 
     with Packer(into) as packer:
         places = [packer.add(pack.padded(raw), len(raw)) for raw in chunks]
@@ -11,6 +13,7 @@ of them: the folder's owner because it collects nothing meanwhile, a guest (`Fol
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +26,7 @@ from blake3 import blake3
 from holdfast.checkpoint import canonical, codecs, pack
 from holdfast.checkpoint.canonical import Damaged
 from holdfast.checkpoint.folder import Folder
+from holdfast.checkpoint.known import read_back
 from holdfast.checkpoint.manifest import PackEntry
 from holdfast.checkpoint.pack import Layout, Record
 from holdfast.errors import HoldfastError
@@ -54,6 +58,8 @@ class Packer:
         self._into, self._until_s = into, until_s
         self._places: dict[str, Place] = {}
         self._packs: list[PackEntry | None] = []  # None: still to be written
+        self._reused: dict[str, int] = {}  # name of a pack that was there → its index
+        self._filling = 0  # index of the pack that `_records` are for
         self._records: list[Record] = []
         self._payloads: list[memoryview] = []
         self._pool = ThreadPoolExecutor(WRITERS)
@@ -80,18 +86,12 @@ class Packer:
         0 chunk_id and raw_bytes must be given. Raises OSError and TooSlow, also for packs of earlier chunks.
         """
         chunk_id = chunk_id or hash_of(stored, size_bytes)
-        place = self._places.get(chunk_id)
+        place = self._places.get(chunk_id) or self._known(chunk_id)
         if place is None:
-            place = self._places[chunk_id] = self._gather(
-                Record(
-                    id=chunk_id,
-                    offset=0,
-                    raw_bytes=raw_bytes if codec != codecs.NONE else size_bytes,
-                    stored_bytes=size_bytes,
-                    codec=codec,
-                ),
-                stored,
-            )
+            raw_bytes = raw_bytes if codec != codecs.NONE else size_bytes
+            record = Record(id=chunk_id, offset=0, raw_bytes=raw_bytes, stored_bytes=size_bytes, codec=codec)
+            place = self._gather(record, stored)
+        self._places[chunk_id] = place
         return place
 
     def finish(self) -> list[PackEntry]:
@@ -101,19 +101,27 @@ class Packer:
             self._busy.popleft().result()
         return [entry for entry in self._packs if entry is not None]
 
+    def _known(self, chunk_id: str) -> Place | None:
+        """The place of a chunk in a pack of an earlier save."""
+        found = self._into.known.find(chunk_id)
+        if found is None:
+            return None
+        entry, record = found
+        if entry.name not in self._reused:
+            self._reused[entry.name] = len(self._packs)
+            self._packs.append(entry)
+        return Place(self._reused[entry.name], record.offset)
+
     def _gather(self, record: Record, payload: memoryview) -> Place:
-        if not pack.room(len(self._records) + 1, self._end + record.padded_bytes - len(self._records) * BLOCK):
+        padded_bytes = self._end - len(self._records) * BLOCK + record.padded_bytes
+        if not pack.room(len(self._records) + 1, padded_bytes):
             self._flush()
-        placed = Record(
-            id=record.id,
-            offset=self._end,
-            raw_bytes=record.raw_bytes,
-            stored_bytes=record.stored_bytes,
-            codec=record.codec,
-        )
-        self._records.append(placed)
+        if not self._records:
+            self._filling = len(self._packs)
+            self._packs.append(None)
+        self._records.append(dataclasses.replace(record, offset=self._end))
         self._payloads.append(payload)
-        return Place(len(self._packs), placed.offset)
+        return Place(self._filling, self._records[-1].offset)
 
     @property
     def _end(self) -> int:
@@ -122,30 +130,28 @@ class Packer:
     def _flush(self) -> None:
         if not self._records:
             return
-        plan, payloads, index = Layout(tuple(self._records)), self._payloads, len(self._packs)
+        plan, payloads = Layout(tuple(self._records)), self._payloads
         self._records, self._payloads = [], []
-        self._packs.append(None)
         while len(self._busy) >= WRITERS:
             self._busy.popleft().result()
-        self._busy.append(self._pool.submit(self._store, index, plan, payloads))
+        self._busy.append(self._pool.submit(self._store, self._filling, plan, payloads))
 
     def _store(self, index: int, plan: Layout, payloads: list[memoryview]) -> None:
         if self._until_s is not None and time.monotonic() > self._until_s:
             raise TooSlow("the save took longer than checkpoint.timeout", hint="is the disk slow, or the time short?")
         entry = PackEntry(canonical.digest(plan.footer), plan.footer_at + len(plan.tail()))
-        if not self._reuse(entry.name):
+        if not self._reuse(entry):
             self._write(entry.name, plan, payloads)
             self.written.append(entry)
         self._packs[index] = entry
 
-    def _reuse(self, name: str) -> bool:
-        """Whether an intact pack of that name is there already; if so it is durable afterwards."""
-        target = self._into.pack_path(name)
+    def _reuse(self, entry: PackEntry) -> bool:
+        """Whether an intact pack of that name is there already, left by a save that failed; it is durable then."""
+        target = self._into.pack_path(entry.name)
         if target.name not in self._into.disk.list(target.parent):
             return False
         try:
-            with closing(self._into.disk.open(target, cached=False)) as file:
-                pack.check(file, name, pack.read_layout(file, name))
+            read_back(self._into.root, self._into.disk, entry)
         except (Damaged, OSError):
             return False
         self._into.disk.sync_folder(target.parent)
@@ -166,11 +172,3 @@ def hash_of(stored: memoryview, size_bytes: int) -> str:
     """The id of a chunk that is stored as it is."""
     with stored[:size_bytes] as raw:
         return blake3(raw).hexdigest()
-
-
-def read_back(into: Folder, entry: PackEntry) -> None:
-    """Read a pack from the medium and check every byte. Raises Damaged, OSError."""
-    with closing(into.disk.open(pack.path(into.root, entry.name), cached=False)) as file:
-        if file.size() != entry.size_bytes:
-            raise Damaged(f"pack {entry.name[:12]} has {file.size()} bytes instead of {entry.size_bytes}")
-        pack.check(file, entry.name, pack.read_layout(file, entry.name))

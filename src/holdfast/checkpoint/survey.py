@@ -5,19 +5,22 @@ Reads only; the archiver may write meanwhile, so a file that vanishes between li
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 from holdfast.checkpoint import folder, lease, lineage, manifest, table
 from holdfast.checkpoint.canonical import Damaged
+from holdfast.checkpoint.folder import Folder
 from holdfast.checkpoint.lease import Lease
 from holdfast.checkpoint.lineage import Position
 from holdfast.checkpoint.manifest import Manifest, PackEntry
 from holdfast.fsio import DISK, Disk, get
 
 Parsed = TypeVar("Parsed")
+
+NAME_CHARACTERS = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +35,7 @@ class CheckpointInfo:
     reason: str
     metrics: dict[str, float]
     world: int
-    size_bytes: int
+    size_bytes: int  # of all its chunks, each once
     live: bool
     path: Path  # of the manifest
     run: str
@@ -41,6 +44,9 @@ class CheckpointInfo:
     parent: Position | None
     base: Position | None
     packs: tuple[PackEntry, ...]
+    needs: Mapping[str, Mapping[int, int]] = field(repr=False)  # pack name → record offset → bytes of the chunk
+    added_bytes: int = 0  # of its chunks, those that no older checkpoint needs too
+    name: str = ""  # `checkpoint.name`, rendered
 
     @property
     def position(self) -> Position:
@@ -64,7 +70,8 @@ class Unreadable:
 class Survey:
     """All of a checkpoint folder but the packs."""
 
-    checkpoints: tuple[CheckpointInfo, ...]  # oldest first, live and aside
+    checkpoints: tuple[CheckpointInfo, ...]  # oldest first, live and aside, one a position
+    doubles: tuple[CheckpointInfo, ...]  # of some of them: the same by another name, see `repack`
     unreadable: tuple[Unreadable, ...]
     lease: Lease | None  # the newest one, if it can be read
     newest_term: int  # ever taken or committed in, 0 for none
@@ -77,8 +84,16 @@ class Survey:
         return lineage.live(known, self.bases)
 
 
-def take(root: Path, disk: Disk = DISK) -> Survey:
-    """Look at the folder at `root`. Raises NewerFormat; OSError when a folder cannot be listed."""
+def of(into: Folder) -> Survey:
+    """Like `take`, for who writes there: a manifest that was read before is not read again."""
+    return take(into.root, into.disk, into.parsed)
+
+
+def take(root: Path, disk: Disk = DISK, parsed: dict[str, CheckpointInfo] | None = None) -> Survey:
+    """Look at the folder at `root`. Raises NewerFormat; OSError when a folder cannot be listed.
+
+    parsed: what is known of manifests already, by file name; kept up to date.
+    """
     leases: dict[int, Lease] = {}
     problems: list[str] = []
     names = [name for name in disk.list(lease.folder(root)) if lease.term_of(name) is not None]
@@ -88,13 +103,14 @@ def take(root: Path, disk: Disk = DISK) -> Survey:
             leases[found.term] = found
         elif found is not None:
             problems.append(found)
-    infos, unreadable = _checkpoints(root, disk)
+    infos, doubles, unreadable = _checkpoints(root, disk, parsed if parsed is not None else {})
     bases = {info.term: info.base for info in infos} | {term: one.base for term, one in leases.items()}
     terms = [lease.term_of(name) or 0 for name in names] + [info.term for info in infos]
     newest_term = max(terms + [one.position.term for one in unreadable], default=0)
     unreadable += _missing(root, disk, infos, unreadable)
     survey = Survey(
         checkpoints=tuple(infos),
+        doubles=tuple(doubles),
         unreadable=tuple(unreadable),
         lease=leases.get(newest_term),
         newest_term=newest_term,
@@ -102,22 +118,50 @@ def take(root: Path, disk: Disk = DISK) -> Survey:
         problems=tuple(problems),
     )
     line = set(survey.line())
-    return replace(survey, checkpoints=tuple(replace(info, live=info.position in line) for info in infos))
+    return replace(survey, checkpoints=tuple(_placed(infos, line)))
 
 
-def _checkpoints(root: Path, disk: Disk) -> tuple[list[CheckpointInfo], list[Unreadable]]:
-    infos: list[CheckpointInfo] = []
+def _placed(infos: list[CheckpointInfo], line: set[Position]) -> Iterator[CheckpointInfo]:
+    """What only all of them together tell of each: whether it is live, and what it added."""
+    seen: set[tuple[str, int]] = set()
+    for info in infos:
+        added = 0
+        for name, records in info.needs.items():
+            for offset, size in records.items():
+                if (name, offset) not in seen:
+                    seen.add((name, offset))
+                    added += size
+        yield replace(info, live=info.position in line, added_bytes=added)
+
+
+def _checkpoints(
+    root: Path, disk: Disk, parsed: dict[str, CheckpointInfo]
+) -> tuple[list[CheckpointInfo], list[CheckpointInfo], list[Unreadable]]:
+    by_position: dict[Position, list[CheckpointInfo]] = {}
     unreadable: list[Unreadable] = []
-    for name in disk.list(manifest.folder(root)):
+    names = disk.list(manifest.folder(root))
+    for gone in parsed.keys() - set(names):
+        del parsed[gone]
+    for name in names:
         position, path = manifest.position_of(name), manifest.folder(root) / name
         if position is None:
             continue
-        found = _read(disk, path, manifest.MAX_MANIFEST_BYTES, manifest.parse)
-        if isinstance(found, Manifest):
-            infos.append(info_of(found, path))
-        elif found is not None:
-            unreadable.append(Unreadable(position, found, path))
-    return sorted(infos, key=lambda info: info.position), unreadable
+        if name not in parsed:
+            found = _read(disk, path, manifest.MAX_MANIFEST_BYTES, manifest.parse)
+            if isinstance(found, Manifest):
+                parsed[name] = info_of(found, path)
+            elif found is not None:
+                unreadable.append(Unreadable(position, found, path))
+        if name in parsed:
+            by_position.setdefault(position, []).append(parsed[name])
+    infos = [min(alike, key=_thrift) for _, alike in sorted(by_position.items())]
+    doubles = [one for alike in by_position.values() for one in sorted(alike, key=_thrift)[1:]]
+    return infos, doubles, unreadable
+
+
+def _thrift(info: CheckpointInfo) -> tuple[int, str]:
+    """Of two manifests of one checkpoint the one that holds fewer bytes of packs stays."""
+    return sum(entry.size_bytes for entry in info.packs), info.path.name
 
 
 def _missing(root: Path, disk: Disk, infos: list[CheckpointInfo], unreadable: list[Unreadable]) -> list[Unreadable]:
@@ -141,8 +185,9 @@ def _read(disk: Disk, path: Path, limit_bytes: int, parse: Callable[[str, bytes]
 
 
 def info_of(found: Manifest, path: Path) -> CheckpointInfo:
-    """The checkpoint of a manifest at `path`; whether it is live is for `take` to say."""
-    head = found.head
+    """The checkpoint of a manifest at `path`; whether it is live, and what it added, is for `take` to say."""
+    head, needs = found.head, _needs(found)
+    name = head.get("name")
     return CheckpointInfo(
         term=found.position.term,
         sequence=found.position.sequence,
@@ -152,7 +197,7 @@ def info_of(found: Manifest, path: Path) -> CheckpointInfo:
         reason=head["reason"],
         metrics=table.numbers(head["metrics"]),
         world=len(found.ranks),
-        size_bytes=found.size_bytes,
+        size_bytes=sum(sum(records.values()) for records in needs.values()),
         live=False,
         path=path,
         run=head["run"],
@@ -161,7 +206,16 @@ def info_of(found: Manifest, path: Path) -> CheckpointInfo:
         parent=found.parent,
         base=found.base,
         packs=found.packs,
+        needs=needs,
+        name=name[:NAME_CHARACTERS] if isinstance(name, str) else "",
     )
+
+
+def _needs(found: Manifest) -> dict[str, dict[int, int]]:
+    return {
+        entry.name: {chunk["offset"]: chunk["bytes"] for chunk in chunks}
+        for entry, chunks in zip(found.packs, found.chunks_by_pack, strict=True)
+    }
 
 
 def paths_at(root: Path, position: Position, disk: Disk = DISK) -> Iterator[Path]:
@@ -171,7 +225,7 @@ def paths_at(root: Path, position: Position, disk: Disk = DISK) -> Iterator[Path
             yield manifest.folder(root) / name
 
 
-def pack_names(survey: Survey) -> Iterator[str]:
-    """Every pack that some readable checkpoint needs, live or aside."""
-    for info in survey.checkpoints:
-        yield from (entry.name for entry in info.packs)
+def packs(survey: Survey) -> Iterator[PackEntry]:
+    """Every pack that some readable manifest names, live or aside; one that several name comes several times."""
+    for info in (*survey.checkpoints, *survey.doubles):
+        yield from info.packs

@@ -11,7 +11,8 @@ import pytest
 from holdfast.checkpoint import codecs, collect, pack
 from holdfast.checkpoint.canonical import digest
 from holdfast.checkpoint.folder import Folder, FolderInUse
-from holdfast.checkpoint.packer import Packer, TooSlow, read_back
+from holdfast.checkpoint.known import read_back
+from holdfast.checkpoint.packer import Packer, TooSlow
 from holdfast.testing.crashdisk import CrashDisk
 
 ROOT = Path("/checkpoints")
@@ -51,7 +52,7 @@ def test_compressed_chunks_are_put_as_they_come(folder: Folder) -> None:
     with Packer(folder) as packer:
         place = packer.add(pack.padded(stored), len(stored), chunk_id=digest(raw), codec=codec, raw_bytes=len(raw))
         entries = packer.finish()
-    read_back(folder, entries[0])
+    read_back(ROOT, folder.disk, entries[0])
 
     assert codec == 4
     assert raw_at(folder, entries[0].name, place.offset) == raw
@@ -74,7 +75,7 @@ def test_packs_of_a_guest_stay_until_it_leaves(folder: Folder) -> None:
         (entry,) = packer.finish()
 
     collect.sweep(folder)
-    read_back(folder, entry)
+    read_back(ROOT, folder.disk, entry)
     guest.leave()
     collect.sweep(folder)
 
