@@ -242,6 +242,23 @@ class TrackerSeen(Event):
     value: str
 
 
+@_event("interval_chosen")
+class IntervalChosen(Event):
+    """`auto` saves this often from now on; the terms are those of `goodput.Interval`. Seconds."""
+
+    tier: str  # memory | disk | mirror
+    seconds: float
+    best_s: float  # by the formula alone
+    bound: str  # what makes it longer: overhead | write | floor, or empty
+    blocked_s: float  # T_s
+    write_s: float
+    failure_s: float  # T_f
+    restart_s: float  # T_r
+    failures: int
+    trained_s: float
+    max_overhead_ratio: float
+
+
 @_event("callback_failed")
 class CallbackFailed(Event):
     """A function given to `run.on` raised; nothing else was harmed."""

@@ -25,11 +25,13 @@ from typing import Any, TypeVar
 from holdfast import events as ev
 from holdfast.errors import STOPPED_WITH_CHECKPOINT, BudgetSpent, NoValidCheckpoint
 from holdfast.exits import ExitClass, describe
+from holdfast.goodput import Failures
 from holdfast.plan import Plan, RestartPlan, RestartRule
 
 __all__ = ["ExitClass", "State", "decide", "describe", "fold"]
 
 SETTLED_S = 600.0  # a program of unknown progress that ran this long counts as having come up
+MEANT = (ExitClass.SUCCEEDED, ExitClass.STOPPED, ExitClass.PREEMPTED)  # ends before which there was time to save
 HISTORY = 20  # attempts that a state remembers
 
 
@@ -105,6 +107,8 @@ class State:
     history: tuple[ev.AttemptEnded, ...] = ()
     starts: tuple[ev.AttemptStarted, ...] = ()
     restored: ev.Restored | None = None
+    seen: Failures = field(default_factory=Failures)  # in all attempts that ended
+    intervals: tuple[ev.IntervalChosen, ...] = ()  # the newest of each tier
     trackers: tuple[tuple[str, str], ...] = ()  # environment variables that continue a tracker's history
 
     @property
@@ -315,6 +319,12 @@ def _tracker(state: State, event: ev.TrackerSeen, _policy: Policy) -> Step:
     return replace(state, trackers=tuple(sorted(known.items()))), ()
 
 
+@_on(ev.IntervalChosen)
+def _interval(state: State, event: ev.IntervalChosen, _policy: Policy) -> Step:
+    others = tuple(chosen for chosen in state.intervals if chosen.tier != event.tier)
+    return replace(state, intervals=(*others, event)), ()
+
+
 @_on(ev.HangDetected)
 def _hang(state: State, event: ev.HangDetected, _policy: Policy) -> Step:
     return (replace(state, hang=event) if event.attempt == state.attempt else state), ()
@@ -354,10 +364,11 @@ def _exit(state: State, event: ev.ExitSeen, _policy: Policy) -> Step:
 def _ended(state: State, event: ev.AttemptEnded, policy: Policy) -> Step:
     if state.started is None or event.attempt != state.started.attempt:
         return state, ()
-    ledger = _after(state, event)
+    ledger, seen = _after(state, event), _seen(state, state.started, event)
     state = replace(
         state, ended=event, exit=None, started=None, ledger=ledger, history=(*state.history, event)[-HISTORY:]
     )
+    state = replace(state, seen=seen)
     return state, (Emit(_verdict(state, event, policy, event.t)),)
 
 
@@ -394,6 +405,24 @@ def _resume(state: State, event: ev.ResumeRequested, policy: Policy) -> Step:
 def _over(state: State, event: ev.RunEnded, _policy: Policy) -> Step:
     state = replace(state, phase=RunState(event.state), result=event, ended=None, exit=None, started=None)
     return replace(state, scheduled=None), (Finish(),)
+
+
+# -- evidence
+
+
+def _seen(state: State, started: ev.AttemptStarted, ended: ev.AttemptEnded) -> Failures:
+    """The failures once this attempt is counted: it is one when it trained and nobody meant it to end."""
+    seen, lost_machine = state.seen, ended.exit_class == ExitClass.LOST
+    until_s = ended.t
+    if lost_machine:  # it may have been off for days: until the last sign of life
+        until_s = state.committed.t if state.committed else started.t
+    failed = state.stop is None and ended.exit_class not in MEANT and ended.step > state.base_step
+    return replace(
+        seen,
+        process=seen.process + (failed and not lost_machine),
+        machine=seen.machine + lost_machine,
+        trained_s=seen.trained_s + max(0.0, until_s - started.t),
+    )
 
 
 # -- the decision

@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from holdfast import goodput
+from holdfast.heartbeat import Page, page_path
 from holdfast.plan import CheckpointPlan, Every, Plan
 from holdfast.runs import RunDir
+from holdfast.units import show_duration
 from tests.e2e.box import Box
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
@@ -75,3 +78,46 @@ def test_sigusr1_saves_and_the_run_goes_on(box: Box) -> None:
     found = box.wait_for(run, "succeeded", "failed")
     assert (found["state"], found["attempt"]) == ("succeeded", 1), box.tail(run)
     assert "signal" in [line["reason"] for line in lines(run.archiver_log, "committed")]
+
+
+def test_a_metric_that_always_improves_is_saved_as_often_as_the_overhead_allows(box: Box) -> None:
+    shutil.copy(SCRIPTS / "improving.py", box.work / "train.py")
+    saving = "every: 1000000 steps, max_overhead: 10%, keep: {best: {metric: loss, mode: min}}"
+    box.write("holdfast.yaml", f"name: improving\nrun: exec python train.py\ncheckpoint: {{{saving}}}\n")
+    run = box.start(TRAIN_S="6")
+    box.wait_step(run, 5)
+    page = Page(page_path(run.runtime, 0))  # our mapping outlives the file
+    assert box.wait_for(run, "succeeded", "failed")["state"] == "succeeded", box.tail(run)
+
+    rank = run.records / "rank-00000.jsonl"
+    took = {line["step"]: line["seconds"] for line in lines(rank, "sealed")}
+    improved = [line for line in lines(rank, "sealed") if line["reason"] == "loss improved"]
+    assert len(improved) >= 2, "the first, and what the budget allowed after it"
+    beat = page.read()
+    assert beat is not None
+    assert beat.blocked_ns / 1e9 == pytest.approx(sum(took.values()), rel=0.01)
+    wall_s = improved[-1]["t"] - lines(rank, "restored")[0]["t"]
+    blocked_s = sum(line["seconds"] for line in improved)
+    assert blocked_s <= 0.10 * wall_s * 1.5 + 2 * max(took.values()), "the budget, and slack since saves vary"
+
+
+def test_auto_chooses_by_what_it_measured_and_explain_shows_the_sum(box: Box) -> None:
+    shutil.copy(SCRIPTS / "improving.py", box.work / "train.py")
+    box.write("holdfast.yaml", "name: auto\nrun: exec python train.py\n")
+    run = box.start(TRAIN_S="11", DIES="1")
+    assert box.wait_for(run, "succeeded", "failed")["state"] == "succeeded", box.tail(run)
+
+    reasons = [line["reason"] for line in lines(run.archiver_log, "committed")]
+    assert "auto" in reasons
+    told = json.loads(box.holdfast("explain", "auto", "--json").stdout)
+    (chosen,) = told["intervals"]
+    sealed = [line["seconds"] for line in lines(run.records / "rank-00000.jsonl", "sealed")]
+    assert chosen["blocked_s"] == pytest.approx(sealed[-1])  # the resumed attempt made one save
+    assert chosen["write_s"] > 0
+    assert 0 < chosen["restart_s"] < 60
+    assert chosen["failures"] == 1
+    costs = chosen["blocked_s"], chosen["failure_s"], chosen["restart_s"]
+    assert chosen["best_s"] == pytest.approx(goodput.best_s(*costs))
+    assert chosen["seconds"] == max(10.0, chosen["best_s"], chosen["blocked_s"] / 0.03, chosen["write_s"])
+    assert f"auto` saves every {show_duration(chosen['seconds'])}" in box.holdfast("explain", "auto").stdout
+    assert box.status(run)["intervals"] == {"disk": chosen["seconds"]}

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from holdfast import events as ev
+from holdfast.goodput import Failures
 from holdfast.lifecycle import (
     AskStop,
     Classify,
@@ -265,6 +266,55 @@ def test_events_of_an_attempt_that_is_over_change_nothing() -> None:
 
     assert actions == ()
     assert dataclasses.replace(later, updated_s=state.updated_s) == state
+
+
+def counted(*classes: str, step: int = 5) -> Failures:
+    """What is known after attempts of 100 s each that ended in these ways at `step`."""
+    told: list[ev.Event] = []
+    for attempt, exit_class in enumerate(classes, start=1):
+        seen, over = ended(attempt, attempt * 1000.0 + 100, exit_class)
+        told += [started(attempt, attempt * 1000.0), seen, dataclasses.replace(over, step=step)]
+    return after(*told).seen
+
+
+@pytest.mark.parametrize(
+    ("classes", "step", "process", "machine"),
+    [
+        (("killed", "hang", "code_error"), 5, 3, 0),
+        (("killed",), 0, 0, 0),  # it had not trained
+        (("stopped", "preempted"), 5, 0, 0),  # it had time to save
+        (("lost", "killed"), 5, 1, 1),
+    ],
+)
+def test_failures_are_counted_by_what_was_lost(classes: tuple[str, ...], step: int, process: int, machine: int) -> None:
+    seen = counted(*classes, step=step)
+
+    assert (seen.process, seen.machine) == (process, machine)
+
+
+def test_attempts_count_as_trained_time_but_not_the_time_a_machine_was_off() -> None:
+    assert counted("killed", "killed").trained_s == 200.0
+    assert counted("lost").trained_s == 0.0
+    off = (started(1, 10.0), committed(5, 40.0), *ended(1, 9e5, "lost", None))
+    assert after(*off).seen == Failures(machine=1, trained_s=30.0)
+
+
+def test_an_end_that_was_asked_for_is_no_failure_and_a_resume_forgets_nothing() -> None:
+    asked = (started(1, 2.0), ev.StopRequested(t=3.0, how="kill"), *ended(1, 12.0, "killed"))
+
+    assert after(*asked).seen == Failures(trained_s=10.0)
+    assert after(*asked, ev.ResumeRequested(t=20.0)).seen == Failures(trained_s=10.0)
+
+
+def interval(tier: str, seconds: float) -> ev.IntervalChosen:
+    names = ("best_s", "blocked_s", "write_s", "failure_s", "restart_s", "trained_s", "max_overhead_ratio")
+    return ev.IntervalChosen(tier=tier, seconds=seconds, bound="", failures=0, **dict.fromkeys(names, 0.0))
+
+
+def test_the_newest_interval_of_each_tier_is_known() -> None:
+    state = after(interval("disk", 10.0), interval("memory", 1.0), interval("disk", 20.0))
+
+    assert {chosen.tier: chosen.seconds for chosen in state.intervals} == {"disk": 20.0, "memory": 1.0}
 
 
 def test_without_an_intact_checkpoint_nothing_is_tried_again() -> None:

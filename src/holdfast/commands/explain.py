@@ -21,6 +21,7 @@ from holdfast.events import (
     AttemptStarted,
     Event,
     HangDetected,
+    IntervalChosen,
     RestartScheduled,
     Restored,
     ResumeRequested,
@@ -28,7 +29,14 @@ from holdfast.events import (
     StacksCaptured,
 )
 from holdfast.runs import RunDir, plan_of
-from holdfast.units import show_duration
+from holdfast.units import show_duration, show_ratio
+
+_BOUNDS = {
+    "": "nothing bounds that",
+    "overhead": "longer, since saving may take {ratio} of the time at most",
+    "write": "longer, since one save is finished before the next begins",
+    "floor": "longer, since more often is of no use",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +56,7 @@ class Story:
 @json_option
 @click.pass_context
 def command(context: click.Context, run: RunDir | None, as_json: bool) -> None:
-    """Why each attempt of RUN ended, in plain words with the evidence, and what to do."""
+    """Why each attempt of RUN ended, with the evidence, what to do, and how often `auto` saves and why."""
     from holdfast.journal import read
 
     meant = chosen(run)
@@ -90,12 +98,19 @@ def budgets(events: Sequence[Event], restart: Mapping[str, Any], now_s: float) -
     }
 
 
+def intervals(events: Sequence[Event]) -> list[IntervalChosen]:
+    """What `auto` chose last for each tier. Pure."""
+    return list({event.tier: event for event in events if isinstance(event, IntervalChosen)}.values())
+
+
 def render(run: RunDir, events: Sequence[Event], restart: Mapping[str, Any], now_s: float) -> list[str]:
     """The lines for people. Pure but for the time zone."""
     told = stories(events)
     lines = [] if told else [f"{run.id}: no attempt was started yet"]
     for story in told:
         lines += [*_attempt(run, story, now_s), ""]
+    for interval in intervals(events):
+        lines += [*_sum(interval), ""]
     end = _end(events)
     if end:
         goes_on = "; it is to be continued" if end.to_be_continued else ""
@@ -118,6 +133,7 @@ def as_object(run: RunDir, events: Sequence[Event], restart: Mapping[str, Any], 
         ],
         "end": None if end is None else asdict(end),
         "budgets": budgets(events, restart, now_s),
+        "intervals": [asdict(interval) for interval in intervals(events)],
         "advice": advice(run.id, last, end),
     }
 
@@ -156,6 +172,18 @@ def _attempt(run: RunDir, story: Story, now_s: float) -> Iterator[str]:
         counted = "free" if story.restart.free else "counted"
         when = f"after {show_duration(story.restart.delay_s)}" if story.restart.delay_s else "at once"
         yield f"  then: attempt {story.restart.attempt} {when} ({story.restart.reason}; {counted})"
+
+
+def _sum(interval: IntervalChosen) -> Iterator[str]:
+    """How an interval came about."""
+    yield f"{interval.tier}: `auto` saves every {show_duration(interval.seconds)}"
+    cost, write, restart = map(show_duration, (interval.blocked_s, interval.write_s, interval.restart_s))
+    yield f"  T_s  a save takes {cost} from training, and is finished after {write}"
+    seen = f"{plural(interval.failures, 'failure')} seen in {show_duration(interval.trained_s)}"
+    yield f"  T_f  {show_duration(interval.failure_s)} between failures: {seen}, and what is assumed before any is seen"
+    yield f"  T_r  {restart} for a restart"
+    bound = _BOUNDS[interval.bound].format(ratio=show_ratio(interval.max_overhead_ratio))
+    yield f"  T_s + sqrt(2 (T_f + T_r) T_s + T_s²) = {show_duration(interval.best_s)} loses least; {bound}"
 
 
 def _origin(story: Story) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -41,6 +42,7 @@ def environment(run: RunDir, plan: Plan, state: State, attempt: int, caller: Map
         "HOLDFAST_RESUME": newest_manifest(plan, state),
         "HOLDFAST_RUNTIME_DIR": str(run.runtime),
         "HOLDFAST_WANT": json.dumps(state.want),
+        "HOLDFAST_RATES": json.dumps(dataclasses.asdict(state.seen)),
     }
 
 

@@ -126,6 +126,8 @@ class Observer:
         elif kind == "tracker" and first and line["variable"] in launch.TRACKERS:
             value = str(line["value"])[:200]
             yield ev.TrackerSeen(t=at_s, attempt=attempt, variable=str(line["variable"]), value=value)
+        elif kind == "interval" and first:
+            yield _chosen(line, at_s)
         elif kind == "callback_failed":
             callback, message = str(line.get("callback", "")), str(line.get("message", ""))
             yield ev.CallbackFailed(t=at_s, attempt=attempt, callback=callback, message=message[:2000])
@@ -199,8 +201,17 @@ def _archived(line: dict[str, Any], state: State, since_s: float) -> Iterator[ev
         yield ev.CheckpointFailed(t=at_s, step=step, reason=reason, message=message[:2000])
         told = f"the save of step {step} failed: {message[:500]}"
         yield raised("disk-full" if full else "save-failed", told, at_s=at_s)
+    elif kind == "interval" and at_s >= since_s:
+        yield _chosen(line, at_s)
     elif kind == "warning" and at_s >= since_s:
         yield raised(str(line["id"]), str(line["message"]), at_s=at_s)
+
+
+def _chosen(line: dict[str, Any], at_s: float) -> ev.IntervalChosen:
+    terms = ["seconds", "best_s", "blocked_s", "write_s", "failure_s", "restart_s", "trained_s", "max_overhead_ratio"]
+    numbers = {name: float(line[name]) for name in terms}
+    tier, bound, failures = str(line["tier"]), str(line["bound"]), int(line["failures"])
+    return ev.IntervalChosen(t=at_s, tier=tier, bound=bound, failures=failures, **numbers)
 
 
 def raised(name: str, message: str, *, at_s: float) -> ev.FindingRaised:

@@ -66,6 +66,7 @@ def compose(
         "epoch": max((beat.epoch for beat in beats), default=ended.epoch if ended else int(record.get("epoch", 0))),
         "metrics": metrics,
         "checkpoint": _checkpoint(state, now_s),
+        "intervals": {chosen.tier: chosen.seconds for chosen in state.intervals},
         "findings": [_finding(finding, plan.run) for finding in state.findings],
         "exit_code": state.result.exit_code if state.result else None,
         "reason": state.result.reason if state.result else "",

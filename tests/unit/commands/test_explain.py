@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+
+import pytest
 
 from holdfast.commands.explain import stories
 from holdfast.events import (
@@ -9,6 +12,7 @@ from holdfast.events import (
     CheckpointCommitted,
     Event,
     HangDetected,
+    IntervalChosen,
     RestartScheduled,
     Restored,
     RunEnded,
@@ -18,6 +22,20 @@ from holdfast.plan import RestartPlan
 from tests.unit.commands.golden import matches_golden
 from tests.unit.commands.scene import NOW, holdfast, make_run
 
+CHOSEN = IntervalChosen(
+    t=NOW - 890,
+    tier="disk",
+    seconds=296.0,
+    best_s=296.0,
+    bound="",
+    blocked_s=0.5,
+    write_s=2.1,
+    failure_s=86_100.0,
+    restart_s=12.0,
+    failures=1,
+    trained_s=900.0,
+    max_overhead_ratio=0.03,
+)
 TRACEBACK = 'Traceback (most recent call last):\n  File "train.py", line 9, in <module>\nValueError: bad batch'
 
 
@@ -80,6 +98,24 @@ def test_json_has_the_same_facts() -> None:
     assert told["attempts"][1]["stacks"] == "stacks/attempt-0002.txt"
     assert told["end"]["exit_code"] == 13
     assert told["budgets"]["restarts"] == {"used": 1, "allowed": 20}
+
+
+def test_the_interval_is_shown_with_every_term() -> None:
+    first = replace(CHOSEN, seconds=100.0, best_s=100.0)
+    make_run(journal=(*JOURNAL[:2], first, CHOSEN))
+
+    matches_golden("explain-interval.txt", holdfast("explain", "digits").out)
+    (told,) = json.loads(holdfast("explain", "digits", "--json").out)["intervals"]
+    assert IntervalChosen(**told) == CHOSEN
+
+
+@pytest.mark.parametrize(
+    ("bound", "words"), [("overhead", "3 % of the time"), ("write", "finished before"), ("floor", "of no use")]
+)
+def test_what_bounds_an_interval_is_said(bound: str, words: str) -> None:
+    make_run(journal=(*JOURNAL[:2], replace(CHOSEN, bound=bound)))
+
+    assert words in holdfast("explain", "digits").out
 
 
 def test_a_run_that_has_only_begun_needs_nothing_done() -> None:

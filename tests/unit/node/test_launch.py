@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from holdfast.events import RunCreated, TrackerSeen
+from holdfast.goodput import Failures
 from holdfast.lifecycle import State, fold
 from holdfast.node import launch
 from holdfast.plan import CheckpointPlan, Plan
@@ -53,6 +55,14 @@ def test_the_callers_pythonpath_comes_after_the_library_and_ours_is_gone(tmp_pat
 
     assert made["PYTHONPATH"] == f"{tmp_path}/lib:/mine"
     assert made["HOLDFAST_CALLER_PYTHONPATH"] is None
+
+
+def test_what_the_journal_has_seen_is_handed_to_the_attempt(tmp_path: Path) -> None:
+    seen = Failures(process=2, machine=1, trained_s=4000.0)
+
+    made = launch.environment(RunDir(tmp_path), plan(tmp_path), State(seen=seen), 3, {})
+
+    assert Failures.from_json(json.loads(made["HOLDFAST_RATES"] or "")) == seen
 
 
 @pytest.mark.parametrize("at", [7, "best", "worst", True, -1, 1.5])
