@@ -141,7 +141,10 @@ class Slot:
 
     def write_table(self, table: dict[str, Any], offset: int) -> None:
         """Put the table at `offset`, which the owner has reserved room behind, and say so in the header."""
-        raw = json.dumps(table, separators=(",", ":"), allow_nan=False).encode()
+        self.write_table_text(json.dumps(table, separators=(",", ":"), allow_nan=False).encode(), offset)
+
+    def write_table_text(self, raw: bytes, offset: int) -> None:
+        """As `write_table`, for who has spelt the table already."""
         self.reserve(offset + len(raw))
         self.view[offset : offset + len(raw)] = raw
         self.set(table_offset=offset, table_bytes=len(raw), used_bytes=offset + len(raw))

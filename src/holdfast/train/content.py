@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
-from holdfast.checkpoint.snapshot import Stored
+from holdfast.checkpoint.matching import Lenient, allowed
+from holdfast.checkpoint.snapshot import Owned, Stored
 from holdfast.checkpoint.state import UnreadableState, decode
 from holdfast.train import objects, rng
 
@@ -18,7 +17,7 @@ RUN, RNG, GRADIENTS, FEEDS = "@run", "@rng", "@gradients", "@loaders"  # a regis
 class Content:
     """The registered objects and `run.state`, as values that `checkpoint.state` can hold."""
 
-    def __init__(self, registered: Mapping[str, Any], lenient: objects.Lenient) -> None:
+    def __init__(self, registered: Mapping[str, Any], lenient: Lenient) -> None:
         """Raises UsageError for what has no state_dict."""
         self.objects = {name: objects.adapted(name, value) for name, value in registered.items()}
         self._lenient = lenient
@@ -57,8 +56,8 @@ class Content:
         self._check_names([name for name in parts if not name.startswith("@")])
         for name, value in self.objects.items():
             if name in parts:
-                objects.load(name, value, parts[name], stored.tensors, views=stored.views, lenient=self._lenient)
-        run: dict[str, Any] = decode(parts[RUN], _owned(stored, RUN))
+                objects.load(name, value, parts[name], stored.tensors, lenient=self._lenient)
+        run: dict[str, Any] = decode(parts[RUN], Owned(stored.tensors))
         if run["version"] != VERSION:
             raise UnreadableState(
                 f"the checkpoint's run part has version {run['version']}", hint="use a newer holdfast"
@@ -68,17 +67,13 @@ class Content:
         return run
 
     def _check_names(self, stored: Sequence[str]) -> None:
-        unused = [
-            name for name in stored if name not in self.objects and not objects.allowed(name, self._lenient.unused)
-        ]
+        unused = [name for name in stored if name not in self.objects and not allowed(name, self._lenient.unused)]
         if unused:
             raise objects.StateMismatch(
                 f"the checkpoint holds {', '.join(map(repr, unused))}, which Run was not given",
                 hint=f"Run({unused[0]}=…), or leave it behind with Run(allow_unused=[{unused[0]!r}])",
             )
-        missing = [
-            name for name in self.objects if name not in stored and not objects.allowed(name, self._lenient.missing)
-        ]
+        missing = [name for name in self.objects if name not in stored and not allowed(name, self._lenient.missing)]
         if missing:
             raise objects.StateMismatch(
                 f"Run was given {', '.join(map(repr, missing))}, which the checkpoint does not hold",
@@ -88,7 +83,7 @@ class Content:
 
 def part(stored: Stored, name: str) -> Any:
     """One of RNG, GRADIENTS, FEEDS, in memory of its own."""
-    return decode(_parts(stored)[name], _owned(stored, name))
+    return decode(_parts(stored)[name], Owned(stored.tensors))
 
 
 def _parts(stored: Stored) -> dict[str, Any]:
@@ -96,8 +91,3 @@ def _parts(stored: Stored) -> dict[str, Any]:
     if not isinstance(tree, dict) or tree.get("$") != "dict":
         raise UnreadableState("the checkpoint's state is no dictionary")
     return dict(tree["items"])
-
-
-def _owned(stored: Stored, name: str) -> dict[str, torch.Tensor]:
-    begin = f"{name}/"
-    return {key: t.clone() if key in stored.views else t for key, t in stored.tensors.items() if key.startswith(begin)}

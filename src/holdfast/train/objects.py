@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
+from holdfast.checkpoint.matching import Described, Lenient, match
+from holdfast.checkpoint.snapshot import Owned, SlotTensors
 from holdfast.checkpoint.state import decode
 from holdfast.errors import UsageError
 from holdfast.train.indices import has_state
@@ -18,15 +19,6 @@ try:
     import numpy as np
 except ImportError:
     np = None  # type: ignore[assignment]
-
-_SHOWN = 10
-
-
-class Lenient(NamedTuple):
-    """Shell patterns (`ema`, `model/head.*`) of what may differ between a checkpoint and what `Run` was given."""
-
-    missing: Sequence[str] = ()  # not in the checkpoint
-    unused: Sequence[str] = ()  # in the checkpoint alone
 
 
 class StateMismatch(UsageError):
@@ -120,26 +112,17 @@ def put_gradients(objects: Mapping[str, Any], stored: Mapping[str, torch.Tensor]
         parameter.grad = None if found is None else found.to(parameter.device, copy=True)
 
 
-def load(
-    name: str, value: Any, tree: Any, tensors: Mapping[str, torch.Tensor], *, views: frozenset[str], lenient: Lenient
-) -> None:
-    """Put a stored object back. `views` are tensors whose memory will change: what could keep one gets a copy.
+def load(name: str, value: Any, tree: Any, tensors: SlotTensors, *, lenient: Lenient) -> None:
+    """Put a stored object back. Raises StateMismatch.
 
-    Raises StateMismatch.
+    A module's tensors go straight from the slot into its own memory; what might keep one gets a copy.
     """
-    copies = isinstance(value, torch.nn.Module) and type(value).load_state_dict is torch.nn.Module.load_state_dict
-    held = (
-        tensors
-        if copies
-        else {key: t.clone() if key in views else t for key, t in tensors.items() if _belongs(key, name)}
-    )
-    place = not isinstance(value, (torch.nn.Module, torch.optim.Optimizer))
-    state = decode(tree, held, place=place)
     try:
         if isinstance(value, torch.nn.Module):
-            _load_module(name, value, state, lenient)
+            _load_module(name, value, tree, tensors, lenient)
         else:
-            value.load_state_dict(state)
+            place = not isinstance(value, torch.optim.Optimizer)
+            value.load_state_dict(decode(tree, Owned(tensors), place=place))
         if isinstance(value, torch.optim.Optimizer):
             vars(value)["_opt_called"] = True  # else schedulers warn that they step before the optimizer ever did
     except StateMismatch:
@@ -150,40 +133,61 @@ def load(
         ) from error
 
 
-def _belongs(key: str, name: str) -> bool:
-    return key.startswith(f"{name}/")
-
-
-def _load_module(name: str, module: torch.nn.Module, state: dict[str, Any], lenient: Lenient) -> None:
+def _load_module(name: str, module: torch.nn.Module, tree: Any, tensors: SlotTensors, lenient: Lenient) -> None:
     here = module.state_dict()
-    lacking = [key for key in here if key not in state and not allowed(f"{name}/{key}", lenient.missing)]
-    left = [key for key in state if key not in here and not allowed(f"{name}/{key}", lenient.unused)]
-    missing = [f"{key} {_shape(here[key])}" for key in lacking]
-    unused = [f"{key} {_shape(state[key])}" for key in left]
-    other = [
-        f"{key} {_shape(state[key])} instead of {_shape(here[key])}"
-        for key in here
-        if key in state and _shape(state[key]) != _shape(here[key])
-    ]
-    problems = [("not in the checkpoint", missing), ("only in the checkpoint", unused), ("of another shape", other)]
-    said = "; ".join(f"{what}: {_first(names)}" for what, names in problems if names)
-    if said:
+    stored = {str(key): node for key, node in tree["items"]}
+    names = _check(name, {key: _stored(node, tensors) for key, node in stored.items()}, here, lenient)
+    source: Mapping[str, torch.Tensor] = Owned(tensors)
+    if type(module).load_state_dict is torch.nn.Module.load_state_dict:  # copies, and keeps nothing
+        whole = [(key, node["ref"]) for key, node in stored.items() if key in names and _is_whole(node)]
+        source = _Straight(tensors, {ref: here[names[key]] for key, ref in whole})
+    state = type(here)((names[key], decode(node, source)) for key, node in stored.items() if key in names)
+    vars(state)["_metadata"] = getattr(here, "_metadata", {})  # versions of the modules' formats, which are those here
+    module.load_state_dict(state, strict=len(state) == len(here))
+
+
+class _Straight(Mapping[str, torch.Tensor]):
+    """Tensors of a slot; one that is scattered there is put together in the memory that it is meant for."""
+
+    def __init__(self, tensors: SlotTensors, targets: Mapping[str, Any]) -> None:
+        self._tensors, self._targets = tensors, targets
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        target = self._targets.get(name)
+        if self._tensors.is_in_place(name) or target is None or _described(target) != self._tensors.described(name):
+            return self._tensors[name]
+        return self._tensors.put(name, target)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def _check(name: str, stored: Mapping[str, Described], here: Mapping[str, Any], lenient: Lenient) -> dict[str, str]:
+    """Stored key → key here, for what is to be loaded. Raises StateMismatch with all that differs."""
+    names, differs = match(stored, {key: _described(v) for key, v in here.items()}, lenient, prefix=f"{name}/")
+    if differs:
+        only_dtype = differs.dtype and not (differs.missing or differs.unused or differs.shape)
+        allow = "allow_dtype=[…]" if only_dtype else f"allow_missing=[…], allow_unused=['{name}/…']"
         raise StateMismatch(
-            f"{name} is not the module that was stored: {said}",
-            hint=f"restore the old definition, or allow it with Run(allow_missing=[…], allow_unused=['{name}/…'])",
+            f"{name} is not the module that was stored: {differs}",
+            hint=f"restore the old definition, or allow it with Run({allow})",
         )
-    module.load_state_dict({key: state[key] for key in state if key in here}, strict=all(key in state for key in here))
+    return names
 
 
-def _shape(value: Any) -> str:
-    return str(tuple(value.shape)) if isinstance(value, torch.Tensor) else type(value).__name__
+def _stored(node: Any, tensors: SlotTensors) -> Described:
+    return tensors.described(node["ref"]) if _is_whole(node) else _described(decode(node, tensors))
 
 
-def _first(names: Sequence[str]) -> str:
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+def _is_whole(node: Any) -> bool:
+    """Whether a node of the tree is a tensor just as it lies in the slot."""
+    return isinstance(node, dict) and node["$"] == "tensor" and "view" not in node and "stride" not in node
 
 
-def allowed(name: str, patterns: Sequence[str]) -> bool:
-    """Whether one of the shell patterns covers `name`."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+def _described(value: Any) -> Described:
+    if isinstance(value, torch.Tensor):
+        return Described(str(value.dtype).removeprefix("torch."), tuple(value.shape))
+    return Described(type(value).__name__, None)

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
+from holdfast.checkpoint.matching import Lenient
 from holdfast.errors import LeaseHeld
 from holdfast.train import setting as settings
 from holdfast.train.data import Feed
 from holdfast.train.loop import AllSteps, Epochs, Steps, Wrap
-from holdfast.train.objects import Lenient, is_json
+from holdfast.train.objects import is_json
 from holdfast.train.occasions import Occasion
 from holdfast.train.session import Session
 
@@ -27,7 +28,8 @@ class Run:
 
     dir: the run's folder when there is no supervisor; default `./runs/<script>`. The same folder resumes.
     seed: what sampling and augmentation are derived from; default is torch's initial seed at the first start.
-    allow_missing, allow_unused: shell patterns (`ema`, `model/head.*`) of what the checkpoint may lack or hold in vain.
+    allow_missing, allow_unused: shell patterns (`ema`, `model/head.*`) of what the checkpoint may lack or hold in vain;
+    what both cover may be of another shape, and stays as it is here. allow_dtype: what may be converted.
     Raises LeaseHeld, NoValidCheckpoint, UsageError, HoldfastError.
     """
 
@@ -38,6 +40,7 @@ class Run:
         seed: int | None = None,
         allow_missing: Sequence[str] = (),
         allow_unused: Sequence[str] = (),
+        allow_dtype: Sequence[str] = (),
         **state: Any,
     ) -> None:
         setting = settings.find(dir, os.environ)
@@ -47,7 +50,7 @@ class Run:
             raise LeaseHeld(str(setting.run.root), os.getpid())
         values = {name: value for name, value in state.items() if value is not None and is_json(value)}
         given = {name: value for name, value in state.items() if value is not None and name not in values}
-        lenient = Lenient(tuple(allow_missing), tuple(allow_unused))
+        lenient = Lenient(tuple(allow_missing), tuple(allow_unused), tuple(allow_dtype))
         self._session = _live[self._key] = Session(setting, given, values, seed=seed, lenient=lenient)
         self.state: dict[str, Any] = self._session.content.state
         if dir is not None and not setting.alone:

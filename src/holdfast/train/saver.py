@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +50,7 @@ class Saver:
     def __init__(self, setting: Setting, link: Link, *, term: int, next_sequence: int) -> None:
         self._setting, self._link = setting, link
         self.term, self._sequence = term, next_sequence
-        self._specs: tuple[Spec, ...] = ()
+        self._specs: list[Spec] = []
         self._layout = Layout((), 0)
         self._zeroed: dict[int, Layout] = {}  # descriptor of a slot -> the layout whose gaps are zero there
         self._in_flight: dict[int, tuple[Slot, int]] = {}  # sequence -> slot, step
@@ -62,7 +65,7 @@ class Saver:
         self._begin(slot)
         try:
             encoded = self._fill(slot, values, kinds_of)
-            slot.write_table(self._table(encoded, head, sequence), self._layout.end)
+            slot.write_table_text(self._table_text(encoded, self._head(head, sequence)), self._layout.end)
         except BaseException:
             slot.set(state=State.FREE)
             raise
@@ -77,9 +80,7 @@ class Saver:
         self._begin(slot)
         try:
             encoded = self._fill(slot, values, kinds_of)
-            slot.write_table(
-                {"version": TABLE_VERSION, "chunks": self._layout.table, "state": encoded.tree}, self._layout.end
-            )
+            slot.write_table_text(self._table_text(encoded, {"version": TABLE_VERSION}), self._layout.end)
         except BaseException:
             slot.set(state=State.FREE)
             raise
@@ -96,12 +97,11 @@ class Saver:
         slot.set(state=State.WRITING, result=Result.NONE, result_sequence=0)
 
     def _fill(self, slot: Slot, values: Mapping[str, Any], kinds_of: KindsOf) -> Encoded:
-        encoded = encode(values)
+        with _collector_at_rest():
+            encoded = encode(values)
         kinds = kinds_of(list(encoded.tensors))
-        specs = tuple(
-            Spec(name, kinds.get(name, "other"), tensor.dtype, tuple(tensor.shape))
-            for name, tensor in encoded.tensors.items()
-        )
+        tensors = encoded.tensors
+        specs = [Spec(name, kinds.get(name, "other"), tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
         if specs != self._specs or not self._layout.end:
             self._specs, self._layout = specs, plan(specs)
         slot.reserve(self._layout.end)
@@ -109,7 +109,11 @@ class Saver:
         self._zeroed[slot.descriptor] = self._layout
         return encoded
 
-    def _table(self, encoded: Encoded, head: Head, sequence: int) -> dict[str, Any]:
+    def _table_text(self, encoded: Encoded, head: Mapping[str, Any]) -> bytes:
+        text = json.dumps({**head, "state": encoded.tree}, separators=(",", ":"), allow_nan=False)
+        return f'{text[:-1]},"chunks":{self._layout.table_text}}}'.encode()
+
+    def _head(self, head: Head, sequence: int) -> dict[str, Any]:
         return {
             "version": TABLE_VERSION,
             "save_id": f"{self.term}-{head.step}{'-turn' if head.turn else ''}",
@@ -124,8 +128,6 @@ class Saver:
             "reason": head.reason,
             "metrics": dict(head.metrics),
             "final": head.final,
-            "chunks": self._layout.table,
-            "state": encoded.tree,
         }
 
     def poll(self) -> list[Done]:
@@ -149,3 +151,15 @@ class Saver:
             self._link.wait_ring(min(left_s, _POLL_S))
             meanwhile()
         return True
+
+
+@contextlib.contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """The tree of a large state is many small objects that all stay: walking them again and again doubles its time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from holdfast.checkpoint.matching import Lenient
 from holdfast.checkpoint.slots import Slot, State
 from holdfast.checkpoint.snapshot import copy_out
 from holdfast.checkpoint.triggers import Point
@@ -65,7 +66,7 @@ class Session:
         defaults: Mapping[str, Any],
         *,
         seed: int | None,
-        lenient: objects.Lenient,
+        lenient: Lenient,
     ) -> None:
         """Restores `given` in place; `defaults` are what `state` begins with.
 

@@ -70,7 +70,7 @@ def test_large_tensors_are_cut_on_rows_and_large_rows_inside() -> None:
     wide = plan([spec("w", 2, 3, 1 << 20)]).chunks
 
     assert [c.pieces[0].shape for c in rows] == [(524, 1000), (476, 1000)]
-    assert [c.pieces[0].index for c in wide][:2] == [(0, 0, 0), (0, 1, 0)]
+    assert [c.pieces[0].start for c in wide][:2] == [(0, 0, 0), (0, 1, 0)]
     assert {c.pieces[0].shape for c in wide} == {(1, 1, 1 << 20)}
 
 
@@ -106,12 +106,12 @@ def test_whatever_the_memory_looks_like_it_comes_back(slot: Slot) -> None:
 
 
 def test_only_whole_tensors_are_views_and_none_writes_into_the_slot(slot: Slot) -> None:
-    write(slot, {"small": torch.ones(4), "large": torch.ones(1 << 20)})
+    write(slot, {"small": torch.ones(4), "large": torch.ones(1000, 1001)})
 
     stored = copy_out(slot)
     stored.tensors["small"].zero_()
 
-    assert stored.views == {"small"}
+    assert [name for name in stored.tensors if stored.tensors.is_in_place(name)] == ["small"]
     assert copy_out(slot).tensors["small"].tolist() == [1, 1, 1, 1]
 
 

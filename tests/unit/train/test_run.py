@@ -371,7 +371,7 @@ def test_what_is_stored_and_consumed_by_nothing_is_an_error(node: FakeNode) -> N
 def test_a_module_that_changed_is_told_with_shapes(node: FakeNode) -> None:
     train_once(model=torch.nn.Linear(2, 2))
 
-    with pytest.raises(StateMismatch, match=r"of another shape: weight \(2, 2\) instead of \(3, 2\)"):
+    with pytest.raises(StateMismatch, match=r"of another shape: weight float32 \(2, 2\) instead of float32 \(3, 2\)"):
         holdfast.Run(model=torch.nn.Linear(2, 3), loader=loader(1))
     with pytest.raises(
         StateMismatch, match=r"not in the checkpoint: 0.weight \(2, 2\), 0.bias \(2,\); only in the checkpoint"
