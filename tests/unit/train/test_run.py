@@ -374,7 +374,8 @@ def test_a_module_that_changed_is_told_with_shapes(node: FakeNode) -> None:
     with pytest.raises(StateMismatch, match=r"of another shape: weight float32 \(2, 2\) instead of float32 \(3, 2\)"):
         holdfast.Run(model=torch.nn.Linear(2, 3), loader=loader(1))
     with pytest.raises(
-        StateMismatch, match=r"not in the checkpoint: 0.weight \(2, 2\), 0.bias \(2,\); only in the checkpoint"
+        StateMismatch,
+        match=r"not in the checkpoint: 0.weight float32 \(2, 2\), 0.bias float32 \(2,\); only in the checkpoint",
     ):
         holdfast.Run(model=torch.nn.Sequential(torch.nn.Linear(2, 2)), loader=loader(1))
 

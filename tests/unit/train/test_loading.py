@@ -1,0 +1,129 @@
+"""A checkpoint goes into what is there: whatever wraps it, without needing the memory twice, or it says why not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import holdfast
+from holdfast.train.objects import StateMismatch
+from tests.fake_node import FakeNode
+
+
+class Wrapped(nn.Module):
+    """What DistributedDataParallel does to names."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+def save(**state: Any) -> None:
+    run = holdfast.Run(**state)
+    run.save()
+    run.close()
+
+
+def load(**state: Any) -> holdfast.Run:
+    run = holdfast.Run(**state)
+    run._session.abandon()
+    assert run.resumed
+    return run
+
+
+def make(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(1001, 300), nn.BatchNorm1d(300), nn.Linear(300, 2))
+
+
+def values(module: nn.Module) -> list[torch.Tensor]:
+    return [tensor.clone() for tensor in module.state_dict().values()]
+
+
+def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("before", ["bare", "ddp", "compiled", "part"])
+@pytest.mark.parametrize("after", ["bare", "ddp", "compiled", "part"])
+def test_wrapping_makes_no_difference(node: FakeNode, before: str, after: str) -> None:
+    def wrap(model: nn.Sequential, how: str) -> Any:
+        if how == "part":
+            model[0] = torch.compile(model[0], backend="eager")
+        return {"ddp": Wrapped, "compiled": lambda m: torch.compile(m, backend="eager")}.get(how, lambda m: m)(model)
+
+    model = wrap(make(1), before)
+    save(model=model)
+    other = wrap(make(2), after)
+
+    load(model=other)
+
+    assert equal(values(model), values(other))
+
+
+def test_a_tensor_scattered_in_the_slot_is_put_together_in_its_own_place(node: FakeNode) -> None:
+    model = make(1)
+    save(model=model)
+    places = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
+    expected = values(model)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.zero_()
+
+    load(model=model)
+
+    assert equal(values(model), expected)
+    assert {name: tensor.data_ptr() for name, tensor in model.state_dict().items()} == places
+
+
+def test_another_dtype_is_refused_unless_it_is_allowed(node: FakeNode) -> None:
+    model = make(1)
+    save(model=model)
+
+    with pytest.raises(StateMismatch, match=r"of another dtype: 0.weight float32 .* instead of bfloat16") as caught:
+        holdfast.Run(model=make(2).bfloat16())
+    assert caught.value.hint is not None
+    assert "allow_dtype" in caught.value.hint
+
+    half = make(2).bfloat16()
+    load(model=half, allow_dtype=["model/*"])
+    assert torch.equal(half[0].weight, model[0].weight.bfloat16())
+
+
+def test_a_head_of_another_shape_stays_when_both_sides_allow_it(node: FakeNode) -> None:
+    model = make(1)
+    save(model=model)
+    other = nn.Sequential(*make(2)[:2], nn.Linear(300, 7))
+    head = other[2].weight.detach().clone()
+
+    load(model=other, allow_missing=["model/2.*"], allow_unused=["model/2.*"])
+
+    assert torch.equal(other[2].weight, head)
+    assert torch.equal(other[0].weight, model[0].weight)
+
+
+class Shadow:
+    """Keeps the very tensors of a model, under names of its own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.held = list(model.state_dict().values())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"held": self.held}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.held = state["held"]
+
+
+def test_an_object_that_holds_tensors_of_another_gets_them_back(node: FakeNode) -> None:
+    model = make(1)
+    save(model=model, shadow=Shadow(model))
+    again = make(2)
+    shadow = Shadow(again)
+
+    load(model=again, shadow=shadow)
+
+    assert equal(shadow.held, values(model))
