@@ -35,6 +35,7 @@ class Order:
     copy: bool  # take a snapshot of workdir; else the command runs in workdir itself
     id: str | None = None  # this id and no other; else the name, with a number when it is taken
     environ: Mapping[str, str]
+    init: str = ""  # FOLDER@TERM-SEQUENCE whose weights it begins with
 
 
 def default_name(spec: Spec, base: Path, *, from_file: bool) -> str:
@@ -82,6 +83,7 @@ def facts_of(order: Order, name: str, run: RunDir) -> Facts:
         shell=shutil.which("bash") or shutil.which("sh") or "/bin/sh",
         home=str(Path.home()),
         environ=order.environ,
+        init=order.init,
         now_s=time.time(),
     )
     if order.copy:

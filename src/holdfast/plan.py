@@ -216,6 +216,7 @@ class Facts:
     shell: str  # bash, or sh where there is none
     home: str  # what ~ stands for
     environ: Mapping[str, str] = field(default_factory=dict)  # the caller's; only `RECORDED` is taken
+    init: str = ""  # FOLDER@TERM-SEQUENCE whose weights the first start begins with
     now_s: float = 0.0
 
 
@@ -275,6 +276,8 @@ def _environment(spec: Spec, facts: Facts) -> dict[str, str]:
     if spec.environment.python is not None:
         folder = posixpath.dirname(path_of(spec.environment.python, spec, facts))
         env["PATH"] = ":".join(part for part in (folder, env.get("PATH", "")) if part)
+    if facts.init:
+        env["HOLDFAST_INIT"] = facts.init
     return env
 
 

@@ -71,6 +71,21 @@ def _cut(boxes: list[Box], axis: int) -> list[list[Box]]:
     return groups
 
 
+def slabs(shape: tuple[int, ...], item_bytes: int, most_bytes: int) -> Iterator[Box]:
+    """Boxes that make up a tensor in the order of its memory, none larger than `most_bytes` but for single elements."""
+    row_bytes = math.prod(shape[1:]) * item_bytes
+    if not shape or 0 in shape or row_bytes * shape[0] <= most_bytes:
+        yield whole(shape)
+    elif row_bytes > most_bytes:
+        for row in range(shape[0]):
+            for inner in slabs(shape[1:], item_bytes, most_bytes):
+                yield Box((row, *inner.index), (1, *inner.shape))
+    else:
+        rows = most_bytes // row_bytes
+        for row in range(0, shape[0], rows):
+            yield Box((row, *(0 for _ in shape[1:])), (min(rows, shape[0] - row), *shape[1:]))
+
+
 def copy(source: memoryview, held: Box, target: memoryview, wanted: Box, item_bytes: int) -> None:
     """Copy what `held` and `wanted` share from the bytes of the one to the bytes of the other."""
     shared = held.meet(wanted)

@@ -14,7 +14,9 @@ _BYTES = {
     8: ("int64", "uint64", "float64", "complex64"),
     16: ("complex128",),
 }  # fmt: skip
-_ITEM_BYTES = {name: size for size, names in _BYTES.items() for name in names}
+_SUB_BYTE = {f"{sign}int{bits}": 1 for sign in ("", "u") for bits in range(1, 8)}  # torch gives each a byte
+_ITEM_BYTES = {name: size for size, names in _BYTES.items() for name in names} | _SUB_BYTE
+KNOWN = frozenset(_ITEM_BYTES)
 
 
 def item_bytes(dtype: str) -> int:

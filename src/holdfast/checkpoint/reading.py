@@ -116,6 +116,18 @@ class Checkpoint:
         for index in sorted(by_pack):
             self._read_pack(self.manifest.packs[index], by_pack[index])
 
+    def stream(self, tensors: Iterable[TensorInfo], *, batch_bytes: int = 64 << 20) -> Iterator[Wanted]:
+        """All of `tensors`, one after the other in C order, as boxes in memory that holds about `batch_bytes`.
+
+        What comes out is good until the next is asked for. Raises Damaged, OSError.
+        """
+        for batch in batches(tensors, batch_bytes):
+            filled = [
+                Wanted(tensor, box, memoryview(bytearray(box.count * tensor.item_bytes))) for tensor, box in batch
+            ]
+            self.read(filled)
+            yield from filled
+
     def _read_pack(self, entry: PackEntry, wanted: Mapping[int, list[tuple[Stored, Wanted]]]) -> None:
         what = f"pack {entry.name[:12]}"
         try:
@@ -141,6 +153,21 @@ def open_checkpoint(root: Path, info: CheckpointInfo, disk: Disk = DISK) -> Iter
     """The checkpoint `info` of the folder `root`, kept from being removed meanwhile. Raises Damaged, OSError."""
     with load.reading(root, info, disk) as found:
         yield Checkpoint(root, replace(info, path=manifest.folder(root) / found.file_name), found, disk)
+
+
+def batches(tensors: Iterable[TensorInfo], batch_bytes: int) -> Iterator[list[tuple[TensorInfo, Box]]]:
+    """Boxes that make up all of `tensors` in the order of their memory, about `batch_bytes` together. Pure."""
+    batch: list[tuple[TensorInfo, Box]] = []
+    size = 0
+    for tensor in tensors:
+        for box in boxes.slabs(tensor.shape, tensor.item_bytes, batch_bytes):
+            batch.append((tensor, box))
+            size += box.count * tensor.item_bytes
+            if size >= batch_bytes:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _stored(chunks: list[dict[str, Any]]) -> dict[str, TensorInfo]:

@@ -33,6 +33,7 @@ DEFAULT_FILE = "holdfast.yaml"
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Put C into the run file at A.B.")
 @click.option("--env", "-e", multiple=True, metavar="K[=V]", help="Environment variable; without V, the caller's.")
 @click.option("--secret", "secrets", multiple=True, metavar="K[=V]", help="The same, and written nowhere.")
+@click.option("--from", "init", metavar="TARGET", help="Begin with the weights of RUN[@…] or of a checkpoint folder.")
 @click.option("--name", help="The run's name.")
 @click.option("--id", "run_id", metavar="ID", help="Continue the run with this id, or make it.")
 @click.option("--snapshot/--in-place", "copy", default=None, help="Run a copy of the code, or the code itself.")
@@ -45,6 +46,7 @@ def command(
     overrides: Sequence[str],
     env: Sequence[str],
     secrets: Sequence[str],
+    init: str | None,
     name: str | None,
     run_id: str | None,
     copy: bool | None,
@@ -70,6 +72,7 @@ def command(
         copy=bool(sources) if copy is None else copy,
         id=run_id,
         environ=os.environ,
+        init=_place_of(init) if init is not None else "",
     )
     called = declared.name or creation.default_name(declared, base, from_file=bool(sources))
     planned = creation.preview(order, called)
@@ -79,6 +82,15 @@ def command(
     run, plan = creation.create(order, called, _record)
     _warn(plan)
     return _start(run, values, detach=detach, as_json=as_json)
+
+
+def _place_of(text: str) -> str:
+    """The checkpoint meant, so that it stays the same one. Raises RunNotFound, UsageError, NoValidCheckpoint."""
+    from holdfast.checkpoint import target
+
+    meant = target.parse(text)
+    info = target.find(meant)
+    return f"{meant.root}@{info.term}-{info.sequence}"
 
 
 def read_sources(files: Sequence[str], argv: Sequence[str]) -> tuple[list[Source], Path]:

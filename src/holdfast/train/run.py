@@ -10,10 +10,12 @@ from typing import Any
 from holdfast.checkpoint.matching import Lenient
 from holdfast.errors import LeaseHeld
 from holdfast.train import setting as settings
+from holdfast.train import weights
 from holdfast.train.data import Feed
 from holdfast.train.loop import AllSteps, Epochs, Steps, Wrap
 from holdfast.train.objects import is_json
 from holdfast.train.occasions import Occasion
+from holdfast.train.records import tell
 from holdfast.train.session import Session
 
 _live: dict[tuple[str, int], Session] = {}  # (run directory, rank) of this process
@@ -28,6 +30,9 @@ class Run:
 
     dir: the run's folder when there is no supervisor; default `./runs/<script>`. The same folder resumes.
     seed: what sampling and augmentation are derived from; default is torch's initial seed at the first start.
+    init: RUN, RUN@STEP, RUN@best or a checkpoint folder (as `holdfast ckpt import` makes one) whose weights the modules
+    begin with as long as this run has no checkpoint of its own; everything else starts fresh. `holdfast run --from`
+    gives the same from outside.
     allow_missing, allow_unused: shell patterns (`ema`, `model/head.*`) of what the checkpoint may lack or hold in vain;
     what both cover may be of another shape, and stays as it is here. allow_dtype: what may be converted.
     Raises LeaseHeld, NoValidCheckpoint, UsageError, HoldfastError.
@@ -38,6 +43,7 @@ class Run:
         *,
         dir: str | os.PathLike[str] | None = None,  # noqa: A002 (the word users write)
         seed: int | None = None,
+        init: str | os.PathLike[str] | None = None,
         allow_missing: Sequence[str] = (),
         allow_unused: Sequence[str] = (),
         allow_dtype: Sequence[str] = (),
@@ -53,8 +59,19 @@ class Run:
         lenient = Lenient(tuple(allow_missing), tuple(allow_unused), tuple(allow_dtype))
         self._session = _live[self._key] = Session(setting, given, values, seed=seed, lenient=lenient)
         self.state: dict[str, Any] = self._session.content.state
+        target = init or os.environ.get("HOLDFAST_INIT")
+        if target and not self.resumed:
+            self._begin_with(target, lenient)
         if dir is not None and not setting.alone:
             self._session.warn(f"Run(dir={str(dir)!r}) is ignored: the supervisor's run is in {setting.run.root}")
+
+    def _begin_with(self, target: str | os.PathLike[str], lenient: Lenient) -> None:
+        objects = self._session.content.objects
+        try:
+            tell(weights.begin(target, objects, lenient))
+        except BaseException:
+            self._session.abandon()
+            raise
 
     @property
     def step(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from holdfast.checkpoint.matching import Described, Difference, Lenient, match
+from holdfast.checkpoint.matching import STRICT, Described, Difference, Lenient, match
 from holdfast.errors import HoldfastError, UsageError
 
 _BATCH_BYTES = 256 << 20  # of tensors that cannot be read straight into a module's memory
@@ -73,6 +73,32 @@ def load_weights(
         return Loaded(
             checkpoint.info.step, tuple(k for k in here if k not in there), tuple(k for k in entries if k not in names)
         )
+
+
+def begin(target: str | os.PathLike[str], objects: Mapping[str, Any], lenient: Lenient = STRICT) -> str:
+    """Fill each module among `objects` that `target` holds under the same name; returns a sentence on what was done.
+
+    Raises UsageError when it holds none of them, and as `load_weights`.
+    """
+    from holdfast.checkpoint import rebuild
+
+    with _opened(target) as checkpoint:
+        held = rebuild.registered(checkpoint)
+        place = f"{checkpoint.root}@{checkpoint.info.term}-{checkpoint.info.sequence}"
+    modules = {name: value for name, value in objects.items() if isinstance(value, torch.nn.Module) and name in held}
+    if not modules:
+        raise UsageError(
+            f"{target} holds {', '.join(held) or 'nothing'}, and Run was given no module of such a name",
+            hint=f"Run({next(iter(held), 'model')}=…)",
+        )
+    for name, module in modules.items():
+        allow = {f"allow_{what}": patterns for what, patterns in lenient._asdict().items()}
+        loaded = load_weights(module, place, name=name, **allow)
+    fresh = [name for name in objects if name not in modules]
+    return (
+        f"{', '.join(modules)} begins with the weights of {target} (step {loaded.step})"
+        f"{'; fresh: ' + ', '.join(fresh) if fresh else ''}"
+    )
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 
 import click
 
@@ -10,6 +11,8 @@ VERBS = {
     "ls": "list them",
     "show": "what one holds",
     "verify": "read every byte and compare the hashes",
+    "export": "write one as .pt, safetensors, Hugging Face or DCP",
+    "import": "make one of such a file",
 }
 
 
@@ -24,7 +27,8 @@ class Verbs(click.Group):
         """The verb's click command, None for an unknown one."""
         if cmd_name not in VERBS:
             return None
-        command = importlib.import_module(f"holdfast.commands.ckpt.{cmd_name}").command
+        module = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        command = importlib.import_module(f"holdfast.commands.ckpt.{module}").command
         assert isinstance(command, click.Command)
         return command
 

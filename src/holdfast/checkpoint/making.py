@@ -1,0 +1,60 @@
+"""A checkpoint of a state that no run has saved: what an import leaves behind for a run to begin from."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from holdfast.checkpoint import collect, snapshot, state, survey
+from holdfast.checkpoint.commit import Part, commit
+from holdfast.checkpoint.folder import Folder
+from holdfast.checkpoint.slots import TABLE_VERSION, Slot
+from holdfast.checkpoint.survey import CheckpointInfo
+from holdfast.errors import HoldfastError, UsageError
+
+
+def make(root: Path, values: Mapping[str, Any], *, reason: str) -> CheckpointInfo:
+    """A durable, verified checkpoint of `values` at step 0 in a folder that holds none yet.
+
+    Raises UsageError when it holds one, CannotStore, FolderInUse, OSError.
+    """
+    folder = Folder(root)
+    folder.own()
+    try:
+        folder.open()
+        if survey.take(root).newest_term:
+            raise UsageError(f"{root} holds checkpoints already", hint="give a folder of its own")
+        with _slot() as slot:
+            made = commit(folder, [Part(_filled(slot, values, root.name, reason), slot.view)])
+    except (HoldfastError, OSError):
+        collect.sweep(folder)
+        raise
+    finally:
+        folder.leave()
+    return survey.info_of(made.manifest, root / "manifests" / made.file_name)
+
+
+@contextmanager
+def _slot() -> Iterator[Slot]:
+    descriptor = os.memfd_create("holdfast-import")
+    try:
+        with closing(Slot(descriptor)) as slot:
+            yield slot
+    finally:
+        os.close(descriptor)
+
+
+def _filled(slot: Slot, values: Mapping[str, Any], run: str, reason: str) -> dict[str, Any]:
+    """Copy the tensors into the slot; returns its table."""
+    encoded = state.encode(values)
+    specs = [snapshot.Spec(name, "trainable", t.dtype, tuple(t.shape)) for name, t in encoded.tensors.items()]
+    layout = snapshot.plan(specs)
+    slot.reserve(layout.end)
+    snapshot.copy_in(slot, layout, encoded.tensors, zero_gaps=True)
+    head = {"save_id": "1-0", "rank": 0, "world": 1, "run": run, "term": 1, "sequence": 1, "step": 0, "epoch": 0}
+    rest = {"time_s": time.time(), "reason": reason[:1000], "metrics": {}, "final": False}
+    return {"version": TABLE_VERSION, **head, **rest, "chunks": layout.table, "state": encoded.tree}

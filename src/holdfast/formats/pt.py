@@ -1,0 +1,54 @@
+"""One file that `torch.load(weights_only=True)` reads: what `holdfast.load` gives, the registered objects by name."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from holdfast.checkpoint.reading import Checkpoint
+from holdfast.errors import UsageError
+from holdfast.formats.base import Choice, Unreadable
+
+SAYS = "one file for torch.load(weights_only=True): every registered object by name"
+SUFFIXES: tuple[str, ...] = (".pt", ".pth", ".bin", ".ckpt")
+
+
+def export(checkpoint: Checkpoint, into: Path, choice: Choice) -> list[str]:
+    """The state_dicts; they are in memory meanwhile. Raises UsageError for what weights_only does not take."""
+    import torch
+
+    from holdfast.checkpoint import rebuild
+
+    state = rebuild.objects(checkpoint, choice.names or None)
+    torch.save(state, into)
+    try:
+        read(into)
+    except Unreadable as error:
+        raise UsageError(
+            f"the state holds what torch.load(weights_only=True) does not take: {error}",
+            hint=f"leave that out: --object {next(iter(state), 'model')}",
+        ) from error
+    return []
+
+
+def read(source: Path) -> dict[str, Any]:
+    """What the file holds, by `weights_only=True` alone. Raises Unreadable, OSError."""
+    import torch
+
+    with source.open("rb") as file:
+        zipped = zipfile.is_zipfile(file)
+    try:
+        found = torch.load(source, map_location="cpu", weights_only=True, mmap=zipped)
+    except OSError:
+        raise
+    except Exception as error:  # a hostile file may make it raise anything
+        said = " ".join(str(error).split())
+        at = max(said.find("Unsupported"), said.find("WeightsUnpickler error"), 0)
+        raise Unreadable(
+            f"{source.name} is not loaded: {said[at : at + 200] or type(error).__name__}",
+            hint="only tensors and plain values are read, never code; save its state_dict anew with torch.save",
+        ) from error
+    if not isinstance(found, dict):
+        raise Unreadable(f"{source.name} holds a {type(found).__name__}, not a dictionary of weights")
+    return found
