@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.checkpoint.slots import HEADER_BYTES, SLOTS_PER_RANK, Result, Slot, SlotSet, State, align
-from holdfast.plan import CheckpointPlan, Every, LogsPlan, Plan
+from holdfast.plan import CheckpointPlan, Every, LogsPlan, Memory, Plan
 from holdfast.runs import RunDir, make_runtime
 
 
@@ -34,6 +34,7 @@ class FakeNode:
 
     root: Path
     every: Every = field(default_factory=lambda: Every(auto=False, steps=1))
+    memory: Memory = field(default_factory=lambda: Memory(auto=False))
     keep_last: int = 1000
     timeout_s: float = 20.0
     world: int = 1
@@ -46,7 +47,9 @@ class FakeNode:
     def __post_init__(self) -> None:
         self.run = RunDir(self.root)
         self.root.mkdir(parents=True, exist_ok=True)
-        checkpoint = CheckpointPlan(dir=str(self.run.checkpoints), every=self.every, timeout_s=self.timeout_s)
+        checkpoint = CheckpointPlan(
+            dir=str(self.run.checkpoints), every=self.every, timeout_s=self.timeout_s, memory=self.memory
+        )
         names = {"run": self.run.id, "name": self.run.id, "dir": str(self.root), "cwd": str(self.root)}
         plan = Plan(**names, argv=("python",), checkpoint=checkpoint, logs=LogsPlan())
         self.run.plan.write_text(json.dumps(plan.to_json()))
@@ -198,7 +201,7 @@ class FakeNode:
         slot.write_table(table, max((align(c["offset"] + c["bytes"]) for c in table["chunks"]), default=HEADER_BYTES))
         slot.set(state=State.RESTORED)
         slot.close()
-        return {**answer, "slot": 1, "step": table["step"], "epoch": table["epoch"]}
+        return {**answer, "slot": 1, "tier": "disk", "step": table["step"], "epoch": table["epoch"]}
 
 
 def check_gaps(slot: Slot, table: dict[str, Any]) -> None:

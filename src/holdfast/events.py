@@ -105,6 +105,7 @@ class Restored(Event):
     manifest: str = ""
     fell_back: list[str] = field(default_factory=list)  # what was wrong with newer ones, a sentence each
     seconds: float = 0.0
+    tier: str = ""  # memory | disk | mirror; empty for a start from nothing
 
 
 @_event("checkpoint_committed")
@@ -188,6 +189,7 @@ class AttemptEnded(Event):
     steps_total: int = 0  # 0 while unknown
     traceback: str = ""  # last one in the log, bounded
     orphans: int = 0  # processes of the attempt that had to be ended
+    memory_step: int = 0  # newest step that every rank held a copy of in memory, 0 for none
 
 
 @_event("restart_scheduled")

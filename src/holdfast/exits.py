@@ -278,7 +278,8 @@ def describe(ended: AttemptEnded) -> str:
     lines = [f"attempt {ended.attempt} ended at step {ended.step}: {why}"]
     lines += [f"  {line}" for line in ended.evidence]
     if ended.committed_step < ended.step:
-        lines.append(f"  newest checkpoint then: step {ended.committed_step}")
+        memory = f"; in memory: step {ended.memory_step}" if ended.memory_step > ended.committed_step else ""
+        lines.append(f"  newest checkpoint then: step {ended.committed_step}{memory}")
     if ended.orphans:
         lines.append(f"  {ended.orphans} leftover processes of it were ended")
     return "\n".join(lines)

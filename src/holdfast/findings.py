@@ -52,6 +52,11 @@ CATALOGUE: Mapping[str, Kind] = {
         meaning="checkpoints lie where a reboot or the end of the container deletes them",
         hint="set checkpoint.dir or HOLDFAST_HOME to a disk that stays",
     ),
+    "memory-tier-reduced": Kind(
+        severity="warning",
+        meaning="there is no memory for three copies of the state, so fewer are kept for a restart, or none",
+        hint="give the container more memory, or set checkpoint.memory: off",
+    ),
     "hang": Kind(
         severity="error",
         meaning="no step was completed for longer than this run ever took",

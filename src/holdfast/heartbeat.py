@@ -76,6 +76,10 @@ _WORDS = {
     "first_step": 17,  # step at which this attempt began
     "blocked_ns": 18,  # time this attempt's steps spent inside saves
     "save_wanted": 19,  # above `save_number` while this rank wants all ranks to save
+    "memory_step": 24,  # of the newest copy in memory that this rank keeps for a restart
+    "memory_at_s": 25,  # when it was made, in unix seconds: it is told to people
+    "memory_steps": 26,  # steps between two of them, where this rank has to choose; all take the largest
+    "memory_blocked_ns": 27,  # time this attempt's steps spent making them
     # written by the supervisor; by rank 0 of several ranks that have none
     "save_number": 256,  # rises by one with each request
     "save_at_step": 257,  # save when `step` reaches it
@@ -106,6 +110,10 @@ class Beat:
     first_step: int
     blocked_ns: int
     save_wanted: int
+    memory_step: int = 0
+    memory_at_s: int = 0
+    memory_steps: int = 0
+    memory_blocked_ns: int = 0
 
 
 class Page:

@@ -4,7 +4,8 @@ Pure, and the only place where anything is decided. The supervisor writes an eve
 `decide`, and carries out the actions; `fold` of the journal therefore rebuilds the state of a supervisor that died,
 budgets included, and `SupervisorStarted` makes `decide` name again what was left undone.
 
-Budgets. An attempt *progressed* when a checkpoint newer than the one it began from became durable.
+Budgets. An attempt *progressed* when a checkpoint newer than the one it began from became durable, or when it left a
+copy in memory of a step that no attempt had saved before: one that always begins from the same copy does not.
 - without progress: `max_no_progress` ended attempts in a row without any end the run. Attempts of a program that was
   never seen to use the library are not counted, since nobody knows its progress, unless its code is at fault.
 - general: `max_restarts` restarts in all.
@@ -93,6 +94,7 @@ class State:
     library: bool = False  # some attempt restored, so progress is known
     base_step: int = 0  # step the running attempt began from
     progressed: bool = False  # since it began
+    reached: int = 0  # newest step that was ever saved, in memory or on disk, since the last resume
     settled: bool = False  # any attempt ever progressed
     committed: ev.CheckpointCommitted | None = None
     findings: tuple[ev.FindingRaised, ...] = ()
@@ -295,7 +297,7 @@ def _committed(state: State, event: ev.CheckpointCommitted, _policy: Policy) -> 
     known = state.committed
     if known is not None and (event.term, event.sequence) <= (known.term, known.sequence):
         return state, ()
-    state = replace(state, committed=event, library=True)
+    state = replace(state, committed=event, library=True, reached=max(state.reached, event.step))
     if event.step > state.base_step:
         ledger = replace(state.ledger, streak=0, no_progress=0, window=())
         state = replace(state, progressed=True, settled=True, ledger=ledger)
@@ -364,7 +366,10 @@ def _exit(state: State, event: ev.ExitSeen, _policy: Policy) -> Step:
 def _ended(state: State, event: ev.AttemptEnded, policy: Policy) -> Step:
     if state.started is None or event.attempt != state.started.attempt:
         return state, ()
-    ledger, seen = _after(state, event), _seen(state, state.started, event)
+    seen = _seen(state, state.started, event)
+    if event.memory_step > max(state.base_step, state.reached):
+        state = replace(state, progressed=True, settled=True, reached=event.memory_step)
+    ledger = _after(state, event)
     state = replace(
         state, ended=event, exit=None, started=None, ledger=ledger, history=(*state.history, event)[-HISTORY:]
     )
@@ -395,6 +400,7 @@ def _resume(state: State, event: ev.ResumeRequested, policy: Policy) -> Step:
         ended=None,
         scheduled=None,
         want=event.want,
+        reached=0,
         since_s=event.t,
         ledger=Ledger(),
     )
@@ -431,7 +437,7 @@ def _seen(state: State, started: ev.AttemptStarted, ended: ev.AttemptEnded) -> F
 def _after(state: State, ended: ev.AttemptEnded) -> Ledger:
     """The ledger once this attempt is counted."""
     if state.progressed:
-        return replace(state.ledger, streak=1, no_progress=0)
+        return replace(state.ledger, streak=1, no_progress=0, window=())
     began_s = state.started.t if state.started else ended.t
     code = ended.exit_class in (ExitClass.CODE_ERROR, ExitClass.IMPORT_ERROR, ExitClass.CANNOT_START)
     if not state.library and ended.t - began_s >= SETTLED_S:

@@ -7,7 +7,7 @@ and every retry of one attempt continues from the same checkpoint. Exclusion on 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,25 @@ _FIELDS = {"attempt", "base", "claim", "owner", "term", "time_s", "version"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """The copy in memory that an attempt continued from, newer than or equal to the `base` of its lease."""
+
+    term: int
+    sequence: int
+    save_id: str
+
+    @property
+    def position(self) -> Position:
+        """Where the copy stands among the checkpoints."""
+        return Position(self.term, self.sequence)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """`base`: the checkpoint resumed from, None for a start from nothing. `owner`: pid and host, for people."""
+    """`base`: the newest checkpoint of the line that is continued, None for none. `owner`: pid and host, for people.
+
+    `memory` is set when the attempt continued from a copy in memory instead of `base` itself.
+    """
 
     term: int
     claim: str
@@ -32,6 +49,7 @@ class Lease:
     base: Position | None
     owner: dict[str, Any]
     time_s: float
+    memory: Memory | None = None
 
     @property
     def raw(self) -> bytes:
@@ -45,6 +63,7 @@ class Lease:
                 "base": self.base and self.base.to_json(),
                 "owner": self.owner,
                 "time_s": self.time_s,
+                **({"memory": asdict(self.memory)} if self.memory is not None else {}),
             }
         )
 
@@ -73,7 +92,12 @@ def parse(file_name: str, raw: bytes) -> Lease:
     found = canonical.decode(raw, what)
     if found.get("version") != VERSION and is_count(found.get("version"), least=1):
         raise NewerFormat(what, found["version"])
-    if set(found) != _FIELDS or found["version"] != VERSION or found["term"] != term or not _is_sound(found):
+    if (
+        set(found) - {"memory"} != _FIELDS
+        or found["version"] != VERSION
+        or found["term"] != term
+        or not _is_sound(found)
+    ):
         raise Damaged(f"{what} has other fields than a lease has")
     base = found["base"]
     return Lease(
@@ -83,6 +107,7 @@ def parse(file_name: str, raw: bytes) -> Lease:
         base=Position(base["term"], base["sequence"]) if base is not None else None,
         owner=found["owner"],
         time_s=found["time_s"],
+        memory=Memory(**found["memory"]) if "memory" in found else None,
     )
 
 
@@ -93,7 +118,18 @@ def _is_sound(found: dict[str, Any]) -> bool:
         and is_count(found["attempt"])
         and isinstance(found["owner"], dict)
         and type(found["time_s"]) in (int, float)
+        and ("memory" not in found or _is_memory(found["memory"]))
         and (base is None or (isinstance(base, dict) and all(is_count(base.get(k)) for k in ("term", "sequence"))))
+    )
+
+
+def _is_memory(found: Any) -> bool:
+    return (
+        isinstance(found, dict)
+        and set(found) == {"term", "sequence", "save_id"}
+        and is_count(found["term"])
+        and is_count(found["sequence"])
+        and isinstance(found["save_id"], str)
     )
 
 

@@ -1,13 +1,19 @@
 """The hand-over of a state from the trainer to the archiver and back: memory that outlives either.
 
-A slot is a memfd made by the shim. Its first page is a header of 64-bit words; after it come chunks, each starting on
-a page boundary and padded with zeros to one (so that they can be written with O_DIRECT straight from here), and last
-the table: UTF-8 JSON that says what lies where.
+A slot is a memfd made by the shim, or a file in `checkpoint.memory_dir`. Its first page is a header of 64-bit words;
+after it come chunks, each starting on a page boundary and padded with zeros to one (so that they can be written with
+O_DIRECT straight from here), and last the table: UTF-8 JSON that says what lies where.
 
 Who may touch a slot is told by its `state` word alone, and every transition has one writer:
 
-    FREE ──rank──► WRITING ──rank──► SEALED ──archiver──► FREE          a save
-    FREE ──archiver──► FILLING ──archiver──► RESTORED ──rank──► FREE    a restore
+    FREE ──rank──► WRITING ──rank──► SEALED ──archiver──► HELD or FREE      a save; FREE with the memory tier off
+    FREE ──rank──► WRITING ──rank──► HELD                                   a copy for memory alone
+    HELD ──rank──► WRITING                                                  while another slot holds a newer copy
+    FREE ──archiver──► FILLING ──archiver──► RESTORED ──rank──► FREE        a restore from disk
+
+A HELD copy is the memory tier: what an attempt continues from when the one before it was killed. The rank reads it in
+place and leaves it HELD. Only for a rank that asks to restore, and so uses none of its slots, does the archiver take
+HELD, WRITING or RESTORED ones that are of no more use.
 
 So any process may die at any moment: a WRITING slot of a dead rank is torn and is taken over by its successor, a
 SEALED one belongs to the archiver whoever that is by then, a FILLING one to the archiver's successor. Doorbells
@@ -21,6 +27,8 @@ from __future__ import annotations
 import json
 import mmap
 import os
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -64,7 +72,10 @@ _WORDS = {
     "result": 8,  # written by the archiver before it frees the slot
     "result_sequence": 9,
     "archived_ns": 10,  # written by the archiver before the result: from seen sealed to durable, 0 when it failed
+    "tries": 11,  # written by the rank: attempts that began from this copy and have completed no step
 }
+
+Growth = Callable[[int, int], AbstractContextManager[None]]  # descriptor, bytes more: around the growing of a slot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,12 +102,19 @@ def align(offset: int, to: int = PAGE) -> int:
     return -(-offset // to) * to
 
 
+def _unasked(_descriptor: int, _more_bytes: int) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 class Slot:
     """One mapped slot. `view` is the whole mapping, header included, as writable bytes."""
 
-    def __init__(self, descriptor: int) -> None:
-        """Map the memfd; an empty one gets its header page. The descriptor stays the caller's."""
-        self.descriptor = descriptor
+    def __init__(self, descriptor: int, growth: Growth = _unasked) -> None:
+        """Map the memory; an empty one gets its header page. The descriptor stays the caller's.
+
+        growth: asked before the slot grows, and left when it has; raises OSError where there is no room.
+        """
+        self.descriptor, self._growth = descriptor, growth
         if os.fstat(descriptor).st_size < HEADER_BYTES:
             os.ftruncate(descriptor, HEADER_BYTES)
         self._map_now()
@@ -119,9 +137,10 @@ class Slot:
 
         Only the owner calls it, and it never shrinks. Nobody may hold a slice of `view`.
         """
-        size = align(size_bytes)
-        if size > os.fstat(self.descriptor).st_size:
-            os.posix_fallocate(self.descriptor, 0, size)
+        size, have = align(size_bytes), os.fstat(self.descriptor).st_size
+        if size > have:
+            with self._growth(self.descriptor, size - have):
+                os.posix_fallocate(self.descriptor, 0, size)
             self.close()
             self._map_now()
 
@@ -150,7 +169,7 @@ class Slot:
         self.set(table_offset=offset, table_bytes=len(raw), used_bytes=offset + len(raw))
 
     def read_table(self) -> dict[str, Any]:
-        """The table of a SEALED or RESTORED slot. Raises ValueError when it is not JSON of this version."""
+        """The table of a SEALED, HELD or RESTORED slot. Raises ValueError when it is not JSON of this version."""
         start = self.get("table_offset")
         table = json.loads(bytes(self.view[start : start + self.get("table_bytes")]))
         if not isinstance(table, dict) or table.get("version") != TABLE_VERSION:
@@ -171,3 +190,14 @@ class Slot:
         self._words.release()
         self.view.release()
         self._map.close()
+
+
+def age(slot: Slot) -> tuple[int, int]:
+    """Orders the copies of one rank: greater is newer."""
+    return slot.get("term"), slot.get("sequence")
+
+
+def oldest_spare(slots: Iterable[Slot]) -> Slot | None:
+    """The HELD copy that may be given up for a new one: the oldest, unless no other slot holds a newer one."""
+    copies = sorted((slot for slot in slots if slot.get("state") in (State.HELD, State.SEALED)), key=age)
+    return next((slot for slot in copies[:-1] if slot.get("state") == State.HELD), None)

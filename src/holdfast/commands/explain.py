@@ -188,7 +188,8 @@ def _sum(interval: IntervalChosen) -> Iterator[str]:
 
 def _origin(story: Story) -> str:
     step = story.restored.step if story.restored else story.started.resume_step
-    return f"from step {step}" if step else "from the beginning"
+    tier = f" ({story.restored.tier})" if story.restored and story.restored.tier == "memory" else ""
+    return f"from step {step}{tier}" if step else "from the beginning"
 
 
 def _end(events: Sequence[Event]) -> RunEnded | None:

@@ -68,12 +68,18 @@ def progress(status: dict[str, Any]) -> str:
 
 
 def saved(status: dict[str, Any]) -> str:
-    """Step, age and tier of the newest checkpoint."""
-    checkpoint = status.get("checkpoint")
+    """Step, age and tier of the newest copy, and of the newest checkpoint when that is older."""
+    checkpoint, memory = status.get("checkpoint"), status.get("memory")
+    if memory and (not checkpoint or memory["step"] > checkpoint["step"]):
+        durable = _of_tier(checkpoint, checkpoint.get("tier")) if checkpoint else "nothing on disk yet"
+        return f"{_of_tier(memory, 'memory')}; {durable}"
     if not checkpoint:
         return "nothing yet"
-    tier = checkpoint.get("tier")
-    return f"step {checkpoint['step']}, {age(checkpoint.get('age_s'))}" + (f", {tier}" if tier else "")
+    return _of_tier(checkpoint, checkpoint.get("tier"))
+
+
+def _of_tier(copy: dict[str, Any], tier: str | None) -> str:
+    return f"step {copy['step']}, {age(copy.get('age_s'))}" + (f", {tier}" if tier else "")
 
 
 def metrics(status: dict[str, Any]) -> str:

@@ -16,7 +16,8 @@ from typing import Any
 from holdfast.checkpoint import collect, commit, survey
 from holdfast.checkpoint.canonical import is_count
 from holdfast.checkpoint.folder import Folder
-from holdfast.checkpoint.slots import Result, Slot, SlotSet
+from holdfast.checkpoint.room import Room
+from holdfast.checkpoint.slots import Result, Slot, SlotSet, State
 from holdfast.checkpoint.survey import CheckpointInfo
 from holdfast.errors import HoldfastError
 from holdfast.node.eventlog import EventLog
@@ -29,9 +30,9 @@ Reply = dict[str, Any]
 class Archive:
     """One run's checkpoints, and the slots they come from."""
 
-    def __init__(self, plan: CheckpointPlan, log: EventLog) -> None:
+    def __init__(self, plan: CheckpointPlan, log: EventLog, room: Room) -> None:
         self.folder = Folder(Path(plan.dir))
-        self.slots = SlotSets()
+        self.slots = SlotSets(room.growth, after=State.HELD if plan.memory.on else State.FREE)
         self.last: Reply | None = None
         self.failed: Reply | None = None
         self._plan, self._log = plan, log

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast import process
+from holdfast.checkpoint.room import Room
 from holdfast.checkpoint.slots import SlotSet
 from holdfast.errors import LeaseHeld
 from holdfast.node.archive import Archive
@@ -46,13 +47,14 @@ class Archiver:
         self._run, self._alone = run, plan.alone
         self._root = plan.checkpoint.dir
         log = EventLog(run.archiver_log)
-        self._archive = Archive(plan.checkpoint, log)
+        self._archive = Archive(plan.checkpoint, log, Room(run.runtime / "slots.lock"))
         self._restoring = Restoring(self._archive, log)
         self._worker, self._linker = Worker("archive"), Worker("link")
         self._selector = selectors.DefaultSelector()
         self._link: ShimLink | None = None
         self._shim_lost_s = time.monotonic()
         self._given: dict[int, list[int]] = {}  # rank → our own descriptors of its slots, the doorbell first
+        self._complete = False  # the shim has handed out every set it has
         self._restores: list[tuple[socket.socket, Message, float]] = []  # wait for slots until
         self._drains: list[socket.socket] = []
         self._scanning = self._rescan = False
@@ -79,7 +81,7 @@ class Archiver:
             self._scan()
         for waiting in self._restores[:]:
             client, request, until_s = waiting
-            if request.get("rank") in self._given or now_s > until_s:
+            if (self._complete and request.get("rank") in self._given) or now_s > until_s:
                 self._restores.remove(waiting)
                 self._restore_now(client, request)
         if self._link is None and self._linker.outstanding == 0:
@@ -168,6 +170,8 @@ class Archiver:
         close_all(fds)
         if event == "finish":
             self._leave()
+        elif event == "trainer":  # pushed after all sets, and again whenever one starts or ends
+            self._complete = True
         elif event is None and not message.get("ok"):
             print(f"archiver: the shim said {message}", file=sys.stderr)
 

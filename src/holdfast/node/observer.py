@@ -117,7 +117,7 @@ class Observer:
                 yield ev.Restored(
                     t=at_s, attempt=attempt, step=int(line["step"]), term=int(line.get("term", 0)),
                     manifest=str(line.get("manifest", "")), fell_back=[str(told) for told in line.get("fell_back", [])],
-                    seconds=float(line.get("seconds", 0.0)),
+                    seconds=float(line.get("seconds", 0.0)), tier=str(line.get("tier", "")),
                 )  # fmt: skip
                 if line.get("fell_back"):
                     yield raised("checkpoint-damaged", str(line["fell_back"][0]), at_s=at_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from holdfast.heartbeat import Beat, Page, meeting_step
@@ -64,3 +65,10 @@ class Pages:
             if page.get("stop_at_step") == 0:
                 page.set(stop_at_step=at_step)
         return bool(found)
+
+
+def newest_copy(beats: Sequence[Beat]) -> tuple[int, int]:
+    """Step of the newest copy in memory that every rank says it holds, and when it was made, unix seconds; or 0, 0."""
+    if not beats or len(beats) < beats[0].world:
+        return 0, 0
+    return min((beat.memory_step, beat.memory_at_s) for beat in beats)

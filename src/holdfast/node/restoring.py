@@ -1,4 +1,6 @@
-"""What the archiver does for a rank that begins: take the lease, and fill a slot with what it continues from.
+"""What the archiver does for a rank that begins: take the lease, and name or fill the slot that it continues from.
+
+The newest copy in memory that all ranks hold comes first, unless the disk has a newer checkpoint.
 
 Knows no socket. Runs on the thread of `Archive`, so it sees every save that was sealed before it was asked.
 """
@@ -8,17 +10,24 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from holdfast.checkpoint import load, survey
 from holdfast.checkpoint.canonical import Damaged, is_count
-from holdfast.checkpoint.lease import Lease
+from holdfast.checkpoint.lease import Lease, Memory
 from holdfast.checkpoint.lease import write as write_lease
+from holdfast.checkpoint.lineage import Position
 from holdfast.checkpoint.slots import Slot, State
 from holdfast.checkpoint.survey import CheckpointInfo
 from holdfast.errors import HoldfastError, StoreRefused
+from holdfast.node import copies
 from holdfast.node.archive import Archive, Reply, sentence_of
+from holdfast.node.copies import Copy
 from holdfast.node.eventlog import EventLog
+from holdfast.node.slotsets import RankSlots
+
+_TRIED = f"{copies.MOST_TRIES} attempts that began from it did not complete a step"
 
 
 class OtherWorld(HoldfastError):
@@ -55,16 +64,50 @@ class Restoring:
         owner = self._archive.slots.newest(request["rank"])
         if owner is None:
             raise HoldfastError(f"rank {request['rank']} has no slots")
+        if held is not None and held.memory is not None:
+            return self._from_memory(_same(owner, held.memory), held, found)
+        parts = copies.newest(self._archive.slots, request["world"], found) if held is None else None
+        if parts is None or request["want"] != "newest":
+            return self._from_disk(request, owner, held, found, (), now_s)
+        if any(part.tries >= copies.MOST_TRIES for part in parts):
+            return self._from_disk(request, owner, held, found, (f"{parts[0]} was passed over: {_TRIED}",), now_s)
+        lease = self._take_lease(request, found, max(found.line(), default=None), now_s, memory=parts[0].name)
+        return self._from_memory(parts[request["rank"]], lease, found)
+
+    def _from_memory(self, copy: Copy, lease: Lease, found: survey.Survey) -> Reply:
+        """The copy stays where it is: the rank reads it in place."""
+        table = copy.table
+        told = {name: table[name] for name in ("step", "epoch", "time_s")}
+        return {
+            **_answer(lease, found, table["sequence"]), **told, "slot": copy.index, "tier": "memory", "manifest": "",
+            "fell_back": [],
+        }  # fmt: skip
+
+    def _from_disk(
+        self, request: Mapping[str, Any], owner: RankSlots, held: Lease | None, found: survey.Survey,
+        untrusted: tuple[str, ...], now_s: float,
+    ) -> Reply:  # fmt: skip
         index = owner.room()
-        chosen = self._choose(request, held, owner.slots[index])
-        lease = held or self._take_lease(request, found.newest_term + 1, chosen, now_s)
-        if chosen.info is not None:
-            info = chosen.info
-            words = {"sequence": info.sequence, "step": info.step, "term": info.term}
-            owner.slots[index].set(**words, state=State.RESTORED)
+        slot = owner.slots[index]
+        chosen = self._choose(request, held, slot)
+        info = chosen.info
+        lease = held
+        if lease is None:
+            lease = self._take_lease(request, found, info.position if info is not None else None, now_s)
+            self._tell_fell_back(lease, (*untrusted, *chosen.fell_back))
+        if info is not None:
+            slot.set(sequence=info.sequence, step=info.step, term=info.term, state=State.RESTORED)
             owner.ring()
-        fell_back = self._fell_back.get(lease.claim, ())
-        return _answer(lease, chosen.info, index, fell_back, found)
+        return {
+            **_answer(lease, found, info.sequence if info is not None else 0),
+            "slot": index if info is not None else None,
+            "tier": "disk",
+            "step": info.step if info is not None else 0,
+            "epoch": info.epoch if info is not None else 0,
+            "time_s": info.time_s if info is not None else 0.0,
+            "manifest": info.path.name if info is not None else "",
+            "fell_back": [sentence[:1000] for sentence in self._fell_back.get(lease.claim, ())[:20]],
+        }
 
     def _choose(self, request: Mapping[str, Any], held: Lease | None, slot: Slot) -> load.Chosen:
         want: load.Want = request["want"]
@@ -88,18 +131,38 @@ class Restoring:
             slot.set(state=State.FREE)
             raise
 
-    def _take_lease(self, request: Mapping[str, Any], term: int, chosen: load.Chosen, now_s: float) -> Lease:
-        base = chosen.info.position if chosen.info is not None else None
+    def _take_lease(
+        self, request: Mapping[str, Any], found: survey.Survey, base: Position | None, now_s: float,
+        memory: Memory | None = None,
+    ) -> Lease:  # fmt: skip
         owner = {"pid": os.getpid(), "host": socket.gethostname()}
         lease = Lease(
-            term=term, claim=request["claim"], attempt=request["attempt"], base=base, owner=owner, time_s=now_s
-        )
+            term=found.newest_term + 1, claim=request["claim"], attempt=request["attempt"], base=base, owner=owner,
+            time_s=now_s, memory=memory,
+        )  # fmt: skip
         write_lease(self._archive.folder, lease)
-        self._fell_back = {lease.claim: chosen.fell_back}
-        for sentence in chosen.fell_back:
-            self._log.write("fell_back", message=sentence)
-        self._log.write("lease_taken", term=term, attempt=lease.attempt, base=base and base.to_json())
+        told = {"base": base and base.to_json(), "memory": memory and asdict(memory)}
+        self._log.write("lease_taken", term=lease.term, attempt=lease.attempt, **told)
         return lease
+
+    def _tell_fell_back(self, lease: Lease, sentences: tuple[str, ...]) -> None:
+        self._fell_back = {lease.claim: sentences}
+        for sentence in sentences:
+            self._log.write("fell_back", message=sentence)
+
+
+def _same(owner: RankSlots, memory: Memory) -> Copy:
+    """Raises HoldfastError: another attempt is due then, which takes a lease of its own."""
+    copy = copies.named(owner, memory)
+    if copy is None:
+        raise HoldfastError(f"rank {owner.rank} no longer holds the copy in memory that this attempt began from")
+    return copy
+
+
+def _answer(lease: Lease, found: survey.Survey, sequence: int) -> Reply:
+    """What every answer says. Sequences go on after what is restored, and after what the term has committed already."""
+    used = [one.sequence for one in found.checkpoints if one.term == lease.term]
+    return {"ok": True, "term": lease.term, "next_sequence": max([sequence, *used]) + 1}
 
 
 def _checked(request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -109,22 +172,3 @@ def _checked(request: Mapping[str, Any]) -> Mapping[str, Any]:
     if not counts or not sound or not isinstance(request.get("claim"), str):
         raise HoldfastError(f"a restore request needs rank, world, attempt, claim and want, not {str(request)[:200]}")
     return {**request, "want": want}
-
-
-def _answer(
-    lease: Lease, info: CheckpointInfo | None, index: int, fell_back: tuple[str, ...], found: survey.Survey
-) -> Reply:
-    """The reply to a restore. Sequences go on after the base, and after what the term has committed already."""
-    used = [one.sequence for one in found.checkpoints if one.term == lease.term]
-    base = info.sequence if info is not None else 0
-    return {
-        "ok": True,
-        "term": lease.term,
-        "next_sequence": max([base, *used]) + 1,
-        "slot": index if info is not None else None,
-        "step": info.step if info is not None else 0,
-        "epoch": info.epoch if info is not None else 0,
-        "time_s": info.time_s if info is not None else 0.0,
-        "manifest": info.path.name if info is not None else "",
-        "fell_back": [sentence[:1000] for sentence in fell_back[:20]],
-    }

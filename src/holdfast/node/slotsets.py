@@ -1,4 +1,4 @@
-"""The slots of every rank, as the archiver holds them: what is sealed, where there is room for a restore.
+"""The slots of every rank, as the archiver holds them: what is sealed or held, where there is room for a restore.
 
 A descriptor stays open for as long as its memory may matter, so that a state outlives trainer and shim. All of this
 belongs to one thread.
@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from holdfast.checkpoint.slots import Result, Slot, SlotSet, State
+from holdfast.checkpoint.slots import HEADER_BYTES, Growth, Result, Slot, SlotSet, State, age
 
 
 class RankSlots:
     """One rank's slots, mapped."""
 
-    def __init__(self, given: SlotSet) -> None:
+    def __init__(self, given: SlotSet, growth: Growth, after: State) -> None:
         self.given = given
-        self.slots = [Slot(descriptor) for descriptor in given.slots]
+        self.slots = [Slot(descriptor, growth) for descriptor in given.slots]
         self.memory = memory_of(given)
+        self.after = after
 
     @property
     def rank(self) -> int:
@@ -34,21 +35,37 @@ class RankSlots:
     def sealed(self) -> Iterator[Slot]:
         """Slots that wait to be saved, oldest first, mapped in full."""
         found = [slot for slot in self.slots if slot.get("state") == State.SEALED]
-        for slot in sorted(found, key=lambda slot: (slot.get("term"), slot.get("sequence"))):
+        for slot in sorted(found, key=age):
             slot.refresh()
             yield slot
 
+    def held(self) -> Iterator[tuple[int, Slot]]:
+        """Copies in memory with their index, newest first, mapped in full."""
+        found = [(index, slot) for index, slot in enumerate(self.slots) if slot.get("state") == State.HELD]
+        for index, slot in sorted(found, key=lambda one: age(one[1]), reverse=True):
+            slot.refresh()
+            yield index, slot
+
     def room(self) -> int:
-        """Index of a slot for this rank's restore. The rank asks, so it uses none: unfinished business is torn."""
+        """Index of a slot for this rank's restore. The rank asks, so it uses none: unfinished business is torn.
+
+        One that has its memory already comes first, HELD copies too, oldest first: none of them is continued from.
+        """
         for slot in self.slots:
-            if slot.get("state") in (State.FILLING, State.RESTORED):
+            if slot.get("state") in (State.FILLING, State.RESTORED, State.WRITING):
                 slot.set(state=State.FREE)
-        for wanted in (State.FREE, State.WRITING):
-            for index, slot in enumerate(self.slots):
-                if slot.get("state") == wanted:
-                    slot.set(state=State.FREE)
-                    return index
-        raise RuntimeError(f"rank {self.rank} has no slot left for a restore")
+        ours = [(index, slot) for index, slot in enumerate(self.slots) if slot.get("state") in (State.FREE, State.HELD)]
+        if not ours:
+            raise RuntimeError(f"rank {self.rank} has no slot left for a restore")
+        index, slot = min(ours, key=lambda one: (len(one[1].view) <= HEADER_BYTES, one[1].get("state"), age(one[1])))
+        slot.set(state=State.FREE)
+        return index
+
+    def renew(self, given: SlotSet) -> None:
+        """The same memory came again, with the doorbells of another shim: those are the ones the rank has."""
+        for descriptor in (*given.slots, self.given.to_archiver, self.given.to_rank):
+            os.close(descriptor)
+        self.given = replace(given, slots=self.given.slots)
 
     def close(self) -> None:
         """Unmap, and let go of the descriptors."""
@@ -66,27 +83,30 @@ class Sealed:
     table: dict[str, Any]
 
     def finish(self, result: Result, message: str = "", *, archived_s: float = 0.0) -> None:
-        """Say what became of it, how long a commit took, and give the slot back to the rank."""
+        """Say what became of it, how long a commit took, and give the slot back: as a copy in memory if it can be."""
         self.slot.write_message(message)
         self.slot.set(archived_ns=int(archived_s * 1e9))
-        self.slot.set(result=result, result_sequence=self.slot.get("sequence"), state=State.FREE)
+        self.slot.set(result=result, result_sequence=self.slot.get("sequence"))
+        self.slot.set(state=self.owner.after if self.table else State.FREE)
         self.owner.ring()
 
 
 class SlotSets:
     """All ranks. A rank may have an older set besides its newest: one that a shim before handed out."""
 
-    def __init__(self) -> None:
+    def __init__(self, growth: Growth, *, after: State) -> None:
+        """`after`: what a sealed slot becomes when its save has ended, HELD with the memory tier, FREE without."""
         self._held: dict[int, list[RankSlots]] = {}
+        self._growth, self._after = growth, after
 
-    def add(self, given: SlotSet) -> bool:
-        """Hold these from now on; False, and they are closed, when it is the memory we hold already."""
+    def add(self, given: SlotSet) -> None:
+        """Hold these from now on."""
         held = self._held.setdefault(given.rank, [])
-        if any(one.memory == memory_of(given) for one in held):
-            close_fds(given)
-            return False
-        held.append(RankSlots(given))
-        return True
+        known = next((one for one in held if one.memory == memory_of(given)), None)
+        if known is not None:
+            known.renew(given)
+        else:
+            held.append(RankSlots(given, self._growth, self._after))
 
     def newest(self, rank: int) -> RankSlots | None:
         """The set that the rank uses."""

@@ -15,7 +15,7 @@ from holdfast.heartbeat import Beat, Phase
 from holdfast.lifecycle import OVER, Policy, RunState, State, fold
 from holdfast.node import tail
 from holdfast.node.alone import by_itself
-from holdfast.node.pages import Pages
+from holdfast.node.pages import Pages, newest_copy
 from holdfast.plan import Plan
 from holdfast.runs import RunDir
 
@@ -67,6 +67,8 @@ def compose(
         "metrics": metrics,
         "checkpoint": _checkpoint(state, now_s),
         "intervals": {chosen.tier: chosen.seconds for chosen in state.intervals},
+        "memory": _memory(state, beats, now_s),
+        "restored": _restored(state),
         "findings": [_finding(finding, plan.run) for finding in state.findings],
         "exit_code": state.result.exit_code if state.result else None,
         "reason": state.result.reason if state.result else "",
@@ -106,6 +108,18 @@ def _checkpoint(state: State, now_s: float) -> dict[str, Any] | None:
         return None
     newest = state.committed
     return {"step": newest.step, "tier": "disk", "age_s": max(0.0, now_s - newest.t), "size_bytes": newest.size_bytes}
+
+
+def _memory(state: State, beats: Sequence[Beat], now_s: float) -> dict[str, Any] | None:
+    """The newest copy in memory that every rank holds; it is gone with the run."""
+    step, at_s = newest_copy(beats) if state.phase not in OVER else (0, 0)
+    return {"step": step, "age_s": max(0.0, now_s - at_s)} if step else None
+
+
+def _restored(state: State) -> dict[str, Any] | None:
+    """What the newest attempt that has begun continued from; None for a start from nothing."""
+    found = state.restored
+    return {"attempt": found.attempt, "step": found.step, "tier": found.tier} if found and found.tier else None
 
 
 def _attempts(state: State) -> list[dict[str, Any]]:

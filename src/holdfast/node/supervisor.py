@@ -27,7 +27,7 @@ from holdfast.node import evidence, launch, logfile, status, sweep
 from holdfast.node.attempt import Attempt
 from holdfast.node.control import Ask, Control
 from holdfast.node.observer import Observer, raised
-from holdfast.node.pages import Pages
+from holdfast.node.pages import Pages, newest_copy
 from holdfast.node.shimlink import ShimLink, connect
 from holdfast.plan import Plan
 from holdfast.runs import RunDir, make_runtime
@@ -356,7 +356,7 @@ class Supervisor:
                 committed_step=self.state.committed_step, evidence=list(verdict.evidence),
                 epoch=max((beat.epoch for beat in beats), default=0),
                 steps_total=max((beat.steps_total for beat in beats), default=0),
-                traceback=verdict.traceback, orphans=swept.ended,
+                traceback=verdict.traceback, orphans=swept.ended, memory_step=newest_copy(beats)[0],
             )
         )  # fmt: skip
 

@@ -13,7 +13,9 @@ import socket
 import time
 from typing import Any
 
-from holdfast.checkpoint.slots import Slot, SlotSet, State
+from holdfast.checkpoint import budget, room
+from holdfast.checkpoint.room import Room
+from holdfast.checkpoint.slots import HEADER_BYTES, SLOTS_PER_RANK, Slot, SlotSet, State, oldest_spare
 from holdfast.errors import HoldfastError, LeaseHeld, NoValidCheckpoint
 from holdfast.process import identity, receive, request, send, start_shim
 from holdfast.train.setting import Setting
@@ -38,7 +40,8 @@ class Link:
                 f"the shim gave no slots: {reply.get('error', reply)}", hint=f"see {setting.run.node_log}"
             )
         self._set = SlotSet.of(setting.rank, descriptors)
-        self.slots = [Slot(descriptor) for descriptor in self._set.slots]
+        self.room = Room(self._runtime / "slots.lock")
+        self.slots = [Slot(descriptor, self.room.growth) for descriptor in self._set.slots]
         self._checked_s = time.monotonic()
 
     def _connect(self) -> socket.socket:
@@ -126,13 +129,45 @@ class Link:
                     ) from error
             time.sleep(_RETRY_S)
 
-    def free_slot(self) -> Slot | None:
-        """A slot that may be written, mapped at its present size; None while the archiver has them all."""
-        for slot in self.slots:
-            if slot.state is State.FREE:
-                slot.refresh()
+    def free_slot(self, *, for_memory: bool = False) -> Slot | None:
+        """A slot that may be written, mapped at its present size; None while the archiver has them all.
+
+        A FREE one if there is memory for it, else the oldest copy that a newer one has replaced. The only slot there
+        is memory for may be taken for a save whatever it holds, but never for a copy that stays in memory.
+        """
+        slot = self._free() or oldest_spare(self.slots)
+        if slot is None and not for_memory and self.slots_grown() == 1:
+            slot = next((slot for slot in self.slots if slot.get("state") == State.HELD), None)
+        if slot is not None:
+            slot.refresh()
+        return slot
+
+    def _free(self) -> Slot | None:
+        free = [slot for slot in self.slots if slot.get("state") == State.FREE]
+        wanted = self.slot_bytes()
+        for slot in sorted(free, key=_size, reverse=True):
+            grown = 2 * _size(slot) > wanted
+            if grown or not budget.refusal(wanted - _size(slot), room.limits(slot.descriptor)):
                 return slot
         return None
+
+    def slot_bytes(self) -> int:
+        """How much memory the largest slot has, 0 when none has any."""
+        largest = max(_size(slot) for slot in self.slots)
+        return largest if largest > HEADER_BYTES else 0
+
+    def slots_grown(self) -> int:
+        """How many slots have memory for a state like those before."""
+        return sum(2 * _size(slot) > self.slot_bytes() > 0 for slot in self.slots)
+
+    def reduced(self) -> tuple[int, str]:
+        """How many slots there is memory for, and what it means when that is not all of them."""
+        grown = self.slots_grown()
+        if grown == SLOTS_PER_RANK:
+            return grown, ""
+        limits = room.limits(self.slots[0].descriptor)
+        count = budget.slots_for(self.slot_bytes(), limits, grown=grown)
+        return count, budget.reduced(count, self.slot_bytes(), limits)
 
     def ring(self) -> None:
         """Tell the archiver that a slot changed hands."""
@@ -180,6 +215,10 @@ class Link:
             slot.close()
         for descriptor in self._set.fds():
             os.close(descriptor)
+
+
+def _size(slot: Slot) -> int:
+    return os.fstat(slot.descriptor).st_size
 
 
 def _readable(descriptor: int, timeout_s: float) -> bool:

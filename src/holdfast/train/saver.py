@@ -54,9 +54,12 @@ class Saver:
         self._layout = Layout((), 0)
         self._zeroed: dict[int, Layout] = {}  # descriptor of a slot -> the layout whose gaps are zero there
         self._in_flight: dict[int, tuple[Slot, int]] = {}  # sequence -> slot, step
+        self._ended: list[Done] = []  # not told yet
 
-    def seal(self, slot: Slot, values: Mapping[str, Any], kinds_of: KindsOf, head: Head) -> tuple[int, tuple[str, ...]]:
-        """Copy `values` into `slot` and give it to the archiver.
+    def seal(
+        self, slot: Slot, values: Mapping[str, Any], kinds_of: KindsOf, head: Head, *, into: State = State.SEALED
+    ) -> tuple[int, tuple[str, ...]]:
+        """Copy `values` into `slot` and give it to the archiver; with `into` HELD it stays ours, a copy in memory.
 
         Returns the sequence, and sentences on what comes back as another type.
         Raises CannotStore, or OSError when there is no memory; the slot is free again then.
@@ -69,10 +72,11 @@ class Saver:
         except BaseException:
             slot.set(state=State.FREE)
             raise
-        slot.set(sequence=sequence, step=head.step, term=self.term, state=State.SEALED)
+        slot.set(sequence=sequence, step=head.step, term=self.term, state=into)
         self._sequence += 1
-        self._in_flight[sequence] = (slot, head.step)
-        self._link.ring()
+        if into is State.SEALED:
+            self._in_flight[sequence] = (slot, head.step)
+            self._link.ring()
         return sequence, encoded.notes
 
     def keep(self, slot: Slot, values: Mapping[str, Any], kinds_of: KindsOf) -> None:
@@ -94,7 +98,8 @@ class Saver:
         slot.set(state=State.FREE)
 
     def _begin(self, slot: Slot) -> None:
-        slot.set(state=State.WRITING, result=Result.NONE, result_sequence=0)
+        self._ended += self._newly_ended()  # what the slot says of its last save goes now
+        slot.set(state=State.WRITING, result=Result.NONE, result_sequence=0, tries=0)
 
     def _fill(self, slot: Slot, values: Mapping[str, Any], kinds_of: KindsOf) -> Encoded:
         with _collector_at_rest():
@@ -132,6 +137,10 @@ class Saver:
 
     def poll(self) -> list[Done]:
         """Saves that ended since the last call, oldest first. Costs nothing when none is under way."""
+        ended, self._ended = self._ended + self._newly_ended(), []
+        return ended
+
+    def _newly_ended(self) -> list[Done]:
         ended = []
         for sequence, (slot, step) in sorted(self._in_flight.items()) if self._in_flight else ():
             if slot.get("result_sequence") == sequence and slot.get("result") != Result.NONE:

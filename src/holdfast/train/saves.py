@@ -119,7 +119,9 @@ class Saves:
         except OSError as error:
             self._failed(head.step, head.epoch, head.reason, f"no memory for the copy: {error}")
             if patient:
-                raise StoreRefused(f"step {head.step} could not be saved: {error}", hint="free some memory") from error
+                raise StoreRefused(
+                    f"step {head.step} could not be saved: {error}", hint="give the machine or container more memory"
+                ) from error
             return None
         finally:
             self._last = Point(head.step, head.epoch, time.monotonic())

@@ -26,6 +26,7 @@ from holdfast.process import identity
 from holdfast.runs import make_runtime
 from holdfast.train import content, objects, rng
 from holdfast.train.content import Content
+from holdfast.train.copies import Copies
 from holdfast.train.data import Feed
 from holdfast.train.link import Link
 from holdfast.train.occasions import Occasions
@@ -132,19 +133,27 @@ class Session:
     def _restore(self) -> None:
         answer, best = self._link.restore(), None
         self._saver = Saver(self.setting, self._link, term=answer["term"], next_sequence=answer["next_sequence"])
+        parts = self.setting, self._link, self._saver, self._pulse, self._records, self.occasions
+        self._copies = Copies(*parts)
+        tier = ""
         if answer["slot"] is not None:
-            slot = self._link.slots[answer["slot"]]
+            tier, slot = answer["tier"], self._link.slots[answer["slot"]]
             slot.refresh()
+            if tier == "memory":
+                self._copies.begin(slot, answer["step"])
             best = self._load(slot)
-            slot.set(state=State.FREE)
+            if tier != "memory":  # a copy in memory stays until a newer one is there
+                slot.set(state=State.FREE)
             self.resumed = True
         for sentence in answer.get("fell_back", []):
             self.warn(sentence)
-        self._page.set(step=self.step, epoch=self.epoch, first_step=self.step, committed_step=self.step)
+        self._page.set(step=self.step, epoch=self.epoch, first_step=self.step)
+        self._page.set(committed_step=self.step if tier != "memory" else 0)
         seconds = time.monotonic() - self._began_s
         fell_back = answer.get("fell_back", [])
-        self._records.event("restored", step=self.step, term=self._saver.term, fell_back=fell_back, seconds=seconds)
-        self._saves = Saves(self.setting, self._link, self._saver, self._pulse, self._records, self.occasions)
+        told = {"term": self._saver.term, "tier": tier, "fell_back": fell_back, "seconds": seconds}
+        self._records.event("restored", step=self.step, **told)
+        self._saves = Saves(*parts)
         self._saves.begin_at(self.step, self.epoch, best)
 
     def _load(self, slot: Slot) -> float | None:
@@ -296,6 +305,7 @@ class Session:
             left.place.open = not ends  # a resumed process must not enter it again
         self._step_epoch = self.epoch
         self._flush_log()
+        self._copies.stepped(time.monotonic())
         # Code behind a loop left by `break` may have run already: not a moment to save at, unless the run stops here.
         whole = left is None or self._stop_is_due()
         self._boundary(At(LOOP, loader) if loader else At(OUTSIDE), whole=whole)
@@ -332,8 +342,11 @@ class Session:
         if self._stop_is_due():
             self._stop(at)
         reason = self._asked or self._saves.reason(Point(self.step, self.epoch, now_s), self._pending.metrics)
-        if reason:
-            self._save(reason, at)
+        saved = bool(reason) and self._save(reason, at)
+        if not saved and self._copies.is_due(self.step, now_s):
+            self._pending.flush()
+            self._copies.make(self._head("memory", at), lambda: self._values(at), self.content.kinds)
+        self._copies.resume_clock()
 
     # ---- logging
 
@@ -356,13 +369,19 @@ class Session:
         if self._open is None and not self.in_epoch and not self.ticking:
             self._save(reason, At(OUTSIDE))
 
-    def _save(self, reason: str, at: At, *, final: bool = False, patient: bool = False) -> None:
+    def _save(self, reason: str, at: At, *, final: bool = False, patient: bool = False) -> bool:
         self._pending.flush()
-        metrics, turn = dict(self._pending.metrics), at.kind == TURN
-        head = Head(step=self.step, epoch=self.epoch, reason=reason, metrics=metrics, turn=turn, final=final)
+        head = self._head(reason, at, final=final)
         sequence = self._saves.save(head, lambda: self._values(at), self.content.kinds, patient=patient)
-        if sequence is not None:
-            self._sequence, self._mark, self._asked = sequence, self._marked(), ""
+        if sequence is None:
+            return False
+        self._sequence, self._mark, self._asked = sequence, self._marked(), ""
+        self._copies.saved(self.step)
+        return True
+
+    def _head(self, reason: str, at: At, *, final: bool = False) -> Head:
+        metrics, turn = dict(self._pending.metrics), at.kind == TURN
+        return Head(step=self.step, epoch=self.epoch, reason=reason, metrics=metrics, turn=turn, final=final)
 
     def _values(self, at: At) -> dict[str, Any]:
         run = {"step": self.step, "epoch": self.epoch, "seed": self.seed, "kind": at.kind, "loader": at.loader}

@@ -16,7 +16,7 @@ import torch.utils.data
 
 from holdfast.errors import RunFileError, UsageError
 from holdfast.goodput import Failures
-from holdfast.plan import Best, CheckpointPlan, Every, Plan, digest
+from holdfast.plan import Best, CheckpointPlan, Every, Memory, Plan, digest
 from holdfast.process import identity
 from holdfast.runs import RunDir
 
@@ -34,6 +34,7 @@ class Setting:
     want: Any = "newest"
     every: Every = field(default_factory=Every)
     keep_best: Best | None = None
+    memory: Memory = field(default_factory=lambda: Memory(auto=False))
     max_overhead_ratio: float = 0.03
     seen: Failures = field(default_factory=Failures)
     timeout_s: float = 1800.0
@@ -62,6 +63,7 @@ def find(directory: str | os.PathLike[str] | None, environ: Mapping[str, str]) -
         want=json.loads(environ.get("HOLDFAST_WANT") or '"newest"'),
         every=plan.checkpoint.every,
         keep_best=plan.checkpoint.keep.best,
+        memory=plan.checkpoint.memory,
         max_overhead_ratio=plan.checkpoint.max_overhead_ratio,
         seen=Failures.from_json(json.loads(environ.get("HOLDFAST_RATES") or "{}")),
         timeout_s=plan.checkpoint.timeout_s,
@@ -107,7 +109,7 @@ def _make_plan(run: RunDir) -> None:
         dir=str(run.root),
         argv=tuple(sys.argv),
         cwd=str(Path.cwd()),
-        checkpoint=CheckpointPlan(dir=str(run.checkpoints)),
+        checkpoint=CheckpointPlan(dir=str(run.checkpoints), memory=Memory(auto=False)),  # its shim leaves with the rank
         created_s=time.time(),
         alone=True,
     )

@@ -62,6 +62,7 @@ class FakeShim:
         process.send(self.link, {"ok": True})
         for one in self.sets if hand_out else []:
             process.send(self.link, {"event": "slots", "rank": one.rank}, one.fds())
+        process.send(self.link, {"event": "trainer", "alive": True})
 
     def take_offer(self) -> SlotSet:
         """What the archiver brings to a new shim."""
@@ -119,7 +120,7 @@ def run(tmp_path: Path) -> Iterator[RunDir]:
 
 
 def write_plan(run: RunDir, folder: Path, **checkpoint: Any) -> None:
-    table = {"dir": str(folder), "timeout_s": 1.0, **checkpoint}
+    table = {"dir": str(folder), "timeout_s": 1.0, "memory": {"auto": False}, **checkpoint}
     plan = {"version": 1, "run": "digits", "name": "digits", "dir": str(run.root), "argv": ["true"], "cwd": "/"}
     run.plan.write_text(json.dumps({**plan, "checkpoint": table}))
 
