@@ -90,7 +90,7 @@ def needs_torch(what: str) -> Iterator[None]:
             raise
         raise HoldfastError(
             f"{what} needs {error.name}, which the Python of holdfast lacks ({sys.executable})",
-            hint="pip install 'holdfast[torch]' there, or use --format safetensors",
+            hint="pip install 'holdfast[torch]' there",
         ) from error
 
 

@@ -11,6 +11,7 @@ VERBS = {
     "ls": "list them",
     "show": "what one holds",
     "verify": "read every byte and compare the hashes",
+    "diff": "how far two are apart, tensor by tensor",
     "export": "write one as .pt, safetensors, Hugging Face or DCP",
     "import": "make one of such a file",
 }
