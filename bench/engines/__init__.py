@@ -1,0 +1,108 @@
+"""Checkpoint engines under test, a file each: how one trains with it, when it says "saved", how it loads the newest.
+
+A new file with one subclass of `Engine` is in every fault, table and plot from then on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, ClassVar
+
+from bench.job import Job, Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What the engine says it loaded: the step (None: there was nothing), and what it said about others."""
+
+    step: int | None
+    said: list[str] = field(default_factory=list)
+
+
+NOTHING = Loaded(None)
+
+
+class Engine(ABC):
+    """One way to keep checkpoints, used as its documentation says, with its default settings."""
+
+    title: ClassVar[str]
+    documented: ClassVar[str]  # where: address, or file and line of the package
+    packages: ClassVar[tuple[str, ...]] = ("torch",)
+    preload: ClassVar[tuple[str, ...]] = ("torch",)  # modules imported once for all trials
+    retention: ClassVar[str] = ""  # its own way to remove old checkpoints, as used here; empty when it has none
+    ranks: ClassVar[bool] = False  # two ranks save one checkpoint
+    reshards: ClassVar[bool] = True  # with `ranks`: one process loads what two have saved
+    note: ClassVar[str] = ""
+
+    @property
+    def name(self) -> str:
+        """The file's."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @abstractmethod
+    def train(self, folder: Path, job: Job) -> None:
+        """Train `job` and save each step below `folder`. Raises what the engine raises."""
+
+    @abstractmethod
+    def load(self, folder: Path, weights: Weights) -> Loaded:
+        """Put the newest checkpoint into `weights`, by the engine's own rule for the newest."""
+
+    def reload(self, folder: Path, weights: Weights) -> Loaded:
+        """As `load`, while a training that saves is under way."""
+        return self.load(folder, weights)
+
+    def forget(self, folder: Path) -> None:
+        """Do away with what is kept in memory for `folder`, as a reboot does."""
+
+    def versions(self) -> dict[str, str]:
+        """Of its packages. Raises PackageNotFoundError."""
+        return {package: version(package) for package in self.packages}
+
+    def missing(self) -> str:
+        """The first package that is not installed, or empty."""
+        try:
+            self.versions()
+        except PackageNotFoundError as error:
+            return str(error.name)
+        return ""
+
+
+def every() -> Mapping[str, Engine]:
+    """All of them by name; holdfast first, then its reference, then the others."""
+    names = sorted(found.name for found in pkgutil.iter_modules(__path__))
+    names.sort(key=lambda name: (not name.startswith("holdfast"), name != "reference"))
+    return {name: named(name) for name in names}
+
+
+def named(name: str) -> Engine:
+    """One of them. Raises ModuleNotFoundError."""
+    return _in(importlib.import_module(f"{__name__}.{name}"))
+
+
+def _in(module: Any) -> Engine:
+    classes = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Engine) and value.__module__ == module.__name__
+    ]
+    if len(classes) != 1:
+        raise TypeError(f"{module.__name__} holds {len(classes)} engines instead of one")
+    made: Engine = classes[0]()
+    return made
+
+
+def newest(folder: Path, pattern: str, *, holding: str = "") -> Path | None:
+    """The entry with the largest number in its name, `step-12` or `step-12.pt`; with `holding`, that has this file."""
+    found = [path for path in folder.glob(pattern) if not holding or (path / holding).exists()]
+    return max(found, key=number, default=None)
+
+
+def number(path: Path) -> int:
+    """The 12 of `step-12.pt`."""
+    return int(path.name.partition(".")[0].rpartition("-")[2])

@@ -1,0 +1,46 @@
+"""holdfast without a supervisor: `Run(dir=…)`, `run.save()` at every step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from bench.engines import NOTHING, Engine, Loaded
+from bench.job import Job, Weights
+
+
+class HoldfastAlone(Engine):
+    title = "holdfast, Run(dir=…)"
+    documented = "docs/concepts/checkpoints.md; run.on('committed'): src/holdfast/train/run.py"
+    packages = ("torch", "holdfast")
+    preload = ("holdfast.train",)
+    retention = "keep: {last: 3}, its default"
+    ranks = True
+    reshards = False
+
+    def train(self, folder: Path, job: Job) -> None:
+        import holdfast
+
+        run = holdfast.Run(dir=folder / "run", weights=job.weights)
+        run.on("committed", lambda done: job.saved(done.step))
+        run.on("save_failed", lambda done: job.refused(done.step, done.error))
+        run.begin()
+        for _ in job.steps():
+            run.save()
+            run.tick()
+        run.close()
+
+    def load(self, folder: Path, weights: Weights) -> Loaded:
+        import holdfast
+
+        run = holdfast.Run(dir=folder / "run", weights=weights)
+        return Loaded(run.step, passed_over(folder / "run")) if run.resumed else NOTHING
+
+
+def passed_over(run: Path) -> list[str]:
+    """What the last restore said about damaged checkpoints; it is on the terminal as well."""
+    said: list[str] = []
+    for path in sorted((run / "records").glob("rank-*.jsonl")):
+        restored = [json.loads(line) for line in path.read_text().splitlines() if '"restored"' in line]
+        said += restored[-1]["fell_back"] if restored else []
+    return said
