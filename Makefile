@@ -1,12 +1,13 @@
 # What a person can do here; every target sets itself up. `make help` lists them.
 PYTHON ?= python3
 VENV ?= .venv
+PEERS ?= .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: help venv demo test lint labs soak bench format clean
+.PHONY: help venv demo test lint labs soak bench bench-peers safety format clean
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is missing or older than 3.10; name another one: make PYTHON=python3.12" >&2; exit 1; }
@@ -48,9 +49,24 @@ bench: $(VENV)/.dev ## recovery and start-up times beside their peers; results i
 	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.recovery
 
+$(PEERS)/.peers: $(BIN)/python bench/requirements.txt pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	@echo "installing the other checkpoint engines into $(PEERS)"
+	@for wanted in $$(sed 's/ *#.*//' bench/requirements.txt); do \
+	  $(PEERS)/bin/python -m pip install -q --disable-pip-version-check -c bench/requirements.txt "$$wanted" \
+	    || echo "$$wanted does not install here: its engine will be listed as absent" >&2; done
+	@$(PEERS)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e . matplotlib rich
+	@touch $@
+
+bench-peers: $(PEERS)/.peers ## the other checkpoint engines, in an environment of their own
+
+safety: $(PEERS)/.peers ## every checkpoint engine, every fault; result in bench/results/. Root: also real power loss
+	@.ci/apt light
+	$(PEERS)/bin/python -W ignore -m bench.safety --keep
+
 format: $(VENV)/.dev ## format in place
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean: ## remove what the targets above made, .venv included
-	rm -rf $(VENV) demo-out build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) demo-out build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

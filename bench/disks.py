@@ -64,18 +64,23 @@ class Disk:
 
     def fill(self, *, leave_bytes: int) -> None:
         """A file takes what is free, but for `leave_bytes`."""
-        found = os.statvfs(self.mount)
-        wanted = found.f_bavail * found.f_frsize - leave_bytes
         descriptor = os.open(self.mount / "filler", os.O_WRONLY | os.O_CREAT, 0o600)
         try:
-            while wanted > 0:
-                try:
-                    os.posix_fallocate(descriptor, 0, wanted)
-                    return
-                except OSError:
-                    wanted -= 1 << 20  # training took some meanwhile
+            while not self._filled(descriptor, leave_bytes):
+                pass  # training took some meanwhile
         finally:
             os.close(descriptor)
+
+    def _filled(self, descriptor: int, leave_bytes: int) -> bool:
+        found = os.statvfs(self.mount)
+        wanted = found.f_bavail * found.f_frsize - leave_bytes
+        if wanted <= 0:
+            return True
+        try:
+            os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size + wanted)
+        except OSError:
+            return False
+        return True
 
     def _mount(self) -> None:
         argv = ["mount", "-t", self._system, "-o", f"loop,{self._options}", self._image, self.mount]

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 _FLOAT = 0x3F000000  # the bits of 0.5: with 23 bits of mantissa below them, each value lies in [0.5, 1)
 _MANTISSA = 0x007FFFFF
+_STRIDE, _INVERSE = 3456165, 5557037  # inverse of each other modulo 2**23: a flipped bit is 10**6 steps away
 _SHARES = (0.55, 0.25, 0.125, 0.0625)  # of the elements; the rest in small tensors
 _SMALL = (1, 7, 64, 257, 1000)  # elements
 
 
 class Weights(nn.Module):
-    """Parameters of `size_bytes` in all; element i at step s has the mantissa `base[i] + s`.
+    """Parameters of `size_bytes` in all; element i at step s has the mantissa `base[i] + s * stride`.
 
     So a look at one element says which step it is from, and a look at all of them whether they are from one.
     """
@@ -36,7 +37,7 @@ class Weights(nn.Module):
         """Overwrite every parameter, in place, with what it is at `step`."""
         for name, parameter in self.named_parameters():
             bits = parameter.data.view(torch.int32)
-            torch.add(self._bases[name], step, out=bits)
+            torch.add(self._bases[name], step * _STRIDE & _MANTISSA, out=bits)
             bits.bitwise_and_(_MANTISSA).bitwise_or_(_FLOAT)
 
     def clear(self) -> None:
@@ -59,7 +60,7 @@ class Weights(nn.Module):
 
 def _steps(values: Tensor, base: Tensor) -> list[tuple[int, int]]:
     bits = values.contiguous().view(torch.int32)
-    steps = ((bits & _MANTISSA) - base) & _MANTISSA
+    steps = ((bits & _MANTISSA) - base) * _INVERSE & _MANTISSA
     steps[(bits & ~_MANTISSA) != _FLOAT] = -1
     found, counts = torch.unique(steps, return_counts=True)
     return list(zip(found.tolist(), counts.tolist(), strict=True))
@@ -83,16 +84,19 @@ class Job:
 
     def __init__(self, diary: Path, *, size_bytes: int, last: int = 0, rank: int = 0, world: int = 1) -> None:
         self.weights = Weights(size_bytes, rank=rank)
+        self.diary, self.size_bytes = diary, size_bytes
         self.last, self.rank, self.world = last, rank, world
         self.step = 0  # that began last
         self._diary = Diary(diary)
 
-    def steps(self) -> Iterator[int]:
+    def steps(self, *, after: int = 0) -> Iterator[int]:
         """Number after number; the weights are those of the step when it is handed out."""
-        step = 1
+        step = after + 1
         while not self.last or step <= self.last:
             self.begin(step)
             yield step
+            if self.world > 1:
+                torch.distributed.barrier()  # as the gradients' exchange does
             step += 1
 
     def begin(self, step: int) -> None:

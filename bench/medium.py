@@ -7,14 +7,23 @@ every name, as a journal of metadata keeps them, but of contents only what was f
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.syscalls import (
-    Create, Link, MakeFolder, Operation, Remove, Rename, Resize, Said, SyncBegin, SyncEnd, Write,
+    Create,
+    Link,
+    MakeFolder,
+    Operation,
+    Remove,
+    Rename,
+    Resize,
+    Said,
+    SyncBegin,
+    SyncEnd,
+    Write,
 )  # fmt: skip
 
 BLOCK = 4096
@@ -162,5 +171,3 @@ def _survives(file: File, way: str, chance: random.Random) -> bytes:
     old, new = file.durable.ljust(size, b"\0"), bytes(file.now).ljust(size, b"\0")
     blocks = ((old if chance.random() < 0.5 else new)[at : at + BLOCK] for at in range(0, size, BLOCK))
     return b"".join(blocks)[:size]
-
-

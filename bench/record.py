@@ -15,6 +15,7 @@ from bench.syscalls import Create, Operation, Remove, Rename, Said, SyncEnd, Wri
 
 STEPS = 4
 SIZE_BYTES = 1 << 20  # small: strace writes four characters a byte
+HALF_BYTES = SIZE_BYTES // 2  # more than any log or index, less than any save
 LONGEST_S = 300
 
 
@@ -55,24 +56,24 @@ def record(engine: Engine, folder: Path, aside: Path) -> Recorded:
 
 @dataclass(slots=True)
 class Audit:
-    """One training's durability. Bytes are those of files that exist when the last save is acknowledged."""
+    """One training's durability: of what lies in the checkpoints' folder when a save is acknowledged."""
 
     saves: int = 0
-    written_bytes: int = 0  # per save
-    undurable_bytes: int = 0  # of the last save, when it is acknowledged
+    written_bytes: int = 0  # per save, wherever below the engine's folder
+    undurable_bytes: int = 0  # of the last save
     undurable_names: int = 0
     folder_syncs: int = 0  # per save
     hazards: set[str] = field(default_factory=set)
 
 
-def audit(recorded: Recorded, folder: Path) -> Audit:
-    """Play it save by save and look at what is durable when the engine says so."""
+def audit(recorded: Recorded, folder: Path, checkpoints: Path) -> Audit:
+    """Play it operation by operation; each acknowledged save is written back before the next begins."""
     made, medium = Audit(), Medium(folder)
     for operation in recorded.operations:
         _hazards(operation, medium, made)
         if isinstance(operation, Said) and operation.line.startswith("saved"):
             made.saves += 1
-            made.undurable_bytes, made.undurable_names = _undurable(medium.top)
+            made.undurable_bytes, made.undurable_names = _undurable(medium.at(str(checkpoints)))
             medium.sync()
         if isinstance(operation, Write):
             made.written_bytes += len(operation.data)
@@ -85,29 +86,29 @@ def audit(recorded: Recorded, folder: Path) -> Audit:
 
 
 def _hazards(operation: Operation, medium: Medium, made: Audit) -> None:
+    if not made.saves:
+        return
     match operation:
-        case Create(path, True) if isinstance(found := medium.at(path), File) and found.now:
-            made.hazards.add("truncates a file that holds the last save")
-        case Rename(source, _):
-            found = medium.at(source)
-            if found is not None and _undurable(found)[0]:
-                made.hazards.add("renames what was not fsynced")
-        case Remove(path) if made.saves and isinstance(found := medium.at(path), File) and found.durable:
-            if not _durable_elsewhere(medium.top, made, found):
-                made.hazards.add("removes a save before the next is durable")
+        case Create(path, True) if _is_state(medium.at(path)):
+            made.hazards.add("truncates the file that holds the last save")
+        case Rename(source, _) if _undurable(medium.at(source))[0]:
+            made.hazards.add("renames what was not fsynced")
+        case Remove(path) if _is_state(medium.at(path)) and _undurable(medium.top)[0] >= HALF_BYTES:
+            made.hazards.add("removes a save before the next is durable")
         case _:
             pass
 
 
-def _durable_elsewhere(top: Folder, made: Audit, removed: File) -> bool:
-    return _undurable(top) == (0, 0) or len(removed.now) < SIZE_BYTES // 2
+def _is_state(found: File | Folder | None) -> bool:
+    return isinstance(found, File) and len(found.now) >= HALF_BYTES
 
 
-def _undurable(each: File | Folder) -> tuple[int, int]:
+def _undurable(each: File | Folder | None) -> tuple[int, int]:
     """Bytes and names that a power cut may take."""
+    if each is None:
+        return 0, 0
     if isinstance(each, File):
-        same = len(each.durable) == len(each.now)
-        return (0 if same and each.durable == each.now else len(each.now)), 0
+        return (0 if each.durable == each.now else len(each.now)), 0
     inside = [_undurable(one) for one in each.now.values()]
     names = sum(each.durable.get(name) is not one for name, one in each.now.items())
     return sum(size for size, _ in inside), names + sum(count for _, count in inside)

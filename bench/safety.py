@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ _BAD = [verdict.value for verdict in BAD]
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that every disk is unmounted
     given = _arguments()
     chosen = {name: engine for name, engine in engines.every().items() if _among(name, given.engines)}
     wanted = [fault for name, fault in faults.every().items() if _among(name, given.faults)]
@@ -96,9 +98,13 @@ def _ask(name: str, given: argparse.Namespace) -> Iterator[Line]:
     with tempfile.TemporaryFile("w+") as errors:
         worker = subprocess.Popen(argv, cwd=_ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
         assert worker.stdout is not None
-        for line in worker.stdout:
-            yield {"engine": name, **json.loads(line)}
-        if worker.wait() != 0:
+        try:
+            for line in worker.stdout:
+                yield {"engine": name, **json.loads(line)}
+        finally:
+            worker.terminate()  # nothing to one that has ended; another unmounts and leaves
+            worker.wait()
+        if worker.returncode != 0:
             errors.seek(0)
             yield {"engine": name, "fault": "harness", "failed": errors.read()[-2000:]}
 
@@ -135,7 +141,8 @@ def _audit(bench: Bench, engine: engines.Engine) -> Line:
         return {"spared": needs_strace()}
     try:
         with bench.trial(engine) as trial:
-            found = audit(record(engine, trial.folder, trial.aside), trial.folder)
+            recorded = record(engine, trial.folder, trial.aside)
+            found = audit(recorded, trial.folder, engine.checkpoints(trial.folder))
     except NotRecorded as error:
         return {"failed": str(error)}
     return {**asdict(found), "hazards": sorted(found.hazards)}
@@ -216,23 +223,31 @@ def markdown(lines: Sequence[Line], wanted: Sequence[Fault], given: argparse.Nam
     body = ["| " + " | ".join(row) + " |" for row in rows]
     body.insert(1, "| " + " | ".join("---" for _ in rows[0]) + " |")
     used = [f"| {engines.named(name).title} | {_versions(name)} | {_used(name)} |" for name in names]
+    day = time.strftime("%Y-%m-%d", time.gmtime())
+    about_machine = f"{day}, {about['cpu']}, {about['cores']} cores, kernel {about['kernel']}."
+    trials = f"{given.trials} trials of each fault, seeds from {given.first_seed}, a state of {given.size_mb:g} MB."
+    words = "What the words mean: [the guide](../../docs/guides/safety-harness.md). Each trial's seed: `safety.json`."
     return "\n".join([
         "# What each checkpoint engine leaves after each fault", "",
-        f"{given.trials} trials of each fault, seeds from {given.first_seed}, a state of {given.size_mb:g} MB. "
-        f"{time.strftime('%Y-%m-%d', time.gmtime())}, {about['cpu']}, {about['cores']} cores, kernel {about['kernel']}. "
-        "What the words mean: [the guide](../../docs/guides/safety-harness.md). Every trial with its seed: `safety.json`.",
+        f"{trials} {about_machine} {words}",
         "", *body, "", "| engine | versions | used as in |", "| --- | --- | --- |", *used, "",
     ])  # fmt: skip
 
 
 def _versions(name: str) -> str:
     engine = engines.named(name)
-    return engine.missing() + " missing" if engine.missing() else ", ".join(f"{k} {v}" for k, v in engine.versions().items())
+    return (
+        engine.missing() + " missing"
+        if engine.missing()
+        else ", ".join(f"{k} {v}" for k, v in engine.versions().items())
+    )
 
 
 def _used(name: str) -> str:
     engine = engines.named(name)
-    return "; ".join(filter(None, [engine.documented, engine.retention and f"removes: {engine.retention}", engine.note]))
+    return "; ".join(
+        filter(None, [engine.documented, engine.retention and f"removes: {engine.retention}", engine.note])
+    )
 
 
 if __name__ == "__main__":

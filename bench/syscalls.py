@@ -105,7 +105,9 @@ class _Description:
 
 
 _LINE = re.compile(r"^(\d+) +(.*)$", re.DOTALL)
-_CALL = re.compile(r"^(\w+)\((.*)\) += (-?\d+|0x[0-9a-f]+|\?)(?:<((?:\\x[0-9a-f]{2})*)>(?:\(deleted\))?)?.*$", re.DOTALL)
+_CALL = re.compile(
+    r"^(\w+)\((.*)\) += (-?\d+|0x[0-9a-f]+|\?)(?:<((?:\\x[0-9a-f]{2})*)>(?:\(deleted\))?)?.*$", re.DOTALL
+)
 _RESUMED = re.compile(r"^<\.\.\. (\w+) resumed>(.*)$", re.DOTALL)
 _STRING = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
 _FD = re.compile(r"^(-?\d+|AT_FDCWD)<((?:\\x[0-9a-f]{2})*)>")

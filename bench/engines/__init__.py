@@ -38,6 +38,7 @@ class Engine(ABC):
     retention: ClassVar[str] = ""  # its own way to remove old checkpoints, as used here; empty when it has none
     ranks: ClassVar[bool] = False  # two ranks save one checkpoint
     reshards: ClassVar[bool] = True  # with `ranks`: one process loads what two have saved
+    supervised: ClassVar[bool] = False  # something starts a killed training again
     note: ClassVar[str] = ""
 
     @property
@@ -57,7 +58,11 @@ class Engine(ABC):
         """As `load`, while a training that saves is under way."""
         return self.load(folder, weights)
 
-    def forget(self, folder: Path) -> None:
+    def checkpoints(self, folder: Path) -> Path:
+        """Where in `folder` the checkpoints lie, for engines that keep a log beside them."""
+        return folder
+
+    def forget(self, folder: Path) -> None:  # noqa: B027 (most keep nothing there)
         """Do away with what is kept in memory for `folder`, as a reboot does."""
 
     def versions(self) -> dict[str, str]:

@@ -36,6 +36,14 @@ class HoldfastAlone(Engine):
         run = holdfast.Run(dir=folder / "run", weights=weights)
         return Loaded(run.step, passed_over(folder / "run")) if run.resumed else NOTHING
 
+    def reload(self, folder: Path, weights: Weights) -> Loaded:
+        import holdfast
+
+        return Loaded(holdfast.load_weights(weights, self.checkpoints(folder), name="weights").step)
+
+    def checkpoints(self, folder: Path) -> Path:
+        return folder / "run" / "checkpoints"
+
 
 def passed_over(run: Path) -> list[str]:
     """What the last restore said about damaged checkpoints; it is on the terminal as well."""

@@ -105,7 +105,9 @@ def first_saves(trial: Trial, count: int) -> None:
 
 def every() -> Mapping[str, Fault]:
     """All of them by name."""
-    return {found.name: _in(importlib.import_module(f"{__name__}.{found.name}")) for found in pkgutil.iter_modules(__path__)}
+    return {
+        found.name: _in(importlib.import_module(f"{__name__}.{found.name}")) for found in pkgutil.iter_modules(__path__)
+    }
 
 
 def _in(module: Any) -> Fault:

@@ -54,7 +54,9 @@ def save_in_peace(trial: Trial) -> None:
 
 def pick(folder: Path, seed: int) -> Path:
     """The files in turn, those that hold something."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink() and path.stat().st_size)
+    files = sorted(
+        path for path in folder.rglob("*") if path.is_file() and not path.is_symlink() and path.stat().st_size
+    )
     return files[seed % len(files)]
 
 

@@ -17,6 +17,9 @@ SAVES = 3  # acknowledged before
 class Kill(Fault):
     title = "kill -9 of training"
 
+    def spares(self, engine: Engine) -> str:
+        return "starts training again: see soak-kills.json" if engine.supervised else ""
+
     def trials(self, engine: Engine, bench: Bench, seeds: range) -> Iterator[Result]:
         for seed in seeds:
             chance = chance_of(engine, self, seed)

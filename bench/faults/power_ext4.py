@@ -1,7 +1,7 @@
 """Power loss, for real: an ext4 that is shut down under a training that saves, then mounted again.
 
-Seeds alternate between ext4 as it comes and `data=writeback,noauto_da_alloc`, and between a journal that was written out
-at the last moment and one that was not. After the first save everything is written back once.
+Seeds alternate between ext4 as it comes and `data=writeback,noauto_da_alloc`, and between a journal that was written
+out at the last moment and one that was not. After the first save everything is written back once.
 """
 
 from __future__ import annotations
@@ -46,5 +46,6 @@ class PowerExt4(Fault):
                 disk.power_on()
                 outcome = trial.load()
                 trial.kill_all()
-                what = f"{options}, journal {'written' if log else 'not written'}, {delay_s * 1000:.1f} ms after save {saves}"
+                journal = f"{options}, journal {'written' if log else 'not written'}"
+                what = f"{journal}, {delay_s * 1000:.1f} ms after save {saves}"
                 yield result(trial, outcome, seed, what, told=told)

@@ -1,12 +1,12 @@
 """Power loss, by calculation: the system calls of a training are recorded, and played up to a random one.
 
-What is on the disk then is what was fsynced by then, and of the rest nothing, the names, or anything (`bench/medium.py`).
-After the first acknowledged save everything counts as written back, as the kernel does within half a minute.
+What is on the disk then is what was fsynced by then, and of the rest nothing, the names, or anything
+(`bench/medium.py`). After the first acknowledged save everything counts as written back, as the kernel does within
+half a minute.
 """
 
 from __future__ import annotations
 
-import random
 import shutil
 from collections.abc import Iterator
 
@@ -51,5 +51,3 @@ def saved(operations: list[Operation]) -> list[int]:
     """Steps acknowledged by then."""
     lines = [each.line for each in operations if isinstance(each, Said)]
     return [int(line.split()[1]) for line in lines if line.startswith("saved")]
-
-
