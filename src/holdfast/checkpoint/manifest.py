@@ -107,7 +107,7 @@ def parse(file_name: str, raw: bytes) -> Manifest:
     found = canonical.decode(raw, what)
     if found.get("version") != VERSION and is_count(found.get("version"), least=1):
         raise NewerFormat(what, found["version"])
-    if set(found) != _FIELDS or found["format"] != "holdfast manifest" or found["version"] != VERSION:
+    if set(found) != _FIELDS or found["format"] != "holdfast manifest" or not is_count(found["version"], least=1):
         raise Damaged(f"{what} has other fields than a manifest has")
     if _position(found, what) != position:
         raise Damaged(f"{what} belongs to another position")

@@ -19,6 +19,7 @@ from holdfast.checkpoint.boxes import Box
 from holdfast.checkpoint.dtypes import KNOWN
 from holdfast.checkpoint.reading import Checkpoint
 from holdfast.formats.base import Choice, Unreadable
+from holdfast.formats.pt import load
 
 SAYS = "a folder for torch.distributed.checkpoint.load"
 SUFFIXES: tuple[str, ...] = ()
@@ -209,8 +210,6 @@ def _tensor(
 
 def _load(source: Path, place: Mapping[str, Any] | None, what: str) -> Any:
     """What lies at `place`, a file in the folder itself, by weights_only. Raises Unreadable."""
-    import torch
-
     place = place or {}
     name, offset, length = place.get("relative_path"), place.get("offset"), place.get("length")
     if not isinstance(name, str) or not name or name in (".", "..") or {"/", "\0"} & set(name):
@@ -231,10 +230,7 @@ def _load(source: Path, place: Mapping[str, Any] | None, what: str) -> Any:
             raise Unreadable(f"{what} reaches past the end of {name!r}")
         file.seek(offset)
         raw = file.read(length)
-    try:
-        return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile file may make it raise anything
-        raise Unreadable(f"{what} is not loaded: {' '.join(str(error).split())[:200]}") from error
+    return load(io.BytesIO(raw), what)
 
 
 class _Branch(dict[Any, Any]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -34,21 +35,28 @@ def export(checkpoint: Checkpoint, into: Path, choice: Choice) -> list[str]:
 
 def read(source: Path) -> dict[str, Any]:
     """What the file holds, by `weights_only=True` alone. Raises Unreadable, OSError."""
-    import torch
-
     with source.open("rb") as file:
         zipped = zipfile.is_zipfile(file)
+    found = load(source, source.name, mmap=zipped)
+    if not isinstance(found, dict):
+        raise Unreadable(f"{source.name} holds a {type(found).__name__}, not a dictionary of weights")
+    return found
+
+
+def load(source: Any, what: str, **options: Any) -> Any:
+    """`torch.load(weights_only=True)` on the CPU, for files that may be hostile. Raises Unreadable, OSError."""
+    import torch
+
     try:
-        found = torch.load(source, map_location="cpu", weights_only=True, mmap=zipped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols
+            return torch.load(source, map_location="cpu", weights_only=True, **options)
     except OSError:
         raise
     except Exception as error:  # a hostile file may make it raise anything
         said = " ".join(str(error).split())
         at = max(said.find("Unsupported"), said.find("WeightsUnpickler error"), 0)
         raise Unreadable(
-            f"{source.name} is not loaded: {said[at : at + 200] or type(error).__name__}",
+            f"{what} is not loaded: {said[at : at + 150] or type(error).__name__}",
             hint="only tensors and plain values are read, never code; save its state_dict anew with torch.save",
         ) from error
-    if not isinstance(found, dict):
-        raise Unreadable(f"{source.name} holds a {type(found).__name__}, not a dictionary of weights")
-    return found
