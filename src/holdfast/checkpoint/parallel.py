@@ -14,8 +14,8 @@ THREADS = 2
 AHEAD = 64  # calls in flight: enough 2 MiB chunks to hash the next pack while one is written
 
 
-def ordered(function: Callable[[In], Out], items: Iterable[In]) -> Generator[Out, None, None]:
-    """`map` on `THREADS` threads, results in the order of `items`.
+def ordered(function: Callable[[In], Out], items: Iterable[In], *, ahead: int = AHEAD) -> Generator[Out, None, None]:
+    """`map` on `THREADS` threads, results in the order of `items`, no more than `ahead` of them waiting.
 
     Close the generator when leaving early (`contextlib.closing`): that waits for the calls in flight, so that no
     thread holds memory of the caller afterwards.
@@ -25,7 +25,7 @@ def ordered(function: Callable[[In], Out], items: Iterable[In]) -> Generator[Out
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) >= AHEAD:
+                if len(waiting) >= ahead:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

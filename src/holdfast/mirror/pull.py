@@ -1,0 +1,124 @@
+"""Bring a checkpoint from a mirror into a checkpoint folder: packs, leases, manifest, in that order and verified.
+
+What was brought is what lies on the mirror, byte for byte; the folder's own reader verifies it once more when it loads.
+A pull that was killed goes on where it stopped: packs that are whole here are not fetched again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from pathlib import Path
+
+from holdfast.checkpoint import lease, load, manifest, pack, survey
+from holdfast.checkpoint.canonical import Damaged
+from holdfast.checkpoint.folder import Folder
+from holdfast.checkpoint.load import Chosen, Want
+from holdfast.checkpoint.manifest import PackEntry
+from holdfast.checkpoint.survey import CheckpointInfo
+from holdfast.errors import StoreRefused
+from holdfast.fsio import get, put
+from holdfast.mirror.view import ROOT, Stored, View, pack_key
+
+DOWNLOADS = 4  # packs at once
+RANGE_BYTES = 16 << 20  # of a pack at once: what a broken connection costs
+_SPARE_RATIO = 1.02  # room for names and manifests
+
+Progress = Callable[[int, int], None]  # bytes here, bytes in all
+
+
+def choose(
+    view: View, into: Folder, want: Want, *, progress: Progress = lambda done, total: None,
+    fits: Callable[[CheckpointInfo], object] = lambda info: None,
+) -> Chosen:  # fmt: skip
+    """Bring what `want` asks for, falling back along the line as a load does. `into` is open for writing.
+
+    fits: raises for a checkpoint that nobody here could use. Raises NoValidCheckpoint, StoreRefused, OSError.
+    """
+
+    def attempt(info: CheckpointInfo) -> list[str]:
+        fits(info)
+        try:
+            pull(view, info, into, progress)
+        except (Damaged, FileNotFoundError) as error:
+            return [str(error)]
+        return []
+
+    return load.choose(ROOT, want, attempt=attempt, disk=view)
+
+
+def pull(view: View, info: CheckpointInfo, into: Folder, progress: Progress) -> None:
+    """Bring one checkpoint. Raises Damaged, FileNotFoundError for what is not on the mirror, StoreRefused, OSError."""
+    raw = get(view, info.path, limit_bytes=manifest.MAX_MANIFEST_BYTES)
+    found = manifest.parse(info.path.name, raw)
+    missing = [entry for entry in found.packs if not _is_here(into, entry)]
+    _check_room(into.root, sum(entry.size_bytes for entry in missing) + len(raw))
+    total, done = found.size_bytes, found.size_bytes - sum(entry.size_bytes for entry in missing)
+    with ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="download") as pool:
+        waiting = [pool.submit(_fetch, view, entry, into) for entry in missing]
+        try:
+            for entry, fetched in zip(missing, waiting, strict=True):
+                progress(done, total)
+                fetched.result()
+                done += entry.size_bytes
+        finally:
+            for fetched in waiting:
+                fetched.cancel()
+    progress(total, total)
+    bring_leases(view, into)
+    with suppress(FileExistsError):
+        into.put(f"manifests/{info.path.name}", raw)
+
+
+def bring_leases(view: View, into: Folder) -> None:
+    """Know every lease of the mirror: from then on the folder continues that line. Raises StoreRefused, OSError."""
+    for name in view.list(lease.folder(ROOT)):
+        if lease.term_of(name) is not None:
+            raw = get(view, lease.folder(ROOT) / name, limit_bytes=lease.MAX_LEASE_BYTES)
+            with suppress(Damaged, FileExistsError):
+                lease.parse(name, raw)
+                into.put(f"leases/{name}", raw)
+
+
+def _is_here(into: Folder, entry: PackEntry) -> bool:
+    target = pack.path(into.root, entry.name)
+    if target.name not in into.disk.list(target.parent):
+        return False
+    try:
+        with closing(into.disk.open(target, cached=False)) as file:
+            pack.check(file, entry.name, pack.read_layout(file, entry.name))
+    except (Damaged, OSError):
+        return False
+    return True
+
+
+def _fetch(view: View, entry: PackEntry, into: Folder) -> None:
+    data = bytearray()
+    for start in range(0, entry.size_bytes, RANGE_BYTES):
+        data += view.store.get_range(pack_key(entry.name), start, min(RANGE_BYTES, entry.size_bytes - start))
+    file = Stored(data)
+    if file.size() != entry.size_bytes:
+        raise Damaged(f"pack {entry.name[:12]} has {file.size()} bytes on the mirror instead of {entry.size_bytes}")
+    pack.check(file, entry.name, pack.read_layout(file, entry.name))
+    target = into.pack_path(entry.name)
+    temporary = into.temporary / target.name
+    into.disk.remove(temporary)
+    put(into.disk, temporary, bytes(data))
+    into.disk.rename(temporary, target, replace=True)  # a damaged one of that name, if any
+    into.disk.sync_folder(target.parent)
+
+
+def _check_room(root: Path, size_bytes: int) -> None:
+    found = os.statvfs(root)
+    free = found.f_bavail * found.f_frsize
+    if size_bytes * _SPARE_RATIO > free:
+        raise StoreRefused(
+            f"the checkpoint needs {size_bytes} bytes, {root} has {free} free", hint="free space, or set checkpoint.dir"
+        )
+
+
+def checkpoints(view: View) -> list[CheckpointInfo]:
+    """Every checkpoint on the mirror whose manifest is whole, newest last, live and aside."""
+    return list(survey.take(ROOT, view).checkpoints)

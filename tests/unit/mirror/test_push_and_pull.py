@@ -1,0 +1,176 @@
+"""What is sent is what comes back, from every store; what is there is not sent again."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from holdfast.checkpoint import load
+from holdfast.checkpoint.codecs import NONE
+from holdfast.checkpoint.pack import read_layout
+from holdfast.errors import NoValidCheckpoint, StoreRefused
+from holdfast.mirror import pull
+from holdfast.mirror.catalog import find, read_whole
+from holdfast.mirror.view import ROOT, View
+from holdfast.stores import Store
+from tests.mirrors import Machine, Place, state_of
+
+
+def bring(store: Store, machine: Machine, want: load.Want = "newest") -> load.Chosen:
+    folder = machine.folder()
+    try:
+        return pull.choose(View(store, {}), folder, want)
+    finally:
+        folder.leave()
+
+
+def test_a_machine_with_nothing_gets_the_same_bits(connected: Place, ours: Machine, bare: Machine) -> None:
+    ours.save(seed=1, sequence=1, step=10)
+    newest = ours.save(seed=2, sequence=2, step=20)
+
+    pushed = ours.keeper(connected()).push(newest)
+    chosen = bring(connected(), bare)
+
+    assert pushed.packs >= 1
+    assert chosen.info is not None
+    assert 20 == chosen.info.step
+    assert state_of(ours.root) == state_of(bare.root)
+
+
+def test_what_is_there_is_not_sent_again(connected: Place, ours: Machine) -> None:
+    first = ours.save(seed=1, sequence=1, step=10)
+    again = ours.save(seed=1, sequence=2, step=20)
+    keeper = ours.keeper(connected())
+
+    sent = [keeper.push(info).sent_bytes for info in (first, first, again)]
+
+    assert sent[0] > 0
+    assert [0, 0] == sent[1:]
+    assert [10, 20] == [info.step for info in keeper.there()]
+
+
+def test_packs_that_nobody_names_are_used_once_they_were_read(connected: Place, ours: Machine) -> None:
+    """As a push leaves them that was killed before its manifest."""
+    info = ours.save(seed=1, sequence=1, step=10)
+    keeper = ours.keeper(connected())
+    made = keeper.push(info)
+    keeper.store.delete(f"manifests/{made.manifest.file_name}")
+
+    again = ours.keeper(connected()).push(info)
+
+    assert 0 == again.sent_bytes
+    assert made.manifest == again.manifest
+
+
+def test_a_damaged_pack_that_nobody_names_is_not_relied_on(connected: Place, ours: Machine, bare: Machine) -> None:
+    info = ours.save(seed=1, sequence=1, step=10)
+    keeper = ours.keeper(connected())
+    made = keeper.push(info)
+    keeper.store.delete(f"manifests/{made.manifest.file_name}")
+    key = next(iter(keeper.store.list("packs/")))
+    raw = bytearray(keeper.store.get(key))
+    raw[5000] ^= 1
+    keeper.store.put(key, raw)
+
+    again = ours.keeper(connected()).push(info)
+    bring(connected(), bare)
+
+    assert again.sent_bytes > 0
+    assert state_of(ours.root) == state_of(bare.root)
+
+
+def test_what_compresses_is_sent_compressed_and_read_back(ours: Machine, bare: Machine, moto_place: Place) -> None:
+    info = ours.save(seed=1, sequence=1, step=10, sizes=(400_000, 5000), flat=True)
+
+    pushed = ours.keeper(moto_place()).push(info)
+    bring(moto_place(), bare)
+
+    view = View(moto_place(), {})
+    codecs = set()
+    for entry in pushed.manifest.packs:
+        from holdfast.mirror.view import Stored
+
+        codecs |= {record.codec for record in read_layout(Stored(read_whole(view, entry)), entry.name).records}
+    assert codecs - {NONE}
+    assert pushed.sent_bytes < 200_000
+    assert state_of(ours.root) == state_of(bare.root)
+
+
+@pytest.fixture
+def moto_place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    from tests.mirrors import place
+
+    return place("moto", request, tmp_path)
+
+
+def test_a_damaged_newest_one_on_the_mirror_is_passed_over(connected: Place, ours: Machine, bare: Machine) -> None:
+    keeper = ours.keeper(connected())
+    keeper.push(ours.save(seed=1, sequence=1, step=10))
+    before = state_of(ours.root)
+    made = keeper.push(ours.save(seed=2, sequence=2, step=20))
+    key = f"packs/{made.manifest.packs[0].name[:2]}/{made.manifest.packs[0].name}.hfp"
+    raw = bytearray(keeper.store.get(key))
+    raw[random.Random(1).randrange(len(raw))] ^= 4
+    keeper.store.put(key, raw)
+
+    chosen = bring(connected(), bare)
+
+    assert 1 == len(chosen.fell_back)
+    assert before == state_of(bare.root)
+
+
+def test_nothing_valid_is_12_and_no_store_is_14(
+    ours: Machine, bare: Machine, tmp_path: Path, moto_place: Place
+) -> None:
+    store = moto_place()
+    keeper = ours.keeper(store)
+    made = keeper.push(ours.save(seed=1, sequence=1, step=10))
+    store.delete(f"packs/{made.manifest.packs[0].name[:2]}/{made.manifest.packs[0].name}.hfp")
+    with pytest.raises(NoValidCheckpoint):
+        bring(store, bare)
+    assert find(View(store, {}), made.manifest.position) is None
+
+
+def test_a_pull_that_was_cut_off_goes_on(ours: Machine, bare: Machine, moto_place: Place) -> None:
+    made = ours.keeper(moto_place()).push(ours.save(seed=1, sequence=1, step=10))
+    bring(moto_place(), bare)
+    (bare.root / "manifests" / made.manifest.file_name).unlink()
+    packs = [path.stat().st_ino for path in bare.root.glob("packs/*/*")]
+
+    bring(moto_place(), bare)
+
+    assert packs == [path.stat().st_ino for path in bare.root.glob("packs/*/*")]
+    assert state_of(ours.root) == state_of(bare.root)
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(
+    ours: Machine, bare: Machine, moto_place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours.keeper(moto_place()).push(ours.save(seed=1, sequence=1, step=10))
+    monkeypatch.setattr(pull, "_SPARE_RATIO", 1e12)
+    with pytest.raises(StoreRefused, match=r"needs \d+ bytes"):
+        bring(moto_place(), bare)
+    assert not list(bare.root.glob("packs/*/*"))
+
+
+def test_a_wanted_step_is_brought_and_no_other(connected: Place, ours: Machine, bare: Machine) -> None:
+    keeper = ours.keeper(connected())
+    for sequence in (1, 2, 3):
+        keeper.push(ours.save(seed=sequence, sequence=sequence, step=10 * sequence))
+
+    bring(connected(), bare, {"step": 20})
+
+    assert [20] == [info.step for info in load.checkpoints(bare.root)]
+
+
+def test_the_mirror_itself_verifies_like_a_folder(connected: Place, ours: Machine) -> None:
+    keeper = ours.keeper(connected())
+    keeper.push(ours.save(seed=1, sequence=1, step=10))
+    view = keeper.view()
+    found = load.checkpoints(ROOT, view)
+    assert [[]] == [load.verify(ROOT, info, view) for info in found]
+    shutil.rmtree(ours.root)
+    assert [10] == [info.step for info in found]
