@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,10 +46,15 @@ class Machine:
         folder.leave()
         return taken
 
-    def save(self, *, seed: int, **fields: int) -> CheckpointInfo:
-        """A checkpoint of random bytes."""
+    def save(self, *, seed: int, flat: bool = False, **fields: Any) -> CheckpointInfo:
+        """A checkpoint of random bytes; `flat`: of bytes that compress."""
         folder = self.folder()
-        commit(folder, [part_of(seed=seed, **fields)])
+        part = part_of(seed=seed, **fields)
+        if flat:
+            for chunk in part.table["chunks"]:
+                start = chunk["offset"]
+                part.slot[start : start + chunk["bytes"]] = bytes(index % 7 for index in range(chunk["bytes"]))
+        commit(folder, [part])
         folder.leave()
         return self.newest()
 

@@ -82,6 +82,31 @@ CATALOGUE: Mapping[str, Kind] = {
         meaning="the machine was restarted and a secret of the caller is gone",
         hint="holdfast resume RUN from a shell that has it; {command} and {file} secrets survive",
     ),
+    "mirror-unreachable": Kind(
+        severity="warning",
+        meaning="the mirror cannot be reached; training and local checkpoints go on, and it catches up by itself",
+        hint="holdfast ckpt push RUN tries now and says what is wrong",
+    ),
+    "mirror-superseded": Kind(
+        severity="error",
+        meaning="another machine has gone on from this run's mirror; nothing more is sent there",
+        hint="stop this run, or give it another checkpoint.mirror",
+    ),
+    "mirror-unfenced": Kind(
+        severity="info",
+        meaning="the store overwrites what it was asked to create only; two machines are told apart by listing",
+        hint="do not resume the same run on two machines at the same moment",
+    ),
+    "mirror-without-code": Kind(
+        severity="info",
+        meaning="the code is too large to go to the mirror",
+        hint="a resume elsewhere needs it: cd CODE && holdfast resume URL",
+    ),
+    "mirror-behind": Kind(
+        severity="warning",
+        meaning="the run ended before its newest checkpoint was on the mirror",
+        hint="holdfast ckpt push RUN",
+    ),
     "orphans-stuck": Kind(
         severity="warning",
         meaning="processes of an ended attempt cannot be ended; they may hold devices",

@@ -58,6 +58,11 @@ class RunDir:
         return self.root / "archiver.jsonl"
 
     @property
+    def mirror(self) -> Path:
+        """What the archiver knows of the mirror."""
+        return self.root / "mirror.json"
+
+    @property
     def shim_log(self) -> Path:
         return self.root / "shim.jsonl"
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from holdfast.commands.attach import attach
 from holdfast.commands.liveness import ENDED, POLL_S, live, status_of
 from holdfast.errors import HoldfastError, LeaseHeld, UsageError
 from holdfast.runs import RunDir, plan_of
+
+if TYPE_CHECKING:
+    from holdfast.commands.resume_elsewhere import Elsewhere
 
 At = int | str | None  # a step, "best", or None for the newest
 _ANSWER_S = 15.0
@@ -39,16 +42,37 @@ def target_argument(**options: Any) -> Callable[[Callback], Callback]:
     return click.argument("target", metavar="RUN[@STEP|@best]", type=run_at, shell_complete=complete_runs, **options)
 
 
+def source(text: str) -> tuple[RunDir, At] | Elsewhere:
+    """A run here, or a mirror. Raises RunNotFound, UsageError."""
+    from holdfast.commands.resume_elsewhere import parse
+
+    return parse(text) or run_at(text)
+
+
 @click.command("resume")
-@target_argument(required=False)
+@click.argument("target", metavar="RUN|URL[@STEP|@best]", type=source, shell_complete=complete_runs, required=False)
+@click.option(
+    "--secret", "secrets", multiple=True, metavar="K[=V]", help="For a URL: a secret of the run, given again."
+)
 @click.option("--all", "everything", is_flag=True, help="Every run that was preempted or cut off, as after a reboot.")
 @click.option("--detach", "-d", is_flag=True, help="Leave it; otherwise stay with it as `attach` does.")
-def command(target: tuple[RunDir, At] | None, everything: bool, detach: bool) -> int:
-    """Continue RUN from its newest checkpoint, from STEP, or from the best one. Later steps are kept aside."""
+@click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND...]")
+def command(
+    target: tuple[RunDir, At] | Elsewhere | None, secrets: tuple[str, ...], everything: bool, detach: bool,
+    argv: tuple[str, ...],
+) -> int:  # fmt: skip
+    """Continue RUN from its newest checkpoint, from STEP, or from the best one. Later steps are kept aside.
+
+    Of a URL, what that mirror holds is continued here, with COMMAND in place of its own when one is given.
+    """
     if (target is None) != everything:
         raise UsageError("give either a run or --all", hint="holdfast ps --all lists every run")
     if target is None:
         return _resume_all()
+    if not isinstance(target, tuple):
+        return _resume_elsewhere(target, secrets, argv, detach=detach)
+    if secrets or argv:
+        raise UsageError("secrets and a command are for a URL", hint="a run here has its own")
     run, at = target
     shown = run.output.stat().st_size if run.output.exists() else 0
     resume(run, at)
@@ -56,6 +80,19 @@ def command(target: tuple[RunDir, At] | None, everything: bool, detach: bool) ->
         say(f"{run.id} continues", hint=f"holdfast attach {run.id}")
         return 0
     return attach(run, from_byte=shown)
+
+
+def _resume_elsewhere(source: Elsewhere, secrets: Sequence[str], argv: Sequence[str], *, detach: bool) -> int:
+    from holdfast.commands import resume_elsewhere
+    from holdfast.process import start_shim
+
+    run, values = resume_elsewhere.resume(source, secrets=secrets, argv=argv)
+    start_shim(run, secrets=values)
+    if detach:
+        click.echo(run.id)
+        say(f"{run.id} continues here", hint=f"holdfast attach {run.id}")
+        return 0
+    return attach(run)
 
 
 def resume(run: RunDir, at: At) -> None:

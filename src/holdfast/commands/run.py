@@ -56,7 +56,7 @@ def command(
     argv: Sequence[str],
 ) -> int:
     """Start a run from a run file, or of COMMAND, and stay with it. Ctrl-C leaves it running."""
-    from holdfast import creation, spec
+    from holdfast import creation, spec, stores
 
     if as_json and not (detach or dry_run):
         raise UsageError("--json needs -d or --dry-run", hint="holdfast status --json tells of a run that is there")
@@ -76,10 +76,13 @@ def command(
     )
     called = declared.name or creation.default_name(declared, base, from_file=bool(sources))
     planned = creation.preview(order, called)
+    if planned.checkpoint.mirror is not None:
+        stores.check(planned.checkpoint.mirror.url)
     if dry_run:
         return _show(planned, copied=order.copy, as_json=as_json)
     values = secret_values(declared, planned, secrets, os.environ)
-    run, plan = creation.create(order, called, _record)
+    _check_mirror(planned, values)
+    run, plan = creation.create(order, called, record_created)
     _warn(plan)
     return _start(run, values, detach=detach, as_json=as_json)
 
@@ -182,7 +185,7 @@ def _show(plan: Plan, *, copied: bool, as_json: bool) -> int:
     return 0
 
 
-def _record(run: RunDir, plan: Plan) -> None:
+def record_created(run: RunDir, plan: Plan) -> None:
     """The first line of the journal, which is the supervisor's from then on."""
     from holdfast.events import RunCreated
     from holdfast.journal import Journal
@@ -190,6 +193,31 @@ def _record(run: RunDir, plan: Plan) -> None:
     journal = Journal(run.journal)
     journal.append(RunCreated(t=time.time(), run=run.id, plan=plan.digest))
     journal.close()
+
+
+def _check_mirror(plan: Plan, secrets: Mapping[str, str]) -> None:
+    """Talk to the mirror once: what is wrong with it is a warning, for training does not need it.
+
+    Raises UsageError when it holds another run.
+    """
+    from holdfast import stores
+    from holdfast.errors import StoreRefused
+
+    mirror = plan.checkpoint.mirror
+    if mirror is None:
+        return
+    try:
+        store = stores.connect(mirror.url, {**os.environ, **plan.env, **secrets}, stores.IMPATIENT)
+        taken = bool(store.list("leases/"))
+    except StoreRefused as error:
+        click.echo(f"warning: the mirror does not answer now: {error}", err=True)
+        click.echo(f"hint: {error.hint or 'the run starts, and catches up when it does'}", err=True)
+        return
+    if taken:
+        raise UsageError(
+            f"{mirror.url} holds the checkpoints of another run",
+            hint=f"put ${{run}} into checkpoint.mirror, or continue that run: holdfast resume {mirror.url}",
+        )
 
 
 def _warn(plan: Plan) -> None:

@@ -42,6 +42,7 @@ def render(status: dict[str, Any]) -> list[str]:
         (status["run"], "    ".join(_standing(status))),
         *(("why", text) for text in [status.get("reason")] if text),
         ("saved", saved(status)),
+        *(("mirror", text) for text in [mirror(status)] if text),
         *(("metrics", text) for text in [metrics(status)] if text),
         *(("finding", f"{finding['id']}: {finding['message']}") for finding in status.get("findings") or []),
     ]
@@ -80,6 +81,18 @@ def saved(status: dict[str, Any]) -> str:
 
 def _of_tier(copy: dict[str, Any], tier: str | None) -> str:
     return f"step {copy['step']}, {age(copy.get('age_s'))}" + (f", {tier}" if tier else "")
+
+
+def mirror(status: dict[str, Any]) -> str:
+    """Where the second copy stands, empty for a run without a mirror."""
+    known = status.get("mirror")
+    if not known:
+        return ""
+    if known["superseded"]:
+        return f"{known['url']}, taken over by another machine"
+    away = " and cannot be reached" if known["unreachable_since_s"] else ""
+    standing = "behind" if known["behind"] else "up to date" if known["held"] else "nothing yet"
+    return f"{known['url']}, {standing}{away}"
 
 
 def metrics(status: dict[str, Any]) -> str:

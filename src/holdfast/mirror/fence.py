@@ -122,7 +122,9 @@ class Fence:
 
     def rest(self, own: Lease) -> None:
         """Say that it has ended: another machine need not wait."""
-        self._store.delete(_alive_key(own.term))
+        for key in self._store.list("leases/"):
+            if key.endswith(".alive") and key <= _alive_key(own.term):
+                self._store.delete(key)
 
 
 def leases_on(store: Store) -> list[str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from holdfast.checkpoint import canonical, lease, survey
 from holdfast.checkpoint.folder import VERSION, format_problems
 from holdfast.checkpoint.lease import Lease
-from holdfast.checkpoint.lineage import Position
 from holdfast.checkpoint.survey import CheckpointInfo
 from holdfast.errors import HoldfastError
 from holdfast.fsio import DISK
@@ -98,10 +97,3 @@ class Keeper:
         """Make the index say what is there; how many entries were wrong."""
         self.hold()
         return index.mend(self.store, self.there(), doubt=doubt)
-
-
-def missing(
-    local: list[CheckpointInfo], there: list[Position], wanted: Callable[[CheckpointInfo], bool]
-) -> list[CheckpointInfo]:
-    """What of the folder is wanted on the mirror and not there, newest first. Pure."""
-    return [info for info in reversed(local) if info.live and info.position not in there and wanted(info)]

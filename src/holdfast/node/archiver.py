@@ -26,6 +26,7 @@ from holdfast.errors import LeaseHeld
 from holdfast.node.archive import Archive
 from holdfast.node.archiver_link import ShimLink, close_all, connect, ranks_live, reply
 from holdfast.node.eventlog import EventLog
+from holdfast.node.mirroring import Mirroring
 from holdfast.node.place import ephemeral
 from holdfast.node.restoring import Restoring
 from holdfast.node.worker import Worker
@@ -48,7 +49,8 @@ class Archiver:
         self._root = plan.checkpoint.dir
         log = EventLog(run.archiver_log)
         self._archive = Archive(plan.checkpoint, log, Room(run.runtime / "slots.lock"))
-        self._restoring = Restoring(self._archive, log)
+        self._mirroring = Mirroring(run, plan, log) if plan.checkpoint.mirror is not None else None
+        self._restoring = Restoring(self._archive, log, self._mirroring)
         self._worker, self._linker = Worker("archive"), Worker("link")
         self._selector = selectors.DefaultSelector()
         self._link: ShimLink | None = None
@@ -59,15 +61,18 @@ class Archiver:
         self._drains: list[socket.socket] = []
         self._scanning = self._rescan = False
         self._scan_due_s = 0.0
+        self._mirrored: Message | None = None  # the last checkpoint that the mirror was told of
         self._leaving = self._left = False
 
     def serve(self, listener: socket.socket) -> None:
         """Until told to finish, or nobody is left to work for; every sealed slot is saved by then."""
         listener.setblocking(False)
         self._selector.register(listener, selectors.EVENT_READ, lambda: self._accept(listener))
-        for worker in (self._worker, self._linker):
+        helpers = self._mirroring.workers if self._mirroring is not None else ()
+        for worker in (self._worker, self._linker, *helpers):
             self._selector.register(worker.wake, selectors.EVENT_READ, worker.collect)
-        self._worker.submit(_be_modest, lambda _: None)
+        for worker in (self._worker, *helpers):
+            worker.submit(_be_modest, lambda _: None)
         self._worker.submit(self._archive.begin, lambda _: None)
         self._reconnect()
         while not self._left:
@@ -84,6 +89,8 @@ class Archiver:
             if (self._complete and request.get("rank") in self._given) or now_s > until_s:
                 self._restores.remove(waiting)
                 self._restore_now(client, request)
+        if self._mirroring is not None and self._link is not None and not self._leaving:
+            self._mirroring.tick(now_s)
         if self._link is None and self._linker.outstanding == 0:
             if now_s - self._shim_lost_s > SHIM_GONE_S and not ranks_live(self._run):
                 self._leave()
@@ -100,6 +107,9 @@ class Archiver:
 
     def _looked(self, waiting: int) -> None:
         self._scanning = False
+        if self._archive.last != self._mirrored and self._mirroring is not None:
+            self._mirrored = self._archive.last
+            self._mirroring.wake()
         self._scanned(waiting)
         if self._rescan:
             self._scan()
@@ -125,6 +135,12 @@ class Archiver:
         self._archive.fail_incomplete("the run ended before every rank had sealed")
 
     def _gone(self, _: None) -> None:
+        if self._mirroring is not None:
+            self._mirroring.finish(self._mirror_gone)
+        else:
+            self._left = True
+
+    def _mirror_gone(self, _: None) -> None:
         self._left = True
 
     # -- the shim
@@ -136,6 +152,7 @@ class Archiver:
         if link is None:
             return
         self._link = link
+        self._take_secrets(link.hello)
         self._selector.register(link.sock, selectors.EVENT_READ, self._from_shim)
         try:
             for rank, fds in self._given.items():
@@ -172,8 +189,14 @@ class Archiver:
             self._leave()
         elif event == "trainer":  # pushed after all sets, and again whenever one starts or ends
             self._complete = True
+        elif event == "secrets":
+            self._take_secrets(message)
         elif event is None and not message.get("ok"):
             print(f"archiver: the shim said {message}", file=sys.stderr)
+
+    def _take_secrets(self, message: Message) -> None:
+        if self._mirroring is not None:
+            self._mirroring.secrets = dict(message.get("secrets", {}))
 
     def _hold(self, rank: int, fds: list[int]) -> None:
         """Keep a rank's slots: our own descriptors for doorbell and next shim, the given ones for the worker."""
@@ -228,7 +251,14 @@ class Archiver:
             reply(client, {"ok": False, "error": f"unknown op {op!r}"})
 
     def _restore_now(self, client: socket.socket, request: Message) -> None:
-        self._worker.submit(lambda: self._restoring.restore(request, time.time()), lambda answer: reply(client, answer))
+        self._worker.submit(
+            lambda: self._restoring.restore(request, time.time()), lambda answer: self._restored(client, answer)
+        )
+
+    def _restored(self, client: socket.socket, answer: Message) -> None:
+        reply(client, answer)
+        if self._mirroring is not None:
+            self._mirroring.wake()
 
     def _status(self) -> Message:
         facts = {"last": self._archive.last, "failed": self._archive.failed}

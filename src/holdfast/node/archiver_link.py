@@ -26,7 +26,7 @@ class ShimLink:
             self.sock.settimeout(ANSWER_S)
             self.sock.connect(str(run.runtime / "shim.sock"))
             process.send(self.sock, {"op": "hello", "role": "archiver"})
-            process.receive(self.sock)
+            self.hello: dict[str, Any] = process.receive(self.sock)[0]
             self.sock.setblocking(False)
         except BaseException:
             self.sock.close()

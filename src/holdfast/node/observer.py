@@ -205,6 +205,8 @@ def _archived(line: dict[str, Any], state: State, since_s: float) -> Iterator[ev
         yield _chosen(line, at_s)
     elif kind == "warning" and at_s >= since_s:
         yield raised(str(line["id"]), str(line["message"]), at_s=at_s)
+    elif kind == "cleared" and at_s >= since_s:
+        yield ev.FindingCleared(t=at_s, id=str(line["id"]))
 
 
 def _chosen(line: dict[str, Any], at_s: float) -> ev.IntervalChosen:

@@ -20,11 +20,12 @@ from holdfast.checkpoint.lease import write as write_lease
 from holdfast.checkpoint.lineage import Position
 from holdfast.checkpoint.slots import Slot, State
 from holdfast.checkpoint.survey import CheckpointInfo
-from holdfast.errors import HoldfastError, StoreRefused
+from holdfast.errors import HoldfastError, NoValidCheckpoint, StoreRefused
 from holdfast.node import copies
 from holdfast.node.archive import Archive, Reply, sentence_of
 from holdfast.node.copies import Copy
 from holdfast.node.eventlog import EventLog
+from holdfast.node.mirroring import Mirroring, lost
 from holdfast.node.slotsets import RankSlots
 
 _TRIED = f"{copies.MOST_TRIES} attempts that began from it did not complete a step"
@@ -39,20 +40,36 @@ class OtherWorld(HoldfastError):
 class Restoring:
     """Restores of one run, out of its `Archive`."""
 
-    def __init__(self, archive: Archive, log: EventLog) -> None:
-        self._archive, self._log = archive, log
+    def __init__(self, archive: Archive, log: EventLog, mirroring: Mirroring | None = None) -> None:
+        self._archive, self._log, self._mirroring = archive, log, mirroring
         self._fell_back: dict[str, tuple[str, ...]] = {}  # claim → what its first rank was told
 
     def restore(self, request: Mapping[str, Any], now_s: float) -> Reply:
         """Take the lease for the request's claim and fill a slot of its rank; the answer as it goes over the socket."""
         try:
-            return self._restore(_checked(request), now_s)
+            return self._with_mirror(_checked(request), now_s)
         except Exception as error:
             message = sentence_of(error)
             self._log.write("restore_failed", message=message, want=request.get("want"))
             store = StoreRefused.exit_code if isinstance(error, OSError) else HoldfastError.exit_code
             code = error.exit_code if isinstance(error, HoldfastError) else store
             return {"ok": False, "exit_code": code, "error": message, "hint": getattr(error, "hint", "")}
+
+    def _with_mirror(self, request: Mapping[str, Any], now_s: float) -> Reply:
+        """From here, or where nothing here is left or intact, from what the mirror has."""
+        if self._mirroring is None or request["want"] == "nothing":
+            return self._restore(request, now_s)
+        self._archive.open()
+        folder, brought = self._archive.folder, False
+        if lost(folder.root, request["attempt"]):
+            brought = self._mirroring.bring(folder, request["want"], request["world"])
+        try:
+            answer = self._restore(request, now_s)
+        except NoValidCheckpoint:
+            if brought or not self._mirroring.bring(folder, request["want"], request["world"]):
+                raise
+            brought, answer = True, self._restore(request, now_s)
+        return {**answer, "tier": "mirror"} if brought else answer
 
     def _restore(self, request: Mapping[str, Any], now_s: float) -> Reply:
         self._archive.open()

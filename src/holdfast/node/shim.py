@@ -405,7 +405,7 @@ class Shim:
         self.links[link.role] = link
         if link.role == "supervisor":
             return {"ok": True, "trainer": self._entry("trainer"), "exits": self.exits, "secrets": self.secrets}
-        self._send(link, {"ok": True})
+        self._send(link, {"ok": True, "secrets": self.secrets})
         for rank, slots in self.slots.items():
             self._push("archiver", {"event": "slots", "rank": rank}, slots.fds)
         self._push("archiver", {"event": "trainer", "alive": "trainer" in self.children or self.alone})
@@ -472,6 +472,7 @@ class Shim:
     def _secrets(self, values: dict[str, str]) -> Message:
         self.secrets.update({str(name): str(value) for name, value in values.items()})
         self._push("supervisor", {"event": "secrets", "values": self.secrets})
+        self._push("archiver", {"event": "secrets", "secrets": self.secrets})
         return {"ok": True}
 
     # -- slots

@@ -66,6 +66,7 @@ def compose(
         "epoch": max((beat.epoch for beat in beats), default=ended.epoch if ended else int(record.get("epoch", 0))),
         "metrics": metrics,
         "checkpoint": _checkpoint(state, now_s),
+        "mirror": _mirror(run, plan, state),
         "intervals": {chosen.tier: chosen.seconds for chosen in state.intervals},
         "memory": _memory(state, beats, now_s),
         "restored": _restored(state),
@@ -120,6 +121,25 @@ def _restored(state: State) -> dict[str, Any] | None:
     """What the newest attempt that has begun continued from; None for a start from nothing."""
     found = state.restored
     return {"attempt": found.attempt, "step": found.step, "tier": found.tier} if found and found.tier else None
+
+
+def _mirror(run: RunDir, plan: Plan, state: State) -> dict[str, Any] | None:
+    """Where the mirror stands: its newest position, whether that is the newest of all, since when it is away."""
+    if plan.checkpoint.mirror is None:
+        return None
+    try:
+        known = json.loads(run.mirror.read_bytes())
+    except (OSError, ValueError):
+        known = {}
+    held = [tuple(one) for one in known.get("held", [])]
+    newest = state.committed and (state.committed.term, state.committed.sequence)
+    return {
+        "url": plan.checkpoint.mirror.url,
+        "held": len(held),
+        "behind": newest is not None and newest not in held,
+        "unreachable_since_s": known.get("unreachable_since_s"),
+        "superseded": bool(known.get("superseded")),
+    }
 
 
 def _attempts(state: State) -> list[dict[str, Any]]:

@@ -26,3 +26,9 @@ def ours(tmp_path: Path) -> Machine:
 def bare(tmp_path: Path) -> Machine:
     """A machine that has nothing."""
     return Machine(tmp_path / "bare")
+
+
+@pytest.fixture
+def moto_place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """The store that is right about conditions, for what does not differ between stores."""
+    return place("moto", request, tmp_path)

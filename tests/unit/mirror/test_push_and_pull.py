@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,7 @@ from holdfast.checkpoint.pack import read_layout
 from holdfast.errors import NoValidCheckpoint, StoreRefused
 from holdfast.mirror import pull
 from holdfast.mirror.catalog import find, read_whole
-from holdfast.mirror.view import ROOT, View
+from holdfast.mirror.view import ROOT, Stored, View
 from holdfast.stores import Store
 from tests.mirrors import Machine, Place, state_of
 
@@ -91,19 +90,10 @@ def test_what_compresses_is_sent_compressed_and_read_back(ours: Machine, bare: M
     view = View(moto_place(), {})
     codecs = set()
     for entry in pushed.manifest.packs:
-        from holdfast.mirror.view import Stored
-
         codecs |= {record.codec for record in read_layout(Stored(read_whole(view, entry)), entry.name).records}
     assert codecs - {NONE}
     assert pushed.sent_bytes < 200_000
     assert state_of(ours.root) == state_of(bare.root)
-
-
-@pytest.fixture
-def moto_place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    from tests.mirrors import place
-
-    return place("moto", request, tmp_path)
 
 
 def test_a_damaged_newest_one_on_the_mirror_is_passed_over(connected: Place, ours: Machine, bare: Machine) -> None:
@@ -122,9 +112,7 @@ def test_a_damaged_newest_one_on_the_mirror_is_passed_over(connected: Place, our
     assert before == state_of(bare.root)
 
 
-def test_nothing_valid_is_12_and_no_store_is_14(
-    ours: Machine, bare: Machine, tmp_path: Path, moto_place: Place
-) -> None:
+def test_a_mirror_with_nothing_valid_is_told(ours: Machine, bare: Machine, moto_place: Place) -> None:
     store = moto_place()
     keeper = ours.keeper(store)
     made = keeper.push(ours.save(seed=1, sequence=1, step=10))

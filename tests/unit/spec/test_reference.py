@@ -42,7 +42,8 @@ def test_every_default_and_every_example_of_a_supported_field_loads() -> None:
             continue
         for example in [text for text in field.examples or [] if " if " not in text]:
             metric = ["checkpoint.keep.best.metric=loss"] if path.startswith("checkpoint.keep.best.") else []
-            overrides = ["run=x", *metric, f"{path}={example}"]
+            mirror = ["checkpoint.mirror.url=/mnt/x"] if path.startswith("checkpoint.mirror.") else []
+            overrides = ["run=x", *metric, *mirror, f"{path}={example}"]
             environ = {"DATA": "x", "WANDB_API_KEY": "x"}
             assert load([Source("f", "")], overrides=overrides, environ=environ)
 

@@ -14,6 +14,9 @@ VERBS = {
     "diff": "how far two are apart, tensor by tensor",
     "export": "write one as .pt, safetensors, Hugging Face or DCP",
     "import": "make one of such a file",
+    "push": "send one to the mirror, or to any URL",
+    "pull": "bring one from there",
+    "sync": "make the mirror hold what the folder holds",
 }
 
 

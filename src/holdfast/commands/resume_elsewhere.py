@@ -1,0 +1,135 @@
+"""`holdfast resume URL`: continue, on a machine that has nothing, what a mirror holds.
+
+The run is made anew from what was mirrored: its run file, its code, its checkpoint. Secrets are nowhere on a mirror, so
+the caller gives them again. The mirror is taken over by a lease before anything starts: where that fails nothing is
+left behind here.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from holdfast.commands.progress import bar
+from holdfast.commands.resume import At
+from holdfast.errors import NoValidCheckpoint, UsageError
+from holdfast.runs import RunDir
+
+if TYPE_CHECKING:
+    from holdfast.checkpoint.folder import Folder
+    from holdfast.checkpoint.load import Want
+    from holdfast.mirror.view import View
+    from holdfast.plan import Plan
+    from holdfast.stores import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A mirror, and which of its checkpoints."""
+
+    url: str
+    at: At
+
+
+def parse(text: str) -> Elsewhere | None:
+    """URL, URL@STEP or URL@best; None for what is the name or the folder of a run. Raises UsageError."""
+    url, at_sign, at = text.rpartition("@")
+    if not at_sign or not (at == "best" or at.isdecimal()):
+        url, at = text, ""
+    if "://" in text:
+        from holdfast import stores
+
+        stores.check(url)
+    elif not (url.startswith("/") and (Path(url) / "run" / "plan.json").is_file()):
+        return None
+    return Elsewhere(url, at if at == "best" else int(at) if at else None)
+
+
+def resume(source: Elsewhere, *, secrets: Sequence[str], argv: Sequence[str]) -> tuple[RunDir, dict[str, str]]:
+    """Make the run here, its checkpoint in place and the mirror taken over; its directory and its secrets.
+
+    Raises HeldElsewhere or Superseded (11), NoValidCheckpoint (12), StoreRefused (14), UsageError.
+    """
+    from holdfast import creation, spec, stores
+    from holdfast.commands.run import secret_values
+    from holdfast.mirror.origin import Origin
+
+    store = stores.connect(source.url, os.environ)
+    origin = Origin(store)
+    with tempfile.TemporaryDirectory(prefix="holdfast-") as code:
+        overrides = [f"checkpoint.mirror.url={source.url}", "workdir=."]
+        if origin.has_code:
+            origin.unpack(Path(code))
+            overrides[-1] = f"workdir={code}"
+        declared = spec.load(
+            [spec.Source(f"{source.url}/run/holdfast.yaml", origin.spec)],
+            overrides=overrides, secrets=secrets, environ=os.environ, name=origin.plan.get("name"), argv=argv,
+        )  # fmt: skip
+        order = creation.Order(spec=declared, base=Path.cwd(), copy=origin.has_code, id=None, environ=os.environ)
+        name = str(origin.plan.get("run") or origin.plan.get("name") or "run")
+        planned = creation.preview(order, name)
+        values = secret_values(declared, planned, secrets, os.environ)
+        run, _ = creation.create(order, name, lambda run, plan: _fill(run, plan, store, source.at, origin.plan))
+    return run, values
+
+
+def _fill(run: RunDir, plan: Plan, store: Store, at: At, before: Mapping[str, Any]) -> None:
+    """The first line of the journal, and the checkpoint, with a lease that says where this line begins."""
+    from holdfast.checkpoint.folder import Folder
+    from holdfast.commands.run import record_created
+    from holdfast.mirror.view import View
+
+    record_created(run, plan)
+    folder = Folder(Path(plan.checkpoint.dir))
+    folder.own()
+    try:
+        folder.open()
+        _take_over(folder, View(store, {}), at, before)
+    finally:
+        folder.leave()
+
+
+def _take_over(folder: Folder, view: View, at: At, before: Mapping[str, Any]) -> None:
+    from holdfast.checkpoint import lease, survey
+    from holdfast.checkpoint.lease import Lease
+    from holdfast.mirror import pull
+    from holdfast.mirror.fence import Owner, refuse_if_alive
+    from holdfast.mirror.keeper import Keeper
+
+    store = view.store
+    refuse_if_alive(store, Owner.here(folder.root))
+    with bar("fetching") as progress:
+        chosen = pull.choose(view, folder, _want(view, at, before), progress=progress)
+    if chosen.info is None:
+        raise NoValidCheckpoint(store.url, said=f"{store.url} holds no checkpoint")
+    taken = Lease(
+        term=survey.take(folder.root).newest_term + 1, claim=f"resume {uuid.uuid4().hex}", attempt=0,
+        base=chosen.info.position, owner={"pid": os.getpid(), "host": socket.gethostname()}, time_s=time.time(),
+    )  # fmt: skip
+    lease.write(folder, taken)
+    Keeper(folder.root, store).beat()
+
+
+def _want(view: View, at: At, before: Mapping[str, Any]) -> Want:
+    if at is None:
+        return "newest"
+    if isinstance(at, int):
+        return {"step": at}
+    from holdfast.checkpoint.retention import Candidate, best
+    from holdfast.mirror.pull import checkpoints
+    from holdfast.plan import Best
+
+    rule = before["checkpoint"]["keep"].get("best")
+    if not rule:
+        raise UsageError(f"the run of {view.store.url} does not say what is best", hint="name a step")
+    found = best([Candidate(position=one.position, metrics=one.metrics) for one in checkpoints(view)], Best(**rule))
+    if not found:
+        raise UsageError(f"no checkpoint on {view.store.url} has the metric {rule['metric']!r}")
+    return found[0].position.to_json()

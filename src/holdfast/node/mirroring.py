@@ -1,0 +1,296 @@
+"""What the archiver does for the mirror, on a thread of its own: nothing here holds up a save, or training.
+
+A round holds the fence, sends what is due, applies retention and says what it did. A store that is away costs nothing
+but its own absence: it is told once, tried again, and catches up with the newest, not with every one that was missed.
+What is known of the mirror stands in the run's `mirror.json`, for `status` and `ckpt ls`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from holdfast import fsio, stores
+from holdfast.checkpoint import survey
+from holdfast.checkpoint.canonical import Damaged
+from holdfast.checkpoint.folder import Folder
+from holdfast.checkpoint.lineage import Position
+from holdfast.checkpoint.load import Want
+from holdfast.checkpoint.retention import LEAST, Candidate, choose
+from holdfast.checkpoint.survey import CheckpointInfo
+from holdfast.errors import HoldfastError, StoreRefused
+from holdfast.mirror import origin, pull
+from holdfast.mirror.fence import BEAT_S, Fence, Owner, Superseded, refuse_if_alive
+from holdfast.mirror.keeper import Keeper
+from holdfast.mirror.view import View
+from holdfast.node.eventlog import EventLog
+from holdfast.node.worker import Worker
+from holdfast.plan import Keep, MirrorPlan, Plan
+from holdfast.runs import RunDir
+
+RETRY_S = (5.0, 60.0)  # first and longest pause of a store that is away
+LOGS_S = 60.0
+DRAIN_S = 600.0  # how long the end of a run waits at most for the mirror
+AWAY_S = 30.0  # and how long for a store that does not answer
+
+
+class _TooLate(Exception):
+    """The end of the run does not wait any longer."""
+
+
+class Mirroring:
+    """One run's mirror. The archiver calls everything but `bring` on its own thread."""
+
+    def __init__(self, run: RunDir, plan: Plan, log: EventLog) -> None:
+        assert plan.checkpoint.mirror is not None
+        self._run, self._plan, self._log = run, plan, log
+        self._mirror: MirrorPlan = plan.checkpoint.mirror
+        self._root = Path(plan.checkpoint.dir)
+        self.secrets: dict[str, str] = {}
+        self.workers = (Worker("mirror"), Worker("pulse"))
+        self._state = _read(run.mirror, self._mirror.url)
+        self._keeper: Keeper | None = None
+        self._sent_origin = False
+        self._sent_logs: dict[str, int] = {}
+        self._wanted = True
+        self._retry_s = 0.0
+        self._due_s = self._beat_s = 0.0
+        self._stop_s: float | None = None
+        self._lock = threading.Lock()  # of the state: two threads speak of it
+
+    # -- when
+
+    def wake(self) -> None:
+        """Something was saved, or an attempt began."""
+        self._wanted = True
+
+    def tick(self, now_s: float) -> None:
+        """Begin what is due, by `time.monotonic()`."""
+        rounds, pulse = self.workers
+        if self._state.get("superseded"):
+            return
+        logs = self._mirror.logs and now_s >= self._due_s + LOGS_S
+        if (self._wanted or logs) and now_s >= self._due_s and not rounds.outstanding:
+            self._wanted = False
+            rounds.submit(self._round, self._after)
+        if now_s >= self._beat_s + BEAT_S and not pulse.outstanding:
+            self._beat_s = now_s
+            pulse.submit(self._beat, lambda _: None)
+
+    def _after(self, done: bool) -> None:
+        first_s, most_s = RETRY_S
+        self._retry_s = 0.0 if done else min(most_s, max(first_s, 2 * self._retry_s))
+        self._wanted = self._wanted or not done
+        self._due_s = time.monotonic() + self._retry_s
+
+    def finish(self, then: Callable[[None], None]) -> None:
+        """Send what is due and is not there yet, within bounds; then say that this run is over."""
+        now_s = time.monotonic()
+        away = self._state.get("unreachable_since_s") is not None
+        self._stop_s = now_s + (AWAY_S if away else min(DRAIN_S, self._plan.checkpoint.timeout_s))
+        self.workers[0].submit(self._drain, then)
+
+    # -- a round, on the thread of the mirror
+
+    def _round(self, *, last: bool = False) -> bool:
+        """One round; whether nothing went wrong."""
+        try:
+            self._do(last=last)
+        except Superseded as error:
+            self._note(superseded=str(error))
+            self._log.write("warning", id="mirror-superseded", message=str(error))
+        except _TooLate:
+            return False
+        except (StoreRefused, Damaged, OSError) as error:
+            self._away(error)
+            return False
+        return True
+
+    def _do(self, *, last: bool) -> None:
+        found = survey.take(self._root)
+        if found.lease is None:
+            return
+        keeper = self._connected()
+        keeper.hold()
+        self._tell_unfenced(keeper)
+        if not self._sent_origin:
+            told = origin.send(self._run, keeper.store)
+            self._sent_origin = True
+            if told is not None:
+                self._log.write("warning", id="mirror-without-code", message=told)
+        live = [info for info in found.checkpoints if info.live]
+        there = self._look(keeper)
+        for info in outstanding(live, there, self._mirror, self._plan.checkpoint.keep, last=last):
+            self._push(keeper, info)
+        keeper.retire(policy(self._plan.checkpoint.keep))
+        self._look(keeper)
+        if self._mirror.logs:
+            origin.send_logs(self._run, keeper.store, self._sent_logs)
+        self._back()
+
+    def _connected(self) -> Keeper:
+        if self._keeper is None:
+            store = stores.connect(self._mirror.url, self._environ())
+            known = [name for name in [self._state.get("lease")] if name]
+            self._keeper = Keeper(self._root, store, bytes_per_s=self._mirror.bytes_per_s, known=known)
+        return self._keeper
+
+    def _environ(self) -> dict[str, str]:
+        return {**os.environ, **self._plan.env, **self.secrets}
+
+    def _look(self, keeper: Keeper) -> set[Position]:
+        """What is on the mirror now."""
+        held = [info.position for info in keeper.there()]
+        self._note(held=[[one.term, one.sequence] for one in held], lease=keeper.lease and keeper.lease.file_name)
+        return set(held)
+
+    def _push(self, keeper: Keeper, info: CheckpointInfo) -> None:
+        began_s = time.monotonic()
+        pushed = keeper.push(info, self._in_time)
+        told = {"term": info.term, "sequence": info.sequence, "step": info.step, "time_s": info.time_s}
+        seconds = time.monotonic() - began_s
+        self._log.write("mirrored", **told, seconds=seconds, packs=pushed.packs, sent_bytes=pushed.sent_bytes)
+
+    def _in_time(self, done: int, total: int) -> None:
+        if self._stop_s is not None and time.monotonic() > self._stop_s:
+            raise _TooLate
+
+    def _tell_unfenced(self, keeper: Keeper) -> None:
+        if keeper.enforced is None or self._state.get("enforced") == keeper.enforced:
+            return
+        self._note(enforced=keeper.enforced)
+        if not keeper.enforced:
+            told = f"{self._mirror.url} overwrites where it was asked to create; machines are told apart by listing"
+            self._log.write("warning", id="mirror-unfenced", message=told)
+
+    def _away(self, error: Exception) -> None:
+        if self._state.get("unreachable_since_s") is None:
+            self._note(unreachable_since_s=time.time(), problem=str(error))
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            self._log.write("warning", id="mirror-unreachable", message=f"{error}; since {since}")
+
+    def _back(self) -> None:
+        if self._state.get("unreachable_since_s") is not None:
+            self._note(unreachable_since_s=None, problem="")
+            self._log.write("cleared", id="mirror-unreachable")
+
+    def _beat(self) -> None:
+        keeper = self._keeper
+        if keeper is not None and keeper.lease is not None:
+            with suppress(StoreRefused):  # the round tells of a store that is away
+                Fence(keeper.store, Owner.here(self._root)).beat(keeper.lease)
+
+    def _drain(self) -> None:
+        assert self._stop_s is not None
+        done = False
+        while not done and not self._state.get("superseded") and time.monotonic() < self._stop_s:
+            done = self._round(last=True)
+            if not done:
+                time.sleep(min(1.0, max(0.0, self._stop_s - time.monotonic())))
+        self._tell_behind()
+        if self._keeper is not None:
+            with suppress(StoreRefused):
+                self._keeper.rest()
+
+    def _tell_behind(self) -> None:
+        live = [info for info in survey.take(self._root).checkpoints if info.live]
+        held = {Position(term, sequence) for term, sequence in self._state.get("held", [])}
+        if live and live[-1].position not in held:
+            told = f"the run ended before step {live[-1].step} was on {self._mirror.url}"
+            self._log.write("warning", id="mirror-behind", message=told)
+
+    def _note(self, **fields: Any) -> None:
+        with self._lock:
+            if all(self._state.get(name) == value for name, value in fields.items()):
+                return
+            self._state.update(fields)
+            with suppress(OSError):  # a full disk: the next one will say it
+                fsio.replace(self._run.mirror, json.dumps(self._state).encode())
+
+    # -- the way back, on the thread of the archive
+
+    def bring(self, into: Folder, want: Want, world: int) -> bool:
+        """Fill the folder from the mirror; whether anything came.
+
+        Raises HeldElsewhere, NoValidCheckpoint, StoreRefused.
+        """
+        store = stores.connect(self._mirror.url, self._environ())
+        refuse_if_alive(store, Owner.here(self._root))
+
+        def fits(info: CheckpointInfo) -> None:
+            if info.world != world:
+                raise HoldfastError(f"{info} on {store.url} is of {info.world} ranks, this attempt has {world}")
+
+        began_s = time.monotonic()
+        chosen = pull.choose(View(store, {}), into, want, fits=fits)
+        for sentence in chosen.fell_back:
+            self._log.write("fell_back", message=f"on the mirror, {sentence}")
+        if chosen.info is None:
+            return False
+        told = {"term": chosen.info.term, "sequence": chosen.info.sequence, "step": chosen.info.step}
+        self._log.write("fetched", **told, url=store.url, seconds=time.monotonic() - began_s)
+        return True
+
+
+def lost(root: Path, attempt: int) -> bool:
+    """Whether a folder that an earlier attempt used is empty now: nothing in it, not even a lease."""
+    found = survey.take(root)
+    return attempt > 1 and found.lease is None and not found.checkpoints and not found.unreadable
+
+
+def outstanding(
+    live: list[CheckpointInfo], there: set[Position], mirror: MirrorPlan, keep: Keep, *, last: bool
+) -> list[CheckpointInfo]:
+    """What is to be sent now, the newest first; then what retention keeps for good. Pure.
+
+    last: the end of the run; the newest is due whatever the cadence says.
+    """
+    if not live:
+        return []
+    newest = live[-1]
+    before = max((info for info in live if info.position in there), key=lambda info: info.position, default=None)
+    due = last or newest.final or before is None or is_due(mirror, newest, before)
+    wanted = [newest] if due else []
+    judged = [Candidate(position=info.position, metrics=info.metrics) for info in live]
+    recent = set() if last else {info.position for info in live[-LEAST:]}  # kept for being new: the cadence decides
+    kept = choose(judged, replace(keep, last=1)) - recent - {newest.position}
+    wanted += [info for info in reversed(live) if info.position in kept]
+    return [info for info in wanted if info.position not in there]
+
+
+def is_due(mirror: MirrorPlan, newest: CheckpointInfo, before: CheckpointInfo) -> bool:
+    """Whether `mirror.every` asks for the newest checkpoint after the one that was sent before. Pure."""
+    if mirror.every_s is None and mirror.every_steps is None and mirror.every_epochs is None:
+        return newest.position > before.position
+    passed = (newest.time_s - before.time_s, newest.step - before.step, newest.epoch - before.epoch)
+    asked = (mirror.every_s, mirror.every_steps, mirror.every_epochs)
+    return any(limit is not None and done >= limit for done, limit in zip(passed, asked, strict=True))
+
+
+def policy(keep: Keep) -> Callable[[list[tuple[CheckpointInfo, bool]]], set[Position]]:
+    """`checkpoint.keep` for `Keeper.retire`."""
+
+    def kept(found: list[tuple[CheckpointInfo, bool]]) -> set[Position]:
+        return choose(
+            [Candidate(position=info.position, metrics=info.metrics, whole=whole) for info, whole in found], keep
+        )
+
+    return kept
+
+
+def _read(path: Path, url: str) -> dict[str, Any]:
+    """mirror.json as an earlier archiver left it, of this mirror. `superseded` is asked anew."""
+    try:
+        found: Mapping[str, Any] = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        found = {}
+    if not isinstance(found, dict) or found.get("url") != url:
+        return {"url": url}
+    return {name: value for name, value in found.items() if name != "superseded"}
