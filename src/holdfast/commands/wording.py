@@ -20,12 +20,21 @@ def age(seconds: float | None) -> str:
 
 def clock(unix_s: float) -> str:
     """Local date and time to the second."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_s))
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_s))
+    except (OverflowError, ValueError, OSError):  # no year that there is
+        return f"{unix_s:g} s after 1970"
 
 
 def number(value: object) -> str:
     """A logged value: four significant digits for floats."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def printable(text: str) -> str:
+    """Text out of a file that anybody may have written: what would steer the terminal is spelled out, and it ends."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text[:300])
+    return shown if len(shown) <= 200 else shown[:199] + "…"
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

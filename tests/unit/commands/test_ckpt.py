@@ -12,6 +12,7 @@ from holdfast.checkpoint.lease import Lease
 from holdfast.plan import Best, CheckpointPlan, Keep
 from holdfast.runs import RunDir
 from tests.slotparts import part_of
+from tests.unit.commands.golden import matches_golden
 from tests.unit.commands.scene import NOW, holdfast, make_run
 
 
@@ -32,7 +33,7 @@ def run(tmp_path: Path) -> RunDir:
 def test_ls_has_a_line_a_checkpoint_newest_last(run: RunDir) -> None:
     lines = holdfast("ckpt", "ls").out.splitlines()
 
-    assert lines[0].split() == ["CHECKPOINT", "STEP", "EPOCH", "AGE", "SIZE", "REASON", "METRICS"]
+    assert lines[0].split() == ["CHECKPOINT", "STEP", "EPOCH", "AGE", "SIZE", "ADDED", "TIER", "REASON", "METRICS"]
     assert [line.split()[:2] for line in lines[1:]] == [["1-1", "10"], ["1-2", "20"]]
     assert "1 min 40 s ago" in lines[1]
     assert "val_loss 0.25" in lines[1]
@@ -102,3 +103,64 @@ def test_verify_names_a_manifest_that_cannot_be_read(run: RunDir, tmp_path: Path
     assert said.code == 12
     assert told["1-1"] == []
     assert told["folder"]
+
+
+@pytest.mark.parametrize(
+    ("name", "argv"),
+    [
+        ("ckpt-ls", ["ls", "digits"]),
+        ("ckpt-ls-json", ["ls", "digits", "--json"]),
+        ("ckpt-show", ["show", "digits@10", "--tensors"]),
+        ("ckpt-show-json", ["show", "digits@10", "--tensors", "--json"]),
+        ("ckpt-verify-json", ["verify", "--all", "--json"]),
+        ("ckpt-diff", ["diff", "digits@10", "digits@20"]),
+        ("ckpt-diff-json", ["diff", "digits@1-1", "digits@best", "--json"]),
+        ("ckpt-export-json", ["export", "digits", "/nowhere/at/all.safetensors", "--json"]),
+    ],
+)
+def test_what_is_said_is_what_the_golden_file_says(run: RunDir, tmp_path: Path, name: str, argv: list[str]) -> None:
+    said = holdfast("ckpt", *argv)
+
+    matches_golden(f"{name}.txt", said.out.replace(str(tmp_path), "FOLDER") + said.err)
+
+
+def test_a_folder_is_named_by_its_path(run: RunDir, tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+
+    assert "1-2" in holdfast("ckpt", "ls", str(root)).out
+    assert "step        10" in holdfast("ckpt", "show", f"{root}@10").out
+    assert holdfast("ckpt", "show", f"{root}@best").code == 2
+
+
+def test_text_that_would_steer_the_terminal_is_spelled_out(run: RunDir, tmp_path: Path) -> None:
+    part = part_of(
+        seed=9, sequence=3, term=1, step=30, reason="\x1b[2Jgone \u202etxt", metrics={"\x07": 1.0}, time_s=1e300
+    )
+    commit(Folder(tmp_path / "checkpoints"), [part])
+
+    for argv in (("ls", "digits"), ("show", "digits@30")):
+        said = holdfast("ckpt", *argv)
+        assert said.code == 0
+        assert "\\x1b[2Jgone \\u202etxt" in said.out
+        assert said.out.replace("\n", "").isprintable()
+
+
+def test_a_checkpoint_without_its_packs_is_listed_as_such(run: RunDir, tmp_path: Path) -> None:
+    newest = json.loads(holdfast("ckpt", "ls", "digits", "--json").out)[-1]
+    packs = json.loads(holdfast("ckpt", "show", "digits", "--json").out)["manifest"]["packs"]
+    for path in tmp_path.glob(f"checkpoints/packs/*/{packs[0]['name']}*"):
+        path.unlink()
+
+    assert newest["complete"]
+    assert "1-2 (packs missing)" in holdfast("ckpt", "ls", "digits").out
+
+
+def test_tensors_that_overlap_are_damage_to_verify(run: RunDir, tmp_path: Path) -> None:
+    part = part_of(seed=9, sequence=3, term=1, step=30)
+    chunk = part.table["chunks"][0]
+    chunk["tensors"].append(dict(chunk["tensors"][0]))
+    commit(Folder(tmp_path / "checkpoints"), [part])
+
+    said = holdfast("ckpt", "verify", "digits@30")
+
+    assert (said.code, "is not stored whole" in said.out) == (12, True)

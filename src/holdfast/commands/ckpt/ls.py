@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from holdfast.commands.arguments import clock_of, json_option, print_json, say
-from holdfast.commands.ckpt.selection import facts, meant, name_of, target_argument
-from holdfast.commands.wording import age, columns, number
+from holdfast.commands.ckpt.selection import TIER, facts, is_complete, meant, name_of, target_argument
+from holdfast.commands.wording import age, columns, number, printable
 from holdfast.units import show_size
 
 if TYPE_CHECKING:
     from holdfast.checkpoint.survey import CheckpointInfo
     from holdfast.checkpoint.target import Target
 
-_HEADINGS = ("CHECKPOINT", "STEP", "EPOCH", "AGE", "SIZE", "REASON", "METRICS")
+_HEADINGS = ("CHECKPOINT", "STEP", "EPOCH", "AGE", "SIZE", "ADDED", "TIER", "REASON", "METRICS")
 
 
 @click.command("ls")
@@ -38,18 +38,23 @@ def command(context: click.Context, target: Target | None, everything: bool, as_
         say(f"{asked.name} has no checkpoint yet", hint=f"holdfast save {asked.name}")
 
 
-def table(found: Iterable[CheckpointInfo], now_s: float) -> list[str]:
-    """Headings and a line a checkpoint. Pure."""
-    rows = [
-        (
-            name_of(info) + ("" if info.live else " (aside)"),
-            str(info.step),
-            str(info.epoch),
-            age(now_s - info.time_s),
-            show_size(info.size_bytes),
-            info.reason,
-            ", ".join(f"{name} {number(value)}" for name, value in info.metrics.items()) or "-",
-        )
-        for info in found
-    ]
-    return columns([_HEADINGS, *rows])
+def table(found: Sequence[CheckpointInfo], now_s: float) -> list[str]:
+    """Headings and a line a checkpoint; their names where they have some. ADDED: bytes that no older one needs too."""
+    named = any(info.name for info in found)
+    rows = [_row(info, now_s) + ((printable(info.name) or "-",) if named else ()) for info in found]
+    return columns([_HEADINGS + (("NAME",) if named else ()), *rows])
+
+
+def _row(info: CheckpointInfo, now_s: float) -> tuple[str, ...]:
+    marks = [mark for mark, holds in (("aside", not info.live), ("packs missing", not is_complete(info))) if holds]
+    return (
+        name_of(info) + (f" ({', '.join(marks)})" if marks else ""),
+        str(info.step),
+        str(info.epoch),
+        age(now_s - info.time_s),
+        show_size(info.size_bytes),
+        show_size(info.added_bytes),
+        TIER,
+        printable(info.reason),
+        printable(", ".join(f"{name} {number(value)}" for name, value in info.metrics.items())) or "-",
+    )

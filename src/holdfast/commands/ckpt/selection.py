@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from holdfast.checkpoint.survey import CheckpointInfo
     from holdfast.checkpoint.target import Target
 
+TIER = "disk"  # a folder is on a disk, whichever; `ckpt sync` tells of the mirror
 METAVAR = "RUN|FOLDER[@STEP|@best]"
 
 
@@ -22,9 +23,19 @@ def name_of(info: CheckpointInfo) -> str:
 
 
 def facts(info: CheckpointInfo) -> dict[str, Any]:
-    """One entry of `ckpt ls --json`. Pure."""
-    names = ("term", "sequence", "step", "epoch", "time_s", "reason", "metrics", "world", "size_bytes", "live")
-    return {**{name: getattr(info, name) for name in names}, "path": str(info.path)}
+    """One entry of `ckpt ls --json`."""
+    names = ("term", "sequence", "step", "epoch", "time_s", "reason", "metrics", "world", "live", "name")
+    sizes = {"size_bytes": info.size_bytes, "added_bytes": info.added_bytes}
+    where = {"tier": TIER, "complete": is_complete(info), "path": str(info.path)}
+    return {**{name: getattr(info, name) for name in names}, **sizes, **where}
+
+
+def is_complete(info: CheckpointInfo) -> bool:
+    """Whether all its packs are there at full length. Their bytes were compared at the commit."""
+    from holdfast.checkpoint.collect import is_complete
+    from holdfast.checkpoint.folder import Folder
+
+    return is_complete(Folder(info.path.parents[1]), info)
 
 
 def target(text: str) -> Target:

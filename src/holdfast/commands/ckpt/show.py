@@ -2,47 +2,79 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from holdfast.commands.arguments import json_option, print_json
 from holdfast.commands.ckpt.selection import facts, name_of, target_argument
-from holdfast.commands.wording import clock, columns, number, plural
+from holdfast.commands.wording import clock, columns, number, plural, printable
 from holdfast.units import show_size
 
 if TYPE_CHECKING:
+    from holdfast.checkpoint.reading import TensorInfo
     from holdfast.checkpoint.target import Target
+
+_HEADINGS = ("TENSOR", "TYPE", "SHAPE", "KIND", "SIZE")
 
 
 @click.command("show")
 @target_argument()
+@click.option("--tensors", "-t", "listed", is_flag=True, help="Every tensor with type, shape, kind and size.")
 @json_option
-def command(target: Target, as_json: bool) -> None:
-    """What one checkpoint holds: by default the newest."""
+def command(target: Target, listed: bool, as_json: bool) -> None:
+    """What one checkpoint holds: by default the newest. Reads no tensor."""
+    from holdfast.checkpoint.reading import open_checkpoint
     from holdfast.checkpoint.target import find
 
     info = find(target)
-    manifest = json.loads(info.path.read_bytes())
+    with open_checkpoint(target.root, info) as checkpoint:
+        tensors = checkpoint.tensors
+        manifest = {"packs": [{"name": p.name, "bytes": p.size_bytes} for p in checkpoint.manifest.packs]}
+        manifest["ranks"] = list(checkpoint.manifest.ranks)
     if as_json:
-        print_json({**facts(info), "manifest": manifest})
+        extra = {"tensors": [tensor_facts(one) for one in tensors.values()]} if listed else {"manifest": manifest}
+        print_json({**facts(info), **extra})
         return
     lines = [("checkpoint", name_of(info)), ("step", f"{info.step}, epoch {info.epoch}"), ("time", clock(info.time_s))]
-    lines += [("reason", info.reason), ("size", f"{show_size(info.size_bytes)}, {plural(info.world, 'rank')}")]
-    lines += [(name, number(value)) for name, value in info.metrics.items()]
-    lines += contents(manifest)
+    lines += [("name", printable(info.name))] if info.name else []
+    lines += [
+        ("reason", printable(info.reason)),
+        ("size", f"{show_size(info.size_bytes)}, {plural(info.world, 'rank')}"),
+    ]
+    lines += [("added", f"{show_size(info.added_bytes)} that no older checkpoint needs")]
+    lines += [(printable(name), number(value)) for name, value in info.metrics.items()]
+    lines += contents(tensors)
     click.echo("\n".join(columns(lines)))
+    if listed:
+        click.echo("\n" + "\n".join(table(tensors.values())))
 
 
-def contents(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """How many tensors and bytes of each kind a manifest names, over all ranks. Pure."""
-    sizes: dict[str, int] = {}
-    tensors: dict[str, set[str]] = {}
-    for chunk in (chunk for rank in manifest["ranks"] for chunk in rank["chunks"]):
-        kind = chunk["kind"]
-        sizes[kind] = sizes.get(kind, 0) + chunk["bytes"]
-        tensors.setdefault(kind, set()).update(tensor["name"] for tensor in chunk["tensors"])
-    for kind, total in sizes.items():
-        yield kind, f"{plural(len(tensors[kind]), 'tensor')}, {show_size(total)}"
+def contents(tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, str]]:
+    """How many tensors and bytes of each kind there are, replicas of several ranks once. Pure."""
+    sizes: dict[str, list[int]] = {}
+    for tensor in tensors.values():
+        sizes.setdefault(tensor.kind, []).append(tensor.size_bytes)
+    for kind, found in sizes.items():
+        yield kind, f"{plural(len(found), 'tensor')}, {show_size(sum(found))}"
+
+
+def table(tensors: Iterable[TensorInfo]) -> list[str]:
+    """Headings and a line a tensor. Pure."""
+    rows = [
+        (printable(one.name), one.dtype, "x".join(map(str, one.shape)) or "scalar", one.kind, show_size(one.size_bytes))
+        for one in tensors
+    ]
+    return columns([_HEADINGS, *rows])
+
+
+def tensor_facts(one: TensorInfo) -> dict[str, Any]:
+    """One entry of `--tensors --json`. Pure."""
+    return {
+        "name": one.name,
+        "dtype": one.dtype,
+        "shape": list(one.shape),
+        "kind": one.kind,
+        "size_bytes": one.size_bytes,
+    }
