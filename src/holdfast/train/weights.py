@@ -58,10 +58,10 @@ def load_weights(
     what is converted to the element type here.
     Raises WeightsMismatch with a list of the differences; Damaged, after which the module may be partly overwritten.
     """
-    from holdfast.checkpoint import rebuild
-
     lenient = Lenient(missing=allow_missing, unused=allow_unused, dtype=allow_dtype)
     with _opened(target) as checkpoint:
+        from holdfast.checkpoint import rebuild
+
         entries = entries_of(rebuild.tree_of(checkpoint, name), name)
         here = module.state_dict()
         stored = {key: _stored(checkpoint, node) for key, node in entries.items()}
@@ -80,9 +80,9 @@ def begin(target: str | os.PathLike[str], objects: Mapping[str, Any], lenient: L
 
     Raises UsageError when it holds none of them, and as `load_weights`.
     """
-    from holdfast.checkpoint import rebuild
-
     with _opened(target) as checkpoint:
+        from holdfast.checkpoint import rebuild
+
         held = rebuild.registered(checkpoint)
         place = f"{checkpoint.root}@{checkpoint.info.term}-{checkpoint.info.sequence}"
     modules = {name: value for name, value in objects.items() if isinstance(value, torch.nn.Module) and name in held}

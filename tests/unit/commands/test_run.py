@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from holdfast.checkpoint.commit import commit
+from holdfast.checkpoint.folder import Folder
 from holdfast.commands.dry_run import describe
 from holdfast.commands.run import command, read_sources, secret_values
 from holdfast.errors import HoldfastError, RunFileError, UsageError
 from holdfast.plan import Facts, Plan, make
 from holdfast.spec import Source, Spec, load
+from tests.slotparts import part_of
 
 
 @pytest.fixture(autouse=True)
@@ -152,3 +155,15 @@ log          1.9 GiB, a line on the state every 10 min
 stop         SIGTERM, then 3 min of grace
 at most      14 d"""
     )
+
+
+def test_the_checkpoint_to_begin_with_is_settled_when_the_run_is_made(project: Path, tmp_path: Path) -> None:
+    root = tmp_path / "base"
+    folder = Folder(root)
+    folder.open()
+    commit(folder, [part_of(step=7, term=2, sequence=5)])
+
+    assert planned("--from", "../base@7", "--", "sh")["env"]["HOLDFAST_INIT"] == f"{root}@2-5"
+    assert "HOLDFAST_INIT" not in planned("--", "sh")["env"]
+    with pytest.raises(UsageError, match="has no checkpoint at step 8"):
+        call("--from", "../base@8", "--dry-run", "--", "sh")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +230,19 @@ def test_a_tree_nested_deeper_than_python_calls_is_refused(tmp_path: Path) -> No
 
     with pytest.raises(UnreadableState, match="cannot be rebuilt"):
         holdfast.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["blake3", "zstandard"])
+def test_an_interpreter_that_cannot_verify_says_what_it_lacks(tmp_path: Path, name: str) -> None:
+    code = (
+        f"import sys; sys.modules[{name!r}] = None\n"
+        "import holdfast, torch\n"
+        "from holdfast.errors import HoldfastError\n"
+        "for call in (holdfast.load, lambda t: holdfast.load_weights(torch.nn.Linear(1, 1), t)):\n"
+        "    try: call('x')\n"
+        "    except HoldfastError as error: print(error, error.hint)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    sentence = f"reading a checkpoint here needs {name}, which this Python lacks pip install {name}"
+    assert done.stdout.splitlines() == [sentence, sentence]
