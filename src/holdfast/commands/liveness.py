@@ -32,7 +32,10 @@ def status_of(run: RunDir) -> dict[str, Any]:
 
 
 def polls(run: RunDir, *, every_s: float = POLL_S) -> Iterator[dict[str, Any]]:
-    """The status again and again; the last one is that of a run that is over (ended, or lost for `LOST_S`)."""
+    """The status again and again; the last one is that of a run that is over.
+
+    That is one that has ended and no longer sends to its mirror, or that was lost for `LOST_S`.
+    """
     carried = time.monotonic()
     while True:
         status = status_of(run)
@@ -40,9 +43,14 @@ def polls(run: RunDir, *, every_s: float = POLL_S) -> Iterator[dict[str, Any]]:
         if status["state"] != "lost":
             carried = now
         yield status
-        if status["state"] in ENDED or now - carried > LOST_S:
+        if (status["state"] in ENDED and not sending(run, status)) or now - carried > LOST_S:
             return
         time.sleep(every_s)
+
+
+def sending(run: RunDir, status: dict[str, Any]) -> bool:
+    """Whether a run that has ended may still be sending to its mirror; its shim stays for as long."""
+    return bool(status.get("mirror")) and listens(run.runtime / "shim.sock")
 
 
 def when_over(run: RunDir, *, every_s: float = POLL_S) -> dict[str, Any]:

@@ -61,8 +61,8 @@ def resume(source: Elsewhere, *, secrets: Sequence[str], argv: Sequence[str]) ->
     from holdfast.commands.run import secret_values
     from holdfast.mirror.origin import Origin
 
+    origin = Origin(stores.connect(source.url, os.environ, stores.IMPATIENT))
     store = stores.connect(source.url, os.environ)
-    origin = Origin(store)
     with tempfile.TemporaryDirectory(prefix="holdfast-") as code:
         overrides = [f"checkpoint.mirror.url={source.url}", "workdir=."]
         if origin.has_code:

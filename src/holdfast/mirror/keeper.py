@@ -51,7 +51,8 @@ class Keeper:
         if not self._begun:
             format_problems(ROOT, self.view())  # raises what a newer version has written
         names = [name for name in DISK.list(lease.folder(self._root)) if lease.term_of(name) is not None]
-        self._fence.hold(own, [*names, *self._known])
+        if self._fence.hold(own, [*names, *self._known]):
+            self._fence.beat(own)
         self._known.add(own.file_name)
         self.lease = own
         if not self._begun:

@@ -38,7 +38,7 @@ from holdfast.runs import RunDir
 RETRY_S = (5.0, 60.0)  # first and longest pause of a store that is away
 LOGS_S = 60.0
 DRAIN_S = 600.0  # how long the end of a run waits at most for the mirror
-AWAY_S = 30.0  # and how long for a store that does not answer
+AWAY_S = 15.0  # and how long for a store that does not answer
 
 
 class _TooLate(Exception):
@@ -140,6 +140,7 @@ class Mirroring:
             store = stores.connect(self._mirror.url, self._environ())
             known = [name for name in [self._state.get("lease")] if name]
             self._keeper = Keeper(self._root, store, bytes_per_s=self._mirror.bytes_per_s, known=known)
+            self._beat_s = 0.0  # at once: nobody else must take a mirror for abandoned that was just taken up
         return self._keeper
 
     def _environ(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from holdfast.commands.arguments import Callback
+from holdfast.commands.liveness import live
 from holdfast.commands.resume import secrets_of
 from holdfast.errors import UsageError
 from holdfast.runs import RunDir, plan_of
@@ -51,3 +52,9 @@ def keeper_of(run: RunDir, root: Path, store: Store) -> Keeper:
 
     mirror = plan_of(run)["checkpoint"].get("mirror") or {}
     return Keeper(root, store, bytes_per_s=mirror.get("bytes_per_s"))
+
+
+def let_go(run: RunDir, keeper: Keeper) -> None:
+    """A run that nobody carries need not look alive: another machine may continue it at once. Raises StoreRefused."""
+    if not live(run):
+        keeper.rest()

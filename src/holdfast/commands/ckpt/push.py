@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from holdfast.commands.arguments import json_option, print_json
-from holdfast.commands.ckpt.mirrored import keeper_of, run_of, store_of, url_argument
+from holdfast.commands.ckpt.mirrored import keeper_of, let_go, run_of, store_of, url_argument
 from holdfast.commands.ckpt.selection import name_of, target_argument
 from holdfast.commands.progress import bar
 from holdfast.units import show_size
@@ -34,6 +34,7 @@ def command(target: Target, url: str | None, as_json: bool) -> None:
     with bar("sending") as progress:
         pushed = keeper.push(info, progress)
     keeper.mend_index()
+    let_go(run, keeper)
     if as_json:
         told = {"url": store.url, "term": info.term, "sequence": info.sequence, "step": info.step}
         print_json({**told, "packs": pushed.packs, "sent_bytes": pushed.sent_bytes})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from holdfast.commands.arguments import json_option, print_json
-from holdfast.commands.ckpt.mirrored import keeper_of, run_of, store_of, url_argument
+from holdfast.commands.ckpt.mirrored import keeper_of, let_go, run_of, store_of, url_argument
 from holdfast.commands.ckpt.selection import target_argument
 from holdfast.commands.progress import bar
 from holdfast.commands.wording import plural
@@ -42,6 +42,7 @@ def command(target: Target, url: str | None, as_json: bool) -> None:
             sent_bytes += keeper.push(info, progress).sent_bytes
     removed = keeper.retire(policy(Plan.from_json(plan_of(run)).checkpoint.keep))
     mended = keeper.mend_index(doubt=True)
+    let_go(run, keeper)
     if as_json:
         steps = {"sent": [info.step for info in missing], "removed": [info.step for info in removed]}
         print_json({"url": store.url, **steps, "sent_bytes": sent_bytes, "mended": mended})

@@ -1,0 +1,171 @@
+"""A run with a mirror: its machine dies and another one ends it bit for bit; the store goes away and comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from holdfast.errors import LeaseHeld, NoValidCheckpoint, StoreRefused
+from holdfast.runs import RunDir
+from tests.e2e.box import Box
+from tests.labs import faultproxy
+from tests.labs.servers import BUCKET, Server, free_port
+from tests.waiting import until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+TINY = Path(__file__).parent / "scripts" / "tiny.py"
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Box]:
+    """A machine that has nothing."""
+    (tmp_path / "other").mkdir()
+    made = Box(tmp_path / "other")
+    yield made
+    made.close()
+    shutil.rmtree(made.short, ignore_errors=True)
+
+
+def begin(box: Box, mirror: str, *options: str, **env: str) -> RunDir:
+    shutil.copy(TINY, box.work / "train.py")
+    text = f"name: digits\nrun: exec python train.py\ncheckpoint: {{every: [5 steps], mirror: '{mirror}'}}\n"
+    box.write("holdfast.yaml", text)
+    return box.start(*options, **env)
+
+
+def mirrored(run: RunDir, step: int) -> bool:
+    lines = (
+        [json.loads(line) for line in run.archiver_log.read_text().splitlines()] if run.archiver_log.exists() else []
+    )
+    return any(line["event"] == "mirrored" and line["step"] >= step for line in lines)
+
+
+def final(run: RunDir) -> str:
+    return (run.root / "final.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The final weights of the run that nothing disturbed."""
+    box = Box(tmp_path_factory.mktemp("calm"))
+    shutil.copy(TINY, box.work / "train.py")
+    run = box.start("--", "python", "train.py", STEP_S="0")
+    box.wait_for(run, "succeeded")
+    yield final(run)
+    box.close()
+    shutil.rmtree(box.short, ignore_errors=True)
+
+
+def test_a_dead_machines_run_ends_on_another_bit_for_bit(box: Box, other: Box, expected: str, tmp_path: Path) -> None:
+    nas = tmp_path / "nas"
+    nas.mkdir()
+    run = begin(box, f"{nas}/${{run}}", STEP_S="0.2")
+    until(lambda: mirrored(run, 10), 60, what=lambda: box.tail(run))
+    box.close()
+    shutil.rmtree(run.root)
+
+    held = other.holdfast("resume", f"{nas}/digits", "-d")
+    assert LeaseHeld.exit_code == held.returncode, held.stderr
+    assert "in use by" in held.stderr
+    assert not (other.home / "runs" / "digits").exists()
+    signs = list((nas / "digits" / "leases").glob("*.alive"))
+    for sign in signs:
+        os.utime(sign, (sign.stat().st_mtime - 100, sign.stat().st_mtime - 100))
+    done = other.holdfast("resume", f"{nas}/digits", "-d")
+
+    assert 0 == done.returncode, done.stderr
+    there = RunDir(other.home / "runs" / "digits")
+    assert "succeeded" == other.wait_for(there, "succeeded", "failed")["state"], other.tail(there)
+    assert expected == final(there)
+    first = json.loads((there.records / "rank-00000.jsonl").read_text().splitlines()[0])
+    assert 10 <= first["step"]
+
+
+def test_over_s3_with_its_credentials_as_secrets(box: Box, other: Box, rclone: Server, expected: str) -> None:
+    url = f"s3://{BUCKET}/{uuid.uuid4()}"
+    environ = rclone.environ(home=box.root)
+    options = [option for name in environ if name != "HOME" for option in ("--secret", name)]
+    run = begin(box, url, *options, STEP_S="0.2", **environ)
+    until(lambda: mirrored(run, 5), 60, what=lambda: box.tail(run))
+    assert 0 == box.holdfast("stop", run.id).returncode
+    box.wait_for(run, "stopped")
+    until(lambda: box.process(run, "shim") is None, 60, what="the end of the mirror")
+    recorded = b"".join(path.read_bytes() for path in run.root.rglob("*") if path.is_file())
+    assert rclone.secret.encode() not in recorded
+
+    done = other.holdfast("resume", url, "-d", *options, **environ)
+
+    assert 0 == done.returncode, done.stderr
+    there = RunDir(other.home / "runs" / "digits")
+    assert "succeeded" == other.wait_for(there, "succeeded", "failed")["state"], other.tail(there)
+    assert expected == final(there)
+    back = box.holdfast("ckpt", "push", run.id, **environ)
+    assert LeaseHeld.exit_code == back.returncode
+    assert "another machine" in back.stderr
+
+
+def test_an_outage_touches_nothing_and_is_caught_up(box: Box, moto: Server, expected: str) -> None:
+    url = f"s3://{BUCKET}/{uuid.uuid4()}"
+    with faultproxy.between(moto.port) as proxy:
+        run = begin(box, url, STEP_S="0.3", **moto.environ(port=proxy.port, home=box.root))
+        until(lambda: mirrored(run, 5), 60, what=lambda: box.tail(run))
+        proxy.down = True
+        box.wait_step(run, 20)
+        proxy.down = False
+        assert "succeeded" == box.wait_for(run, "succeeded", "failed")["state"], box.tail(run)
+        until(lambda: box.process(run, "shim") is None, 60, what="the end of the mirror")
+    assert expected == final(run)
+    assert mirrored(run, 40)
+    assert not box.status(run)["mirror"]["behind"]
+
+
+def test_a_lost_folder_is_filled_from_the_mirror(box: Box, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "nas").mkdir()
+    run = begin(box, f"{tmp_path}/nas/digits", STEP_S="0.1")
+    until(lambda: mirrored(run, 5), 60, what=lambda: box.tail(run))
+    assert 0 == box.holdfast("stop", run.id).returncode
+    box.wait_for(run, "stopped")
+    until(lambda: box.process(run, "shim") is None, 60, what="the end of the mirror")
+    shutil.rmtree(run.checkpoints)
+
+    assert 0 == box.holdfast("resume", run.id, "-d").returncode
+
+    assert "succeeded" == box.wait_for(run, "succeeded", "failed")["state"], box.tail(run)
+    assert expected == final(run)
+    assert '"fetched"' in run.archiver_log.read_text()
+
+
+def test_what_cannot_be_resumed_leaves_nothing_and_says_why(box: Box, tmp_path: Path, moto: Server) -> None:
+    environ = {**moto.environ(home=tmp_path), "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}
+    away = box.holdfast("resume", f"s3://{BUCKET}/x", **environ)
+    empty = box.holdfast("resume", f"s3://{BUCKET}/{uuid.uuid4()}", **moto.environ(home=tmp_path))
+    wrong = box.holdfast("resume", "s4://x")
+
+    assert StoreRefused.exit_code == away.returncode
+    assert "nothing listens" in away.stderr
+    assert NoValidCheckpoint.exit_code == empty.returncode
+    assert 2 == wrong.returncode
+    assert not list(box.home.glob("runs/*"))
+
+
+def test_a_store_that_is_away_is_a_warning_and_a_wrong_url_an_error(box: Box, tmp_path: Path) -> None:
+    shutil.copy(TINY, box.work / "train.py")
+    box.write("holdfast.yaml", "name: digits\nrun: exec python train.py\ncheckpoint: {mirror: s4://bucket/x}\n")
+    wrong = box.holdfast("run", "-d")
+    box.write("holdfast.yaml", f"name: digits\nrun: exec python train.py\ncheckpoint: {{mirror: {tmp_path}/no/x}}\n")
+    away = box.holdfast("run", "-d", STEP_S="0")
+
+    assert 2 == wrong.returncode
+    assert "did you mean s3://" in wrong.stderr
+    assert 0 == away.returncode
+    run = RunDir(box.home / "runs" / "digits")
+    assert "succeeded" == box.wait_for(run, "succeeded", "failed")["state"]
+    until(lambda: box.process(run, "shim") is None, 60, what="the end of the mirror")
+    assert "mirror-behind" in run.archiver_log.read_text()
