@@ -66,12 +66,8 @@ def brought(store: Store, machine: Machine) -> None:
     folder.leave()
 
 
-@pytest.mark.parametrize("name", ["rclone", "moto"])
-def test_ten_kills_send_no_more_than_what_was_on_its_way_again(
-    name: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    server = request.getfixturevalue(name)
-    killed_again_and_again(server, tmp_path, kills=10, chunks=20, chunk_bytes=1_000_000, bytes_per_s=20_000_000)
+def test_ten_kills_send_no_more_than_what_was_on_its_way_again(rclone: Server, tmp_path: Path) -> None:
+    killed_again_and_again(rclone, tmp_path, kills=10, chunks=20, chunk_bytes=1_000_000, bytes_per_s=20_000_000)
 
 
 @pytest.mark.soak

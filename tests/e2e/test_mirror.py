@@ -124,6 +124,7 @@ def test_an_outage_touches_nothing_and_is_caught_up(box: Box, moto: Server, expe
     assert expected == final(run)
     assert mirrored(run, 40)
     assert not box.status(run)["mirror"]["behind"]
+    assert "disk+mirror" == json.loads(box.holdfast("ckpt", "ls", run.id, "--json").stdout)[-1]["tier"]
 
 
 def test_a_lost_folder_is_filled_from_the_mirror(box: Box, expected: str, tmp_path: Path) -> None:

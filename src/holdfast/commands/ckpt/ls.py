@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from holdfast.commands.arguments import clock_of, json_option, print_json, say
-from holdfast.commands.ckpt.selection import TIER, facts, is_complete, meant, name_of, target_argument
+from holdfast.commands.ckpt.selection import facts, is_complete, meant, mirrored, name_of, target_argument, tier_of
 from holdfast.commands.wording import age, columns, number, printable
 from holdfast.units import show_size
 
@@ -30,22 +30,23 @@ def command(context: click.Context, target: Target | None, everything: bool, as_
 
     asked = meant(target)
     found = [info for info in every(asked) if everything or info.live]
+    elsewhere = mirrored(asked)
     if as_json:
-        print_json([facts(info) for info in found])
+        print_json([facts(info, elsewhere) for info in found])
     elif found:
-        click.echo("\n".join(table(found, clock_of(context)())))
+        click.echo("\n".join(table(found, clock_of(context)(), elsewhere)))
     else:
         say(f"{asked.name} has no checkpoint yet", hint=f"holdfast save {asked.name}")
 
 
-def table(found: Sequence[CheckpointInfo], now_s: float) -> list[str]:
+def table(found: Sequence[CheckpointInfo], now_s: float, elsewhere: Container[tuple[int, int]] = ()) -> list[str]:
     """Headings and a line a checkpoint; their names where they have some. ADDED: bytes that no older one needs too."""
     named = any(info.name for info in found)
-    rows = [_row(info, now_s) + ((printable(info.name) or "-",) if named else ()) for info in found]
+    rows = [_row(info, now_s, elsewhere) + ((printable(info.name) or "-",) if named else ()) for info in found]
     return columns([_HEADINGS + (("NAME",) if named else ()), *rows])
 
 
-def _row(info: CheckpointInfo, now_s: float) -> tuple[str, ...]:
+def _row(info: CheckpointInfo, now_s: float, elsewhere: Container[tuple[int, int]]) -> tuple[str, ...]:
     marks = [mark for mark, holds in (("aside", not info.live), ("packs missing", not is_complete(info))) if holds]
     return (
         name_of(info) + (f" ({', '.join(marks)})" if marks else ""),
@@ -54,7 +55,7 @@ def _row(info: CheckpointInfo, now_s: float) -> tuple[str, ...]:
         age(now_s - info.time_s),
         show_size(info.size_bytes),
         show_size(info.added_bytes),
-        TIER,
+        tier_of(info, elsewhere),
         printable(info.reason),
         printable(", ".join(f"{name} {number(value)}" for name, value in info.metrics.items())) or "-",
     )

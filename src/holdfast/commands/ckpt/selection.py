@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from holdfast.checkpoint.survey import CheckpointInfo
     from holdfast.checkpoint.target import Target
 
-TIER = "disk"  # a folder is on a disk, whichever; `ckpt sync` tells of the mirror
 METAVAR = "RUN|FOLDER[@STEP|@best]"
 
 
@@ -22,11 +22,25 @@ def name_of(info: CheckpointInfo) -> str:
     return f"{info.term}-{info.sequence}"
 
 
-def facts(info: CheckpointInfo) -> dict[str, Any]:
+def mirrored(asked: Target) -> frozenset[tuple[int, int]]:
+    """Term and sequence of what a run's mirror holds, as its archiver last saw it."""
+    try:
+        held = json.loads(asked.run.mirror.read_bytes())["held"] if asked.run is not None else []
+        return frozenset((int(term), int(sequence)) for term, sequence in held)
+    except (OSError, ValueError, KeyError, TypeError):
+        return frozenset()
+
+
+def tier_of(info: CheckpointInfo, elsewhere: Container[tuple[int, int]]) -> str:
+    """`disk`, whichever that is, or `disk+mirror`."""
+    return "disk+mirror" if (info.term, info.sequence) in elsewhere else "disk"
+
+
+def facts(info: CheckpointInfo, elsewhere: Container[tuple[int, int]] = ()) -> dict[str, Any]:
     """One entry of `ckpt ls --json`."""
     names = ("term", "sequence", "step", "epoch", "time_s", "reason", "metrics", "world", "live", "name")
     sizes = {"size_bytes": info.size_bytes, "added_bytes": info.added_bytes}
-    where = {"tier": TIER, "complete": is_complete(info), "path": str(info.path)}
+    where = {"tier": tier_of(info, elsewhere), "complete": is_complete(info), "path": str(info.path)}
     return {**{name: getattr(info, name) for name in names}, **sizes, **where}
 
 
