@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from holdfast import goodput
-from holdfast.heartbeat import Page, page_path
+from holdfast.heartbeat import Beat, Page, page_path
 from holdfast.plan import CheckpointPlan, Every, Plan
 from holdfast.runs import RunDir
 from holdfast.units import show_duration
 from tests.e2e.box import Box
+from tests.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
@@ -31,22 +34,31 @@ def lines(path: Path, event: str) -> list[dict[str, Any]]:
     return [line for line in found if line.get("event") == event]
 
 
-def test_two_ranks_save_by_the_clock_at_the_same_steps(box: Box) -> None:
+def test_two_ranks_save_by_the_clock_and_by_a_signal_to_one_of_them_at_the_same_steps(box: Box) -> None:
     shutil.copy(SCRIPTS / "two_ranks.py", box.work / "train.py")
     command = "exec torchrun --standalone --nproc-per-node 2 train.py"
-    box.write("holdfast.yaml", f"name: clock\nrun: {command}\ncheckpoint: {{every: 300ms}}\n")
-    run = box.start(STEP_S="0.05")
+    box.write("holdfast.yaml", f"name: clock\nrun: {command}\ncheckpoint: {{every: 1500ms}}\n")
+    run = box.start(STEP_S="0.1")
+    path = page_path(run.runtime, 1)
 
-    assert box.wait_for(run, "succeeded", "failed")["state"] == "succeeded", box.tail(run)
+    def training() -> Beat | None:
+        beat = Page(path).read() if path.exists() else None
+        return beat if beat and beat.step else None
 
-    made = lines(run.archiver_log, "committed")
-    assert any(line["reason"] == "every 0.3 s" for line in made), made
+    beat = until(training, 60, what=lambda: f"a step\n{box.tail(run)}")
+    os.kill(beat.pid, signal.SIGUSR1)  # long before the clock
+
+    found = box.wait_for(run, "succeeded", "failed")
+    assert (found["state"], found["attempt"]) == ("succeeded", 1), box.tail(run)
+
+    reasons = {line["reason"] for line in lines(run.archiver_log, "committed")}
+    assert {"every 1.5 s", "requested"} <= reasons
     assert lines(run.archiver_log, "save_failed") == []
     sealed = [[line["step"] for line in lines(run.records / f"rank-0000{rank}.jsonl", "sealed")] for rank in (0, 1)]
     assert sealed[0] == sealed[1]
 
 
-def test_two_ranks_without_a_supervisor_save_by_the_clock(tmp_path: Path) -> None:
+def test_two_ranks_without_a_supervisor_agree_to_save_by_the_clock_and_to_stop(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "alone")
     run.root.mkdir()
     checkpoint = CheckpointPlan(dir=str(run.checkpoints), every=Every(auto=False, seconds=0.3))
@@ -54,30 +66,36 @@ def test_two_ranks_without_a_supervisor_save_by_the_clock(tmp_path: Path) -> Non
     run.plan.write_text(json.dumps(Plan(**names, argv=("python",), checkpoint=checkpoint, alone=True).to_json()))
     script = (SCRIPTS / "two_ranks.py").read_text().replace("loader=loader)", f"loader=loader, dir={str(run.root)!r})")
     (tmp_path / "train.py").write_text(script.replace('os.environ["HOLDFAST_RUN_DIR"]', repr(str(run.root))))
+
+    def committed(reason: str) -> list[int]:
+        found = lines(run.archiver_log, "committed") if run.archiver_log.exists() else []
+        return [line["step"] for line in found if line["reason"] == reason]
+
+    with _torchrun(tmp_path, STEP_S="0.3") as stopped:
+        until(lambda: committed("every 0.3 s"), 60, what="a save by the clock")
+        stopped.terminate()
+        stopped.wait(60)
+    assert committed("stop")
+    with _torchrun(tmp_path, STEP_S="0.02") as finished:
+        assert finished.wait(100) == 0
+
+    assert committed("final") == [40]
+    assert lines(run.archiver_log, "save_failed") == []
+    assert [line["step"] for line in lines(run.records / "rank-00001.jsonl", "restored")] == [0, committed("stop")[0]]
+
+
+@contextlib.contextmanager
+def _torchrun(folder: Path, **env: str) -> Iterator[subprocess.Popen[bytes]]:
+    """train.py in `folder` under torchrun, ended at the end."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
-
-    done = subprocess.run(
-        command, cwd=tmp_path, env={**environ, "OMP_NUM_THREADS": "1", "STEP_S": "0.05"}, capture_output=True, text=True
-    )
-
-    assert done.returncode == 0, done.stderr
-    made = lines(run.archiver_log, "committed")
-    assert any(line["reason"] == "every 0.3 s" for line in made), made
-    assert lines(run.archiver_log, "save_failed") == []
-
-
-def test_sigusr1_saves_and_the_run_goes_on(box: Box) -> None:
-    shutil.copy(SCRIPTS / "tiny.py", box.work / "train.py")
-    box.write("holdfast.yaml", "name: nudged\nrun: exec python train.py\ncheckpoint: {every: 1000 steps}\n")
-    run = box.start(STEP_S="0.05")
-    box.wait_step(run, 5)
-
-    box.kill(run, "trainer", signal.SIGUSR1)
-
-    found = box.wait_for(run, "succeeded", "failed")
-    assert (found["state"], found["attempt"]) == ("succeeded", 1), box.tail(run)
-    assert "signal" in [line["reason"] for line in lines(run.archiver_log, "committed")]
+    with subprocess.Popen(
+        command, cwd=folder, env={**environ, "OMP_NUM_THREADS": "1", **env}, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
 
 
 def test_a_metric_that_always_improves_is_saved_as_often_as_the_overhead_allows(box: Box) -> None:

@@ -268,7 +268,7 @@ class Archiver:
 def main(run_dir: Path) -> int:
     """Be the archiver of a run; returns its exit status. Raises LeaseHeld while another one lives."""
     run = RunDir(run_dir)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, lambda *_: None)  # SIG_IGN would be inherited by a shim that we start, and so by trainers
     runtime = make_runtime(run)
     lock = _only_one(run_dir, runtime / "archiver.lock")

@@ -167,7 +167,8 @@ class Shim:
         self.selector.register(ours, selectors.EVENT_READ, lambda: ours.recv(4096))
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited by every child: a lost terminal touches nobody
-        signal.signal(signal.SIGINT, lambda *_: None)  # a handler is reset by exec, an ignored signal is not
+        for number in (signal.SIGINT, signal.SIGUSR1):  # a scheduler's USR1 to everything is meant for the trainer
+            signal.signal(number, lambda *_: None)  # a handler is reset by exec, an ignored signal is not
         signal.signal(signal.SIGTERM, self._on_terminate)
 
     def _on_terminate(self, *_: Any) -> None:

@@ -113,6 +113,7 @@ class Supervisor:
         signal.signal(signal.SIGTERM, self._on_terminate)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR1, lambda *_: None)  # "save now", sent to everything, is meant for the trainer
 
     def _on_terminate(self, *_: Any) -> None:
         self.terminated = True

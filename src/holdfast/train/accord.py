@@ -1,6 +1,6 @@
-"""How several ranks come to save at one step when a clock, a metric or a signal says so to one of them.
+"""How several ranks come to save, or to stop, at one step when a clock, a metric or a signal says so to one of them.
 
-That rank says in its heartbeat page that a save is wanted. Whoever may write the lower half of the pages then names a
+That rank says in its heartbeat page what is wanted. Whoever may write the lower half of the pages then names a
 step that no rank has reached: the supervisor; among ranks without one, rank 0.
 """
 
@@ -27,12 +27,19 @@ class Accord:
             self._page.set(save_wanted=number + 1)
 
     def lead(self, step_s: float) -> None:
-        """Where there is no supervisor: name a step to all ranks if one of them wants a save."""
-        if not self._leads or not any(page.get("save_wanted") > page.get("save_number") for page in self._pages):
+        """Where there is no supervisor: name a step to all ranks if one of them wants a save or a stop."""
+        if not self._leads:
+            return
+        save = any(page.get("save_wanted") > page.get("save_number") for page in self._pages)
+        stop = any(page.get("stop_wanted") for page in self._pages) and not self._page.get("stop_at_step")
+        if not save and not stop:
             return
         beats = [beat for beat in (page.read() for page in self._pages) if beat and beat.world == self._world]
         if len(beats) < self._world:
             return  # one is still on its way: at a later step
         number, at_step = 1 + max(page.get("save_number") for page in self._pages), meeting_step(beats, step_s)
         for page in self._pages:
-            page.set(save_at_step=at_step, save_number=number)
+            if save:
+                page.set(save_at_step=at_step, save_number=number)
+            if stop:
+                page.set(stop_at_step=at_step)

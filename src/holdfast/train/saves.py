@@ -57,7 +57,7 @@ class Saves:
         self.signalled = False  # SIGUSR1 came
         self._blocked_ns = 0
         self._ended: dict[int, str] = {}  # sequence of saves of this process that ended -> why it failed, or empty
-        self._reasons: dict[int, tuple[int, str]] = {}  # sequence -> epoch, reason
+        self._reasons: dict[int, tuple[int, str]] = {}  # sequence of saves in flight -> epoch, reason
         self._busy_told = False
         self._tracker = ""  # id that was told
         self._noted: set[str] = set()
@@ -77,7 +77,7 @@ class Saves:
         wanted = "" if due else self._wish(now, metrics)
         if setting.world == 1:
             return due or wanted
-        if wanted:
+        if wanted and not self._reasons:  # one in flight: a rank that finds no slot would save at another step
             self._wanted = wanted
             self._accord.want()
         self._accord.lead((now.now_s - self._began.now_s) / max(1, now.step - self._began.step))

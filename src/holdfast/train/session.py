@@ -127,6 +127,8 @@ class Session:
         ticks = me.start_ticks if me else 0
         self._page.begin(pid=os.getpid(), start_ticks=ticks, rank=s.rank, world=s.world, attempt=s.attempt)
         self._page.set(save_handled=handled, beat_ns=time.monotonic_ns())
+        if s.alone:  # nobody else clears what an earlier process agreed on
+            self._page.set(stop_at_step=0)
 
     # ---- restoring
 

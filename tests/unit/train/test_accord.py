@@ -1,0 +1,85 @@
+"""How ranks without a supervisor agree on a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from holdfast.heartbeat import Page, page_path
+from holdfast.runs import RunDir, make_runtime
+from holdfast.train.accord import Accord
+from holdfast.train.setting import Setting
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> list[tuple[Accord, Page]]:
+    """Two ranks of a run of their own script, both at step 6."""
+    run = RunDir(tmp_path / "digits")
+    run.root.mkdir()
+    make_runtime(run)
+    made = []
+    for rank in (0, 1):
+        page = Page(page_path(run.runtime, rank))
+        page.begin(pid=1, start_ticks=1, rank=rank, world=2, attempt=1)
+        page.set(step=6)
+        made.append((Accord(Setting(run=run, alone=True, rank=rank, world=2), page), page))
+    return made
+
+
+def asked(ranks: list[tuple[Accord, Page]], *words: str) -> list[tuple[int, ...]]:
+    return [tuple(page.get(word) for word in words) for _, page in ranks]
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_what_one_rank_wants_rank_0_asks_of_all(ranks: list[tuple[Accord, Page]], who: int) -> None:
+    ranks[who][0].want()
+    ranks[0][0].lead(step_s=1.0)
+
+    assert asked(ranks, "save_number", "save_at_step") == [(1, 8), (1, 8)]
+
+
+def test_an_open_request_is_not_repeated(ranks: list[tuple[Accord, Page]]) -> None:
+    (first, page), _ = ranks
+    for _ in range(3):
+        first.want()
+        first.lead(step_s=1.0)
+    assert asked(ranks, "save_number") == [(1,), (1,)]
+
+    page.set(save_handled=1)
+    first.want()
+    first.lead(step_s=1.0)
+    assert asked(ranks, "save_number") == [(2,), (2,)]
+
+
+def test_nothing_is_asked_before_every_rank_is_there(ranks: list[tuple[Accord, Page]]) -> None:
+    (first, _), (_, second) = ranks
+    second.set(magic=0)
+    first.want()
+    first.lead(step_s=1.0)
+    assert asked(ranks, "save_number") == [(0,), (0,)]
+
+    second.begin(pid=2, start_ticks=2, rank=1, world=2, attempt=1)
+    first.lead(step_s=1.0)
+    assert asked(ranks, "save_number") == [(1,), (1,)]
+
+
+def test_a_stop_is_agreed_once(ranks: list[tuple[Accord, Page]]) -> None:
+    (first, _), (_, second) = ranks
+    second.set(stop_wanted=1)
+    first.lead(step_s=1.0)
+    second.set(step=7)
+    first.lead(step_s=1.0)
+
+    assert asked(ranks, "stop_at_step", "save_number") == [(8, 0), (8, 0)]
+
+
+def test_with_a_supervisor_no_rank_asks(ranks: list[tuple[Accord, Page]]) -> None:
+    _, page = ranks[0]
+    run = RunDir(page.path.parent.parent)
+    supervised = Accord(Setting(run=run, alone=False, rank=0, world=2), page)
+
+    supervised.want()
+    supervised.lead(step_s=1.0)
+
+    assert (page.get("save_wanted"), page.get("save_number")) == (1, 0)
