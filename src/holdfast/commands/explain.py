@@ -180,7 +180,7 @@ def _sum(interval: IntervalChosen) -> Iterator[str]:
     cost, write, restart = map(show_duration, (interval.blocked_s, interval.write_s, interval.restart_s))
     yield f"  T_s  a save takes {cost} from training, and is finished after {write}"
     seen = f"{plural(interval.failures, 'failure')} seen in {show_duration(interval.trained_s)}"
-    yield f"  T_f  {show_duration(interval.failure_s)} between failures: {seen}, and what is assumed before any is seen"
+    yield f"  T_f  {show_duration(interval.failure_s)} between failures: {seen}, over what is assumed beforehand"
     yield f"  T_r  {restart} for a restart"
     bound = _BOUNDS[interval.bound].format(ratio=show_ratio(interval.max_overhead_ratio))
     yield f"  T_s + sqrt(2 (T_f + T_r) T_s + T_s²) = {show_duration(interval.best_s)} loses least; {bound}"

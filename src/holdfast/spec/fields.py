@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from string import Formatter
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from holdfast import units
@@ -61,6 +61,12 @@ def _writes(write: Callable[[Any], str]) -> PlainSerializer:
     return PlainSerializer(lambda value: value if isinstance(value, str) else write(value))
 
 
+def _positive(value: float) -> float:
+    if value <= 0:  # pydantic's own `gt` is not applied behind a validator that replaces its own
+        raise wrong("must be more than zero")
+    return value
+
+
 def _schema(pattern: str, example: str, words: tuple[str, ...] = ()) -> WithJsonSchema:
     said = "|".join([*map(re.escape, words), pattern])
     return WithJsonSchema({"type": "string", "pattern": f"^({said})$", "examples": [example]})
@@ -90,6 +96,7 @@ Duration = Annotated[
     _writes(units.write_duration),
     _schema(_DURATION, "15m"),
 ]
+PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
 AutoDuration = Annotated[
     float | str,
     _reads(units.parse_duration, "auto or a duration", units.DURATION_EXAMPLE, ("auto",)),
@@ -114,6 +121,7 @@ Ratio = Annotated[
     _writes(units.write_ratio),
     _schema(rf"{_NUMBER}\s*%", "3%"),
 ]
+PositiveRatio = Annotated[Ratio, AfterValidator(_positive)]
 Trigger = Annotated[
     units.Trigger,
     _reads(units.parse_trigger, "a time or a number of steps or epochs", units.TRIGGER_EXAMPLE),

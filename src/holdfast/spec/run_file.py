@@ -6,7 +6,19 @@ from typing import Annotated
 
 from pydantic import Field, PlainSerializer, PlainValidator, Strict, WithJsonSchema
 
-from holdfast.spec.fields import Command, Duration, Name, Path, Section, Signal, Text, check_command, found, wrong
+from holdfast.spec.fields import (
+    Command,
+    Duration,
+    Name,
+    Path,
+    PositiveDuration,
+    Section,
+    Signal,
+    Text,
+    check_command,
+    found,
+    wrong,
+)
 from holdfast.spec.places import Environment, Link, Resources, SecretRecipe
 from holdfast.spec.survival import Checkpoint, Logs, Restart, Watchdog
 from holdfast.spec.watching import Alert, Notify, Publishing, React, Tracking, Watch
@@ -76,13 +88,13 @@ class Spec(Section):
     checkpoint: Checkpoint = Field(Checkpoint(), description="when state is saved, where, and how long it is kept")
     restart: Restart = Field(Restart(), description="whether another attempt follows one that ended")
     watchdog: Watchdog = Field(Watchdog(), description="when a silent run counts as hung")
-    segment: Duration | None = Field(
-        None, gt=0, description="save, leave and continue this often, for capped sessions", examples=["4h"]
+    segment: PositiveDuration | None = Field(
+        None, description="save, leave and continue this often, for capped sessions", examples=["4h"]
     )
     stop_signal: Signal = Field("SIGTERM", description="asks the command to stop")
     stop_grace_period: Duration = Field(180.0, description="from that signal to SIGKILL")
-    max_duration: Duration | None = Field(
-        None, gt=0, description="a run that takes longer is stopped", examples=["14d"]
+    max_duration: PositiveDuration | None = Field(
+        None, description="a run that takes longer is stopped", examples=["14d"]
     )
     ports: Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], Strict(False)] = Field(
         (), description="forwarded to this machine", examples=["[6006, 8888]"]

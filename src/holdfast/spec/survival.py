@@ -18,8 +18,9 @@ from holdfast.spec.fields import (
     Duration,
     Path,
     Pattern,
+    PositiveDuration,
+    PositiveRatio,
     Rate,
-    Ratio,
     Section,
     Size,
     Text,
@@ -113,7 +114,7 @@ class Checkpoint(Section):
     memory_dir: Path | None = Field(
         None, description="files there in place of memory of our own", examples=["/mnt/ram/${run}"]
     )
-    max_overhead: Ratio = Field(0.03, gt=0, description="share of the time that saving may take with `every: auto`")
+    max_overhead: PositiveRatio = Field(0.03, description="share of the time that saving may take with `every: auto`")
     timeout: Duration = Field(1800.0, description="a save that takes longer has failed")
     name: CheckpointName = Field(
         "{project}-{step:08d}",
@@ -181,7 +182,7 @@ class Restart(Section):
 class Watchdog(Section):
     """When a silent run counts as hung; stacks of all processes are written first, whatever the action."""
 
-    startup: Duration = Field(1800.0, gt=0, description="longest time to the first step")
+    startup: PositiveDuration = Field(1800.0, description="longest time to the first step")
     progress: AutoDuration = Field(
         "auto", description="longest time between two steps; auto learns it from the run", examples=["10m"]
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, Strict, model_validator
 
-from holdfast.spec.fields import Duration, Section, Size, Text, wrong
+from holdfast.spec.fields import Duration, PositiveDuration, Section, Size, Text, wrong
 
 
 def _target_alone(value: object) -> object:
@@ -16,7 +16,7 @@ def _target_alone(value: object) -> object:
 class Watch(Section):
     """What is measured beside the training, how often, and how much of it is kept."""
 
-    interval: Duration = Field(1.0, gt=0, description="between two samples")
+    interval: PositiveDuration = Field(1.0, description="between two samples")
     intervals: dict[str, Duration] = Field({}, description="of single probes", examples=["{smart: 10m}"])
     history: Size = Field(500_000_000, description="of measurements kept")
 
@@ -43,7 +43,7 @@ class Notify(Section):
         ("failed", "hung", "finished"), description="which events", examples=["[failed, finished]"]
     )
     heartbeat: Text | None = Field(None, description="address that is called", examples=["https://example.org/ping"])
-    every: Duration = Field(300.0, gt=0, description="how often the heartbeat is")
+    every: PositiveDuration = Field(300.0, description="how often the heartbeat is")
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Notify:

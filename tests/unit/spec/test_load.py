@@ -68,6 +68,18 @@ def test_every_without_a_unit_is_told_so() -> None:
         loaded("run: x\ncheckpoint: {every: 20}")
 
 
+@pytest.mark.parametrize("line", [
+    "checkpoint: {max_overhead: 0%}", "watchdog: {startup: 0s}", "max_duration: 0s", "watch: {interval: 0ms}",
+])  # fmt: skip
+def test_what_must_be_more_than_zero_is_told_so(line: str) -> None:
+    assert "must be more than zero" in refused(f"run: a\n{line}")
+
+
+def test_rules_as_redis_has_them_are_taken() -> None:
+    found = loaded("run: x\ncheckpoint: {every: [900s if 1 step, 60s if 1000 steps]}").checkpoint.every
+    assert found == (Trigger(seconds=900.0, if_steps=1), Trigger(seconds=60.0, if_steps=1000))
+
+
 def test_every_takes_one_a_list_or_auto() -> None:
     assert loaded("run: x\ncheckpoint: {every: 15m}").checkpoint.every == (Trigger(seconds=900.0),)
     assert loaded("run: x\ncheckpoint: {every: auto}").checkpoint.every == ()
