@@ -287,6 +287,8 @@ def _attempt_started(state: State, event: ev.AttemptStarted, policy: Policy) -> 
 def _restored(state: State, event: ev.Restored, _policy: Policy) -> Step:
     if event.attempt != state.attempt:
         return replace(state, library=True), ()
+    if event.tier == "mirror":
+        state = replace(state, seen=replace(state.seen, lost=state.seen.lost + 1))
     # What became durable before this was the attempt before; and the lease holds from now on what was wanted.
     return replace(state, library=True, base_step=event.step, progressed=False, want="newest", restored=event), ()
 

@@ -121,7 +121,7 @@ def test_a_metric_that_always_improves_is_saved_as_often_as_the_overhead_allows(
 
 def test_auto_chooses_by_what_it_measured_and_explain_shows_the_sum(box: Box) -> None:
     shutil.copy(SCRIPTS / "improving.py", box.work / "train.py")
-    box.write("holdfast.yaml", "name: auto\nrun: exec python train.py\n")
+    box.write("holdfast.yaml", "name: auto\nrun: exec python train.py\ncheckpoint: {memory: off}\n")
     run = box.start(TRAIN_S="11", DIES="1")
     assert box.wait_for(run, "succeeded", "failed")["state"] == "succeeded", box.tail(run)
 

@@ -306,6 +306,13 @@ def test_an_end_that_was_asked_for_is_no_failure_and_a_resume_forgets_nothing() 
     assert after(*asked, ev.ResumeRequested(t=20.0)).seen == Failures(trained_s=10.0)
 
 
+def test_a_return_from_the_mirror_means_that_a_machine_was_lost() -> None:
+    back = ev.Restored(t=3.0, attempt=1, step=5, term=2, tier="mirror")
+
+    assert after(started(1, 2.0), back).seen.lost == 1
+    assert after(started(1, 2.0), dataclasses.replace(back, tier="disk")).seen.lost == 0
+
+
 def interval(tier: str, seconds: float) -> ev.IntervalChosen:
     names = ("best_s", "blocked_s", "write_s", "failure_s", "restart_s", "trained_s", "max_overhead_ratio")
     return ev.IntervalChosen(tier=tier, seconds=seconds, bound="", failures=0, **dict.fromkeys(names, 0.0))

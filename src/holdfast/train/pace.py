@@ -1,9 +1,10 @@
-"""What saves cost this process of late, and the interval that follows for a tier."""
+"""What saves to disk cost this process of late, and the interval that follows."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
 
@@ -18,10 +19,10 @@ _TOLD_RATIO = 0.1  # a choice that differs by less is not told again
 class Pace:
     """Measures, chooses anew with each save, and tells the records when the choice has changed."""
 
-    def __init__(self, tier: goodput.Tier, setting: Setting, records: Records, *, restart_s: float) -> None:
-        """`restart_s`: how long this process took from its start to where training goes on."""
-        self._tier, self._setting, self._records = tier, setting, records
-        self._restart_s = restart_s
+    def __init__(self, setting: Setting, records: Records, *, restart_s: float, memory: Callable[[], bool]) -> None:
+        """`restart_s`: from this process' start to where training goes on. `memory`: whether copies are kept there."""
+        self._setting, self._records = setting, records
+        self._restart_s, self._memory = restart_s, memory
         self._began_s = time.monotonic()
         self._blocked_s: deque[float] = deque(maxlen=_RECENT)
         self._written_s: deque[float] = deque(maxlen=_RECENT)
@@ -59,7 +60,7 @@ class Pace:
         ours_s = time.monotonic() - self._began_s
         seen = replace(self._setting.seen, trained_s=self._setting.seen.trained_s + ours_s)
         ratio = self._setting.max_overhead_ratio
-        return goodput.interval(self._tier, self._costs(), seen, memory=False, max_overhead_ratio=ratio)
+        return goodput.interval("disk", self._costs(), seen, memory=self._memory(), max_overhead_ratio=ratio)
 
     def tell(self, step: int) -> None:
         """Put the choice into the records when it differs from the one told last."""

@@ -52,7 +52,7 @@ class Saves:
         self._began = self._last = Point(0, 0, time.monotonic())
         self._best: float | None = None  # value of `keep.best` with which a checkpoint was made
         self._accord = Accord(setting, pulse.page)
-        self._pace = Pace("disk", setting, records, restart_s=age_s())
+        self._pace = Pace(setting, records, restart_s=age_s(), memory=lambda: pulse.page.get("memory_blocked_ns") > 0)
         self._wanted = ""  # why this rank wants all ranks to save
         self.signalled = False  # SIGUSR1 came
         self._blocked_ns = 0
