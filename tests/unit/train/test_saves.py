@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 import holdfast
 from holdfast.heartbeat import Handlers, Page, page_path
+from holdfast.train.pace import Pace
 from tests.fake_node import FakeNode
 
 
@@ -147,3 +148,16 @@ def test_what_the_supervisor_has_seen_shortens_the_interval(node: FakeNode, monk
     drop(run)
 
     assert (seen.process, seen.trained_s) == (99, 3600.0)
+
+
+def test_with_copies_in_memory_the_disk_is_for_the_machine_alone(node: FakeNode) -> None:
+    run = holdfast.Run()
+    session = run._session
+    chosen = []
+    for kept in (False, True):
+        pace = Pace(session.setting, session._records, restart_s=1.0, memory=lambda kept=kept: kept)  # type: ignore[misc]
+        pace.blocked(0.5)
+        chosen.append(pace.interval_s)
+    drop(run)
+
+    assert chosen == [pytest.approx(290, rel=0.02), pytest.approx(2030, rel=0.02)]
