@@ -42,8 +42,9 @@ lint: $(VENV)/.dev ## format check, ruff, mypy --strict, import contracts
 labs: ## install the heavy packages of packages.txt where it is root
 	@.ci/apt heavy
 
-soak: $(VENV)/.dev ## the long counts: 200 kills; result in bench/results/
+soak: $(VENV)/.dev ## the long counts: 200 kills, result in bench/results/, and the tests marked so
 	$(BIN)/python -m bench.soak --kills 200
+	$(BIN)/python -m pytest -m soak
 
 bench: $(VENV)/.dev ## recovery and start-up times beside their peers; results in bench/results/
 	$(BIN)/python -m bench.startup
