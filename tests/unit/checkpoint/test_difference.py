@@ -41,7 +41,7 @@ def test_every_value_of_a_small_float_is_known(dtype: torch.dtype) -> None:
     assert torch.equal(found.nan_to_num(nan=12.5), numbers.double().nan_to_num(nan=12.5))
 
 
-@pytest.mark.parametrize("dtype", [*FLOATS[:6], *WHOLE, torch.complex64], ids=str)
+@pytest.mark.parametrize("dtype", [*FLOATS[:6], *WHOLE, torch.complex64, torch.complex128], ids=str)
 def test_distances_are_torch_s(tmp_path: Path, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     a, b = (torch.rand(40, 9).mul(9).to(dtype) for _ in range(2))
