@@ -115,6 +115,7 @@ class Slot:
         growth: asked before the slot grows, and left when it has; raises OSError where there is no room.
         """
         self.descriptor, self._growth = descriptor, growth
+        self.before_unmap: Callable[[], object] | None = None  # called once; for who locked the memory
         if os.fstat(descriptor).st_size < HEADER_BYTES:
             os.ftruncate(descriptor, HEADER_BYTES)
         self._map_now()
@@ -187,6 +188,9 @@ class Slot:
 
     def close(self) -> None:
         """Unmap; the memory lives on while anyone holds its descriptor."""
+        if self.before_unmap is not None:
+            self.before_unmap()
+            self.before_unmap = None
         self._words.release()
         self.view.release()
         self._map.close()

@@ -227,7 +227,7 @@ def copy_in(
     if zero_gaps:
         for offset, length in layout.gaps:
             ctypes.memset(base + offset, 0, length)
-    addresses = {name: tensor.data_ptr() for name, tensor in tensors.items() if _is_plain_memory(tensor)}
+    addresses = {name: t.data_ptr() for name, t in tensors.items() if _is_plain_memory(t) and not leave(t)}
     for name, offset, source, size in layout.runs:
         address = addresses.get(name)
         if address is not None:

@@ -60,15 +60,17 @@ class Copies:
         alone, passed_s = self._setting.world == 1, now_s - self._last_s
         return cadence.due(self._setting.memory, step=step, agreed_steps=self._agreed(), passed_s=passed_s, alone=alone)
 
-    def make(self, head: Head, values: Callable[[], Mapping[str, Any]], kinds_of: KindsOf) -> None:
-        """Copy the state, where there is a slot for it; training goes on either way."""
+    def make(
+        self, head: Head, values: Callable[[], Mapping[str, Any]], kinds_of: KindsOf, *, lazily: bool = False
+    ) -> None:
+        """Copy the state, where there is a slot for it; training goes on either way. lazily: as in `Saver.seal`."""
         slot = self._link.free_slot(for_memory=True)
         if slot is None:
             return
         before, began_s = self._pulse.enter(Phase.SAVING), time.monotonic()
         try:
             self._occasions.call(Occasion(name="before_save", step=head.step, epoch=head.epoch, reason=head.reason))
-            self._saver.seal(slot, values(), kinds_of, head, into=State.HELD)
+            self._saver.seal(slot, values(), kinds_of, head, into=State.HELD, lazily=lazily)
         except OSError as error:
             self._tell(0, f"no copy is kept in memory: {error.strerror or error}")
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -35,6 +36,8 @@ class Run:
     gives the same from outside.
     allow_missing, allow_unused: shell patterns (`ema`, `model/head.*`) of what the checkpoint may lack or hold in vain;
     what both cover may be of another shape, and stays as it is here. allow_dtype: what may be converted.
+    check_snapshot: compare every copy with its source, and raise SnapshotChanged when something wrote to it meanwhile;
+    slow, for finding that something. HOLDFAST_CHECK_SNAPSHOT=1 does the same.
     Raises LeaseHeld, NoValidCheckpoint, UsageError, HoldfastError.
     """
 
@@ -47,9 +50,11 @@ class Run:
         allow_missing: Sequence[str] = (),
         allow_unused: Sequence[str] = (),
         allow_dtype: Sequence[str] = (),
+        check_snapshot: bool = False,
         **state: Any,
     ) -> None:
         setting = settings.find(dir, os.environ)
+        setting = replace(setting, check_snapshot=check_snapshot or setting.check_snapshot)
         self._key = str(setting.run.root), setting.rank
         held = _live.get(self._key)
         if held is not None and not held.closed:

@@ -10,12 +10,18 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.checkpoint.slots import TABLE_VERSION, Result, Slot, State
+import torch
+
+from holdfast.checkpoint.slots import TABLE_VERSION, Result, Slot, State, align
 from holdfast.checkpoint.snapshot import Layout, Spec, Stored, copy_in, copy_out, plan
 from holdfast.checkpoint.state import Encoded, encode
+from holdfast.train.check import Check, SnapshotChanged
+from holdfast.train.fence import Fence, Flight
 from holdfast.train.link import Link
+from holdfast.train.records import tell
 from holdfast.train.setting import Setting
 
+_ROOM_BYTES = 1 << 20  # a slot grows by whole steps of this, so that a longer table does not move it
 _POLL_S = 0.5  # doorbells may get lost with the process that would have rung
 
 
@@ -41,53 +47,155 @@ class Done:
     archived_s: float = 0.0  # from seen sealed to durable
 
 
+@dataclass(slots=True)
+class _Copying:
+    """A slot in state WRITING whose copies have begun."""
+
+    slot: Slot
+    step: int
+    sequence: int
+    check: Check | None
+    flight: Flight | None = None
+    into: State = State.SEALED
+
+
 KindsOf = Callable[[list[str]], Mapping[str, str]]
 
 
 class Saver:
     """Writes slots and watches them; knows nothing of models."""
 
-    def __init__(self, setting: Setting, link: Link, *, term: int, next_sequence: int) -> None:
-        self._setting, self._link = setting, link
+    def __init__(self, setting: Setting, link: Link, fence: Fence, *, term: int, next_sequence: int) -> None:
+        self._setting, self._link, self.fence = setting, link, fence
         self.term, self._sequence = term, next_sequence
-        self._specs: list[Spec] = []
+        self._planned: Any = None  # names, kinds, dtypes and shapes of the layout
         self._layout = Layout((), 0)
         self._zeroed: dict[int, Layout] = {}  # descriptor of a slot -> the layout whose gaps are zero there
+        self._copying: list[_Copying] = []  # not sealed yet, oldest first
         self._in_flight: dict[int, tuple[Slot, int]] = {}  # sequence -> slot, step
         self._ended: list[Done] = []  # not told yet
 
     def seal(
-        self, slot: Slot, values: Mapping[str, Any], kinds_of: KindsOf, head: Head, *, into: State = State.SEALED
+        self,
+        slot: Slot,
+        values: Mapping[str, Any],
+        kinds_of: KindsOf,
+        head: Head,
+        *,
+        into: State = State.SEALED,
+        lazily: bool = False,
     ) -> tuple[int, tuple[str, ...]]:
         """Copy `values` into `slot` and give it to the archiver; with `into` HELD it stays ours, a copy in memory.
 
+        lazily: do not wait for a device, but seal at a later `poll`; what optimizers own is copied until one steps.
         Returns the sequence, and sentences on what comes back as another type.
-        Raises CannotStore, or OSError when there is no memory; the slot is free again then.
+        Raises CannotStore, SnapshotChanged, or OSError when there is no memory; the slot is free again then.
         """
         sequence = self._sequence
-        self._begin(slot)
-        try:
-            encoded = self._fill(slot, values, kinds_of)
-            slot.write_table_text(self._table_text(encoded, self._head(head, sequence)), self._layout.end)
-        except BaseException:
-            slot.set(state=State.FREE)
-            raise
-        slot.set(sequence=sequence, step=head.step, term=self.term, state=into)
+        copying, notes = self._fill(slot, values, kinds_of, self._head(head, sequence), lazily=lazily)
+        slot.set(sequence=sequence, step=head.step, term=self.term)
+        copying.into = into
         self._sequence += 1
-        if into is State.SEALED:
-            self._in_flight[sequence] = (slot, head.step)
-            self._link.ring()
-        return sequence, encoded.notes
+        self._copying.append(copying)
+        if not lazily:
+            self._land(wait=True)
+        elif copying.flight is None or copying.flight.fenced:
+            self._land()
+        return sequence, notes
+
+    def settle(self) -> None:
+        """Seal what is being copied, however long that takes: code of any kind comes next. Raises SnapshotChanged."""
+        if self._copying:
+            self._land(wait=True)
 
     def keep(self, slot: Slot, values: Mapping[str, Any], kinds_of: KindsOf) -> None:
         """Copy `values` into `slot` for ourselves, to be read by `take_back`."""
-        self._begin(slot)
+        copying, _ = self._fill(slot, values, kinds_of, {"version": TABLE_VERSION}, lazily=False)
+        if copying.flight is not None:
+            copying.flight.wait()
+
+    def _fill(
+        self, slot: Slot, values: Mapping[str, Any], kinds_of: KindsOf, head: Mapping[str, Any], *, lazily: bool
+    ) -> tuple[_Copying, tuple[str, ...]]:
+        self._ended += self._newly_ended()  # what the slot says of its last save goes now
+        slot.set(state=State.WRITING, result=Result.NONE, result_sequence=0, tries=0)
         try:
-            encoded = self._fill(slot, values, kinds_of)
-            slot.write_table_text(self._table_text(encoded, {"version": TABLE_VERSION}), self._layout.end)
+            with _collector_at_rest():
+                encoded = encode(values)
+                self._plan(encoded, kinds_of)
+                table = self._table_text(encoded, head)
+                slot.reserve(align(self._layout.end + len(table), _ROOM_BYTES))  # mapped anew, it would lose its lock
+                copying, note = self._copy(slot, encoded.tensors, head, lazily=lazily)
+            slot.write_table_text(table, self._layout.end)
         except BaseException:
             slot.set(state=State.FREE)
             raise
+        return copying, (*encoded.notes, *([note] if note else []))
+
+    def _plan(self, encoded: Encoded, kinds_of: KindsOf) -> None:
+        names, tensors = list(encoded.tensors), encoded.tensors.values()
+        kinds = kinds_of(names)
+        shown = (
+            names,
+            [kinds.get(name, "other") for name in names],
+            [t.dtype for t in tensors],
+            [t.shape for t in tensors],
+        )
+        if shown != self._planned:
+            self._planned, self._layout = shown, plan(list(map(Spec, *shown)))
+
+    def _copy(
+        self, slot: Slot, tensors: Mapping[str, torch.Tensor], head: Mapping[str, Any], *, lazily: bool
+    ) -> tuple[_Copying, str]:
+        takes, checked = self.fence.engine.takes, self._setting.check_snapshot
+        zero_gaps = self._zeroed.get(slot.descriptor) is not self._layout
+        left = copy_in(slot, self._layout, tensors, zero_gaps=zero_gaps, leave=(lambda _: True) if checked else takes)
+        self._zeroed[slot.descriptor] = self._layout
+        copying = _Copying(slot, head.get("step", 0), head.get("sequence", 0), Check(left) if checked else None)
+        for copy in left:
+            if not takes(tensors[copy.name]):
+                copy.target.copy_(copy.source)
+        left = [copy for copy in left if takes(tensors[copy.name])]
+        if not left:
+            return copying, ""
+        note = self.fence.pin(slot)
+        copying.flight = self.fence.copy(left, tensors, lazily=lazily)
+        return copying, note
+
+    def _land(self, *, wait: bool = False) -> None:
+        """Seal what has been copied. Raises SnapshotChanged in the debug mode."""
+        self.fence.hold()
+        while self._copying:
+            copying = self._copying[0]
+            if copying.flight is not None and not (wait or copying.flight.finished()):
+                return
+            if copying.flight is not None:
+                copying.flight.wait()
+            self._end(self._copying.pop(0))
+
+    def _end(self, copying: _Copying) -> None:
+        slot, why = copying.slot, copying.flight.spoilt if copying.flight is not None else ""
+        wrong = copying.check.changed() if copying.check is not None else []
+        if wrong:
+            slot.set(state=State.FREE)
+            raise SnapshotChanged(copying.step, wrong)
+        if why:
+            slot.set(state=State.FREE)
+            self._ended += [Done(copying.sequence, copying.step, why)] if copying.into is State.SEALED else []
+            return
+        slot.set(state=copying.into)
+        if copying.into is State.SEALED:
+            self._in_flight[copying.sequence] = (slot, copying.step)
+            self._link.ring()
+
+    def close(self) -> None:
+        """Seal what is still being copied, and stand in nobody's way any more."""
+        try:
+            self._land(wait=True)
+        except (RuntimeError, SnapshotChanged) as error:  # the device has failed: what was on its way is lost
+            tell(f"a copy was lost: {error}")
+        self._copying.clear()
+        self.fence.forget()
 
     def take_back(self, slot: Slot) -> Stored:
         """What `keep` left; the slot stays ours until `release`."""
@@ -96,23 +204,6 @@ class Saver:
     def release(self, slot: Slot) -> None:
         """The slot may be written again."""
         slot.set(state=State.FREE)
-
-    def _begin(self, slot: Slot) -> None:
-        self._ended += self._newly_ended()  # what the slot says of its last save goes now
-        slot.set(state=State.WRITING, result=Result.NONE, result_sequence=0, tries=0)
-
-    def _fill(self, slot: Slot, values: Mapping[str, Any], kinds_of: KindsOf) -> Encoded:
-        with _collector_at_rest():
-            encoded = encode(values)
-        kinds = kinds_of(list(encoded.tensors))
-        tensors = encoded.tensors
-        specs = [Spec(name, kinds.get(name, "other"), tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
-        if specs != self._specs or not self._layout.end:
-            self._specs, self._layout = specs, plan(specs)
-        slot.reserve(self._layout.end)
-        copy_in(slot, self._layout, encoded.tensors, zero_gaps=self._zeroed.get(slot.descriptor) is not self._layout)
-        self._zeroed[slot.descriptor] = self._layout
-        return encoded
 
     def _table_text(self, encoded: Encoded, head: Mapping[str, Any]) -> bytes:
         text = json.dumps({**head, "state": encoded.tree}, separators=(",", ":"), allow_nan=False)
@@ -136,7 +227,12 @@ class Saver:
         }
 
     def poll(self) -> list[Done]:
-        """Saves that ended since the last call, oldest first. Costs nothing when none is under way."""
+        """Seal what has been copied by now; saves that ended since the last call, oldest first.
+
+        Costs nothing when none is under way.
+        """
+        if self._copying:
+            self._land()
         ended, self._ended = self._ended + self._newly_ended(), []
         return ended
 
@@ -152,6 +248,7 @@ class Saver:
 
     def wait(self, until: Callable[[], bool], *, timeout_s: float, meanwhile: Callable[[], object]) -> bool:
         """Call `meanwhile` at each ring of the archiver until `until` holds; False after `timeout_s`."""
+        self._land(wait=True)
         deadline_s = time.monotonic() + timeout_s
         while not until():
             left_s = deadline_s - time.monotonic()

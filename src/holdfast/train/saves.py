@@ -101,11 +101,12 @@ class Saves:
         return value if best and value is not None and improves(best, value, self._best) else self._best
 
     def save(
-        self, head: Head, values: Callable[[], Mapping[str, Any]], kinds_of: KindsOf, *, patient: bool
+        self, head: Head, values: Callable[[], Mapping[str, Any]], kinds_of: KindsOf, *, patient: bool, lazily: bool
     ) -> int | None:
         """Seal a slot; the archiver does the rest. Returns its sequence, None when there was no slot or no memory.
 
-        patient: wait for a slot, and raise StoreRefused instead of returning None.
+        patient: wait for a slot, and raise StoreRefused instead of returning None. lazily: a device may copy what
+        optimizers own until one steps.
         """
         slot = self.free_slot() if patient else self._link.free_slot()
         if slot is None:
@@ -115,7 +116,7 @@ class Saves:
         self._occasions.call(Occasion(name="before_save", step=head.step, epoch=head.epoch, reason=head.reason))
         before, began_s = self._pulse.enter(Phase.SAVING), time.monotonic()
         try:
-            sequence, notes = self._saver.seal(slot, values(), kinds_of, head)
+            sequence, notes = self._saver.seal(slot, values(), kinds_of, head, lazily=lazily)
         except OSError as error:
             self._failed(head.step, head.epoch, head.reason, f"no memory for the copy: {error}")
             if patient:

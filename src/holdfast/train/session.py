@@ -28,6 +28,7 @@ from holdfast.train import content, objects, rng
 from holdfast.train.content import Content
 from holdfast.train.copies import Copies
 from holdfast.train.data import Feed
+from holdfast.train.fence import Fence, engine_here
 from holdfast.train.link import Link
 from holdfast.train.occasions import Occasions
 from holdfast.train.records import Pending, Records, tell
@@ -134,7 +135,8 @@ class Session:
 
     def _restore(self) -> None:
         answer, best = self._link.restore(), None
-        self._saver = Saver(self.setting, self._link, term=answer["term"], next_sequence=answer["next_sequence"])
+        fence = Fence(engine_here(), self.content.objects)
+        self._saver = Saver(self.setting, self._link, fence, term=answer["term"], next_sequence=answer["next_sequence"])
         parts = self.setting, self._link, self._saver, self._pulse, self._records, self.occasions
         self._copies = Copies(*parts)
         tier = ""
@@ -249,6 +251,7 @@ class Session:
 
     def end_pass(self, feed: Feed) -> None:
         """The feed's pass is over, or its loop was left. Outside `epochs` that ends the epoch if it was trained on."""
+        self._saver.settle()  # code behind the loop may write anything, and take long
         feed.place.open = False
         if feed in self._loops:
             self._loops.remove(feed)
@@ -347,7 +350,8 @@ class Session:
         saved = bool(reason) and self._save(reason, at)
         if not saved and self._copies.is_due(self.step, now_s):
             self._pending.flush()
-            self._copies.make(self._head("memory", at), lambda: self._values(at), self.content.kinds)
+            head, lazily = self._head("memory", at), self._may_be_lazy(at)
+            self._copies.make(head, lambda: self._values(at), self.content.kinds, lazily=lazily)
         self._copies.resume_clock()
 
     # ---- logging
@@ -373,13 +377,18 @@ class Session:
 
     def _save(self, reason: str, at: At, *, final: bool = False, patient: bool = False) -> bool:
         self._pending.flush()
-        head = self._head(reason, at, final=final)
-        sequence = self._saves.save(head, lambda: self._values(at), self.content.kinds, patient=patient)
+        head, values = self._head(reason, at, final=final), lambda: self._values(at)
+        lazily = self._may_be_lazy(at) and not (final or patient)
+        sequence = self._saves.save(head, values, self.content.kinds, patient=patient, lazily=lazily)
         if sequence is None:
             return False
         self._sequence, self._mark, self._asked = sequence, self._marked(), ""
         self._copies.saved(self.step)
         return True
+
+    def _may_be_lazy(self, at: At) -> bool:
+        """Whether the loop's next batch comes next, or its end, and not code that may write anything."""
+        return at.kind == LOOP and not self.ticking
 
     def _head(self, reason: str, at: At, *, final: bool = False) -> Head:
         metrics, turn = dict(self._pending.metrics), at.kind == TURN
@@ -455,6 +464,7 @@ class Session:
         self.closed = True
         self._hooks.remove()
         self._pulse.enter(Phase.CLOSED)
+        self._saver.close()
         self._link.close()
         self._records.close()
 
@@ -498,4 +508,5 @@ class Session:
     def forked(self) -> None:
         """In a child: nothing here is its own."""
         self.closed = True
+        self._saver.fence.forget()
         self._link.forget()

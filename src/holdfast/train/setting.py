@@ -39,6 +39,7 @@ class Setting:
     seen: Failures = field(default_factory=Failures)
     timeout_s: float = 1800.0
     sync_always: bool = False
+    check_snapshot: bool = False  # the debug mode of `train/check.py`
 
 
 def find(directory: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> Setting:
@@ -68,6 +69,7 @@ def find(directory: str | os.PathLike[str] | None, environ: Mapping[str, str]) -
         seen=Failures.from_json(json.loads(environ.get("HOLDFAST_RATES") or "{}")),
         timeout_s=plan.checkpoint.timeout_s,
         sync_always=plan.logs.sync == "always",
+        check_snapshot=environ.get("HOLDFAST_CHECK_SNAPSHOT", "") not in ("", "0"),
     )
 
 

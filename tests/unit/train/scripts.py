@@ -35,6 +35,16 @@ class Killed(BaseException):
     """In place of SIGKILL."""
 
 
+def die(run: holdfast.Run) -> None:
+    """What SIGKILL leaves of a run in this process: nothing is finished, and nothing of it acts any more."""
+    session = run._session
+    session.closed = True
+    session._hooks.remove()
+    session._saver.fence.forget()
+    session._link._socket.close()
+    session._records.close()
+
+
 class Noisy(Dataset[Any]):
     """Random augmentation from three libraries."""
 
