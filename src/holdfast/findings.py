@@ -47,6 +47,11 @@ CATALOGUE: Mapping[str, Kind] = {
         meaning="a checkpoint did not verify and an older one was taken",
         hint="holdfast ckpt verify RUN names the damage",
     ),
+    "damage-found": Kind(
+        severity="error",
+        meaning="stored bytes of a checkpoint have changed on the disk; the next save writes again what it shares",
+        hint="holdfast ckpt verify RUN names the damage; look at the disk",
+    ),
     "ephemeral-checkpoints": Kind(
         severity="warning",
         meaning="checkpoints lie where a reboot or the end of the container deletes them",

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.checkpoint import collect, lease, load
+from holdfast.checkpoint import collect, lease, load, pins
 from holdfast.checkpoint.commit import Part, commit
 from holdfast.checkpoint.folder import Folder
 from holdfast.checkpoint.lease import Lease
 from holdfast.checkpoint.lineage import Position
+from holdfast.checkpoint.repack import repack
 from holdfast.plan import Keep
 from holdfast.testing.crashdisk import CrashDisk, PowerCut
 from tests.slotparts import contents, new_slot, part_of
@@ -55,24 +56,23 @@ def bytes_of(part: Part) -> tuple[int, list[bytes]]:
     return part.table["step"], contents(part.slot, part.table)
 
 
-def every_cut(begin: Callable[[], CrashDisk], act: Callable[[CrashDisk], None]) -> Iterator[CrashDisk]:
+def every_cut(begin: Callable[[], CrashDisk], act: Callable[[CrashDisk], object]) -> Iterator[CrashDisk]:
     """The disk after a reboot, for each operation of `act` at which the power failed and each way it may come back."""
-    operation = 0
-    while True:
+    whole = begin()
+    before = len(whole.operations)
+    act(whole)
+    count = len(whole.operations) - before
+    assert count > 10
+    for operation in range(count):
         disk = begin()
         disk.stop_at = len(disk.operations) + operation
-        try:
+        with pytest.raises(PowerCut):
             act(disk)
-        except PowerCut:
-            yield disk.reboot()
-            yield disk.reboot(keep_all=True)
-            for seed in SEEDS:
-                yield disk.reboot(random.Random(f"{operation} {seed}"))
-            operation += 1
-        else:
-            assert operation > 10
-            yield from (disk.reboot(random.Random(f"after {seed}")) for seed in range(20))
-            return
+        yield disk.reboot()
+        yield disk.reboot(keep_all=True)
+        for seed in SEEDS:
+            yield disk.reboot(random.Random(f"{operation} {seed}"))
+    yield from (whole.reboot(random.Random(f"after {seed}")) for seed in range(20))
 
 
 def with_old() -> CrashDisk:
@@ -154,6 +154,89 @@ def test_retention_never_costs_the_newest_and_never_leaves_half_of_one() -> None
         assert loaded(disk) == bytes_of(part_of(seed=3, sequence=3, step=3))
         for info in load.checkpoints(ROOT, disk):
             assert load.verify(ROOT, info, disk) == []
+
+
+LINE = [part_of(seed=step, sizes=(4096, 9000, 20_000), sequence=step, step=step) for step in range(5)]
+for _part in LINE:  # the first chunk never changes
+    _part.slot[4096:8192] = LINE[0].slot[4096:8192]
+
+
+def with_worn_packs() -> CrashDisk:
+    """Two checkpoints whose frozen chunk lies in a pack that holds nothing else of theirs."""
+    disk = CrashDisk()
+    folder = opened(disk)
+    for part in LINE[1:4]:
+        commit(folder, [part])
+        collect.retain(folder, Keep(last=2))
+    return disk
+
+
+def assert_all_intact(disk: CrashDisk, steps: set[int]) -> None:
+    """These checkpoints are there, and whatever is listed is what was saved."""
+    infos = load.checkpoints(ROOT, disk)
+    assert steps <= {info.step for info in infos}
+    for info in infos:
+        load.fill(ROOT, info, 0, SLOT, whole=True, disk=disk)
+        assert (info.step, contents(SLOT.view, SLOT.read_table())) == bytes_of(LINE[info.step])
+
+
+def test_repacking_keeps_every_checkpoint_and_the_next_start_cleans_up() -> None:
+    rewritten = set()
+    for disk in every_cut(with_worn_packs, lambda disk: repack(opened(disk), least_gain_bytes=0)):
+        assert_all_intact(disk, {2, 3})
+        rewritten.add(tuple(info.rewritten for info in load.checkpoints(ROOT, disk)))
+        folder = opened(disk)
+        repack(folder, least_gain_bytes=0)
+        collect.retain(folder, Keep(last=2))
+        assert_all_intact(disk.reboot(), {2, 3})
+        assert disk.list(ROOT / "tmp") == []
+        assert len(disk.list(ROOT / "manifests")) == 2
+        needed = {entry.name for info in load.checkpoints(ROOT, disk) for entry in info.packs}
+        assert {name for prefix in disk.list(ROOT / "packs") for name in disk.list(ROOT / "packs" / prefix)} == {
+            f"{name}.hfp" for name in needed
+        }
+    assert {(0, 0), (1, 1)} <= rewritten
+
+
+def test_a_save_that_shares_chunks_leaves_the_old_or_the_new() -> None:
+    def act(disk: CrashDisk) -> None:
+        folder = opened(disk)
+        commit(folder, [LINE[4]])
+        collect.retain(folder, Keep(last=2))
+
+    seen = set()
+    for disk in every_cut(with_worn_packs, act):
+        assert_all_intact(disk, {3})
+        seen.add(loaded(disk)[0])
+    assert seen == {3, 4}
+
+
+def test_a_pin_is_there_or_not_and_what_it_protects_stays() -> None:
+    def act(disk: CrashDisk) -> None:
+        folder = opened(disk)
+        collect.pin(folder, Position(1, 1), "dear", 1.0)
+        collect.retain(folder, Keep(last=2))
+
+    for disk in every_cut(with_three, act):
+        pinned = Position(1, 1) in pins.pinned(ROOT, disk)
+        infos = load.checkpoints(ROOT, disk)
+        assert not pinned or infos[0].step == 1
+        assert all(load.verify(ROOT, info, disk) == [] for info in infos)
+
+
+def test_pruning_and_removing_never_leave_half_of_one() -> None:
+    def act(disk: CrashDisk) -> None:
+        folder = opened(disk)
+        collect.prune(folder, Keep(), than_s=1e12)
+        collect.remove(folder, Position(1, 3))
+
+    seen = set()
+    for disk in every_cut(with_three, act):
+        infos = load.checkpoints(ROOT, disk)
+        seen.add(tuple(info.step for info in infos))
+        assert all(load.verify(ROOT, info, disk) == [] for info in infos)
+        assert loaded(disk)[0] in (2, 3)
+    assert {(1, 2, 3), (2,)} <= seen
 
 
 def test_a_lease_is_there_or_not() -> None:

@@ -55,11 +55,12 @@ class Committed:
     verify_seconds: float
 
 
-def commit(into: Folder, parts: Sequence[Part], *, until_s: float | None = None) -> Committed:
+def commit(into: Folder, parts: Sequence[Part], *, name: str = "", until_s: float | None = None) -> Committed:
     """Save `parts`, ranks in order, all of one save id. Durable and verified when this returns.
 
-    until_s: `time.monotonic()` past which the save is given up. Raises Damaged for a table that cannot be, Superseded,
-    TooSlow, OSError (ENOSPC among them); `collect.sweep` clears up then.
+    name: how people call it; stands in rank 0's table. until_s: `time.monotonic()` past which the save is given up.
+    Raises Damaged for a table that cannot be, Superseded, TooSlow, OSError (ENOSPC among them); `collect.sweep` clears
+    up then.
     """
     for rank, part in enumerate(parts):
         _check_part(part, rank, parts)
@@ -74,7 +75,10 @@ def commit(into: Folder, parts: Sequence[Part], *, until_s: float | None = None)
     for entry in packer.written:
         into.known.trust(entry, read_back(into.root, into.disk, entry))
     verified = time.monotonic()
-    made = _manifest(own, found, packs, [_rank(part, stored) for part, stored in zip(parts, chunks, strict=True)])
+    ranks = [_rank(part, stored) for part, stored in zip(parts, chunks, strict=True)]
+    if name:
+        ranks[0]["table"]["name"] = name
+    made = _manifest(own, found, packs, ranks)
     publish(into, made)
     return Committed(
         manifest=made,

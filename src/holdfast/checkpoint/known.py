@@ -7,7 +7,7 @@ by us: trust does not outlive the process. Footers alone say what there is to fi
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -49,7 +49,9 @@ class KnownPacks:
         return found if found is not None and self._is_sound(found[0]) else None
 
     def trust(self, entry: PackEntry, layout: Layout) -> None:
-        """Every byte of the pack was just read, past any cache, and is right."""
+        """Every byte of the pack was just read, past any cache, and is right. Raises OSError."""
+        if entry.name not in self._verified_s:
+            self._disk.sync_folder(pack.path(self._root, entry.name).parent)  # whoever wrote it may have died before
         self._hold(entry, layout)
         self._damaged.pop(entry.name, None)
         self._verified_s[entry.name] = time.monotonic()
@@ -62,16 +64,16 @@ class KnownPacks:
             self.forget(entry.name)
             self._damaged[entry.name] = str(error)
             raise
-        self._disk.sync_folder(pack.path(self._root, entry.name).parent)  # whoever wrote it may have died before that
         self.trust(entry, layout)
 
     def verified_s(self, name: str) -> float | None:
         """`time.monotonic()` of the last time the pack was read whole; None for never."""
         return self._verified_s.get(name)
 
-    def is_damaged(self, name: str) -> bool:
-        """Whether the pack was found damaged and has not been found right since."""
-        return name in self._damaged
+    @property
+    def damaged(self) -> Mapping[str, str]:
+        """What was found damaged and has not been found right since: a sentence by pack name."""
+        return self._damaged
 
     def layout(self, name: str) -> Layout | None:
         """The footer of a pack, None when it is not known."""
@@ -121,5 +123,5 @@ def read_back(root: Path, disk: Disk, entry: PackEntry) -> Layout:
         if file.size() != entry.size_bytes:
             raise Damaged(f"pack {entry.name[:12]} has {file.size()} bytes instead of {entry.size_bytes}")
         layout = pack.read_layout(file, entry.name)
-        pack.check(file, entry.name, layout)
+        pack.check(file, entry.name, layout.records)
     return layout

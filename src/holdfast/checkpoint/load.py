@@ -7,7 +7,7 @@ pack against its footer, while it is read. What a slot receives is therefore wha
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -16,8 +16,9 @@ from typing import Any, Literal, TypeAlias
 
 from holdfast.checkpoint import folder, manifest, pack, survey
 from holdfast.checkpoint.canonical import Damaged
+from holdfast.checkpoint.known import KnownPacks
 from holdfast.checkpoint.lineage import Position
-from holdfast.checkpoint.manifest import Manifest
+from holdfast.checkpoint.manifest import Manifest, PackEntry
 from holdfast.checkpoint.slots import HEADER_BYTES, Slot, align
 from holdfast.checkpoint.survey import CheckpointInfo, Survey, Unreadable
 from holdfast.errors import NoValidCheckpoint, StoreRefused
@@ -78,7 +79,7 @@ def verify(root: Path, info: CheckpointInfo, disk: Disk = DISK) -> list[str]:
 
 def _pack_problems(root: Path, disk: Disk, found: Manifest, index: int) -> list[str]:
     try:
-        _check_pack(root, disk, found, index, {})
+        _check_pack(root, disk, found, index, _needed(found, index), {})
     except (Damaged, OSError) as error:
         return [str(error)]
     return []
@@ -141,17 +142,32 @@ def _named(one: CheckpointInfo | Unreadable) -> str:
     return f"the checkpoint of term {one.position.term}, sequence {one.position.sequence}"
 
 
-def fill(root: Path, info: CheckpointInfo, rank: int, slot: Slot, *, whole: bool, disk: Disk = DISK) -> None:
+def fill(
+    root: Path,
+    info: CheckpointInfo,
+    rank: int,
+    slot: Slot,
+    *,
+    whole: bool,
+    known: KnownPacks | None = None,
+    disk: Disk = DISK,
+) -> None:
     """Put rank `rank`'s part of a checkpoint into `slot`, chunks and table, verified. The states are the caller's.
 
-    whole: check the packs of all ranks on the way, not only those this rank needs. Raises Damaged, OSError, and
-    StoreRefused when the slot cannot grow.
+    whole: check the chunks of all ranks on the way, not only those of this one. known: is told of each pack that was
+    read to its last byte. Raises Damaged, OSError, and StoreRefused when the slot cannot grow.
     """
     with reading(root, info, disk) as found:
-        _fill(root, found, rank, slot, whole=whole, disk=disk)
+        for entry, layout in _fill(root, found, rank, slot, whole=whole, disk=disk):
+            if known is not None:
+                known.trust(entry, layout)
 
 
-def _fill(root: Path, found: Manifest, rank: int, slot: Slot, *, whole: bool, disk: Disk) -> None:
+def _fill(
+    root: Path, found: Manifest, rank: int, slot: Slot, *, whole: bool, disk: Disk
+) -> list[tuple[PackEntry, pack.Layout]]:
+    """As `fill`; returns the packs of which nothing was left unread."""
+    read = []
     if rank >= len(found.ranks):
         raise Damaged(f"the checkpoint has {len(found.ranks)} ranks, there is none for rank {rank}")
     part = found.ranks[rank]
@@ -165,10 +181,13 @@ def _fill(root: Path, found: Manifest, rank: int, slot: Slot, *, whole: bool, di
             view = views.enter_context(slot.view[at : at + align(stored["bytes"])])
             sinks[stored["pack"]].add(stored["offset"], view)
         for index, into in enumerate(sinks):
-            if whole or into.first:
-                _check_pack(root, disk, found, index, into.first)
+            wanted = _needed(found, index) if whole else into.first.keys()
+            if wanted:
+                layout = _check_pack(root, disk, found, index, wanted, into.first)
                 into.copy()
+                read += [(found.packs[index], layout)] if len(wanted) == len(layout.records) else []
     slot.write_table(table, end)
+    return read
 
 
 def _reserve(slot: Slot, size_bytes: int) -> None:
@@ -206,15 +225,27 @@ def _places(stored: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
     return placed, offset
 
 
-def _check_pack(root: Path, disk: Disk, found: Manifest, index: int, sinks: dict[int, memoryview]) -> None:
-    """Read one pack of a checkpoint in full and hold it against the manifest. Raises Damaged, OSError."""
+def _needed(found: Manifest, index: int) -> set[int]:
+    """Offsets of the records of one pack that a checkpoint needs."""
+    return {chunk["offset"] for chunk in found.chunks_by_pack[index]}
+
+
+def _check_pack(
+    root: Path, disk: Disk, found: Manifest, index: int, wanted: Collection[int], sinks: dict[int, memoryview]
+) -> pack.Layout:
+    """Read records of one pack, by offset, and hold the pack against the manifest. Raises Damaged, OSError.
+
+    What other checkpoints have in that pack is not looked at: damage there is no damage here.
+    """
     entry = found.packs[index]
     try:
         file = disk.open(pack.path(root, entry.name), cached=False)
     except FileNotFoundError as error:
         raise Damaged(f"pack {entry.name[:12]} is missing") from error
     with closing(file):
-        pack.check(file, entry.name, _matching_layout(file, found, index), sinks)
+        layout = _matching_layout(file, found, index)
+        pack.check(file, entry.name, [record for record in layout.records if record.offset in wanted], sinks)
+        return layout
 
 
 def _matching_layout(file: File, found: Manifest, index: int) -> pack.Layout:

@@ -45,6 +45,7 @@ class Manifest:
     base: Position | None  # what its term resumed from: so that the line survives the loss of a lease
     packs: tuple[PackEntry, ...]
     ranks: tuple[dict[str, Any], ...]
+    rewritten: int = 0  # how often it was repacked: of two manifests of one checkpoint the higher one stays
 
     @property
     def head(self) -> dict[str, Any]:
@@ -52,25 +53,19 @@ class Manifest:
         table: dict[str, Any] = self.ranks[0]["table"]
         return table
 
-    @property
-    def size_bytes(self) -> int:
-        """Of all packs it needs."""
-        return sum(entry.size_bytes for entry in self.packs)
-
     @cached_property
     def raw(self) -> bytes:
         """The file's contents."""
-        return canonical.encode(
-            {
-                "format": "holdfast manifest",
-                "version": VERSION,
-                **self.position.to_json(),
-                "parent": self.parent and self.parent.to_json(),
-                "base": self.base and self.base.to_json(),
-                "packs": [{"name": entry.name, "bytes": entry.size_bytes} for entry in self.packs],
-                "ranks": list(self.ranks),
-            }
-        )
+        fields = {
+            "format": "holdfast manifest",
+            "version": VERSION,
+            **self.position.to_json(),
+            "parent": self.parent and self.parent.to_json(),
+            "base": self.base and self.base.to_json(),
+            "packs": [{"name": entry.name, "bytes": entry.size_bytes} for entry in self.packs],
+            "ranks": list(self.ranks),
+        }
+        return canonical.encode({**fields, "rewritten": self.rewritten} if self.rewritten else fields)
 
     @cached_property
     def chunks_by_pack(self) -> list[list[dict[str, Any]]]:
@@ -107,7 +102,9 @@ def parse(file_name: str, raw: bytes) -> Manifest:
     found = canonical.decode(raw, what)
     if found.get("version") != VERSION and is_count(found.get("version"), least=1):
         raise NewerFormat(what, found["version"])
-    if set(found) != _FIELDS or found["format"] != "holdfast manifest" or not is_count(found["version"], least=1):
+    rewritten = found.pop("rewritten", None)
+    sound = is_count(found.get("version"), least=1) and (rewritten is None or is_count(rewritten, least=1))
+    if set(found) != _FIELDS or found["format"] != "holdfast manifest" or not sound:
         raise Damaged(f"{what} has other fields than a manifest has")
     if _position(found, what) != position:
         raise Damaged(f"{what} belongs to another position")
@@ -119,6 +116,7 @@ def parse(file_name: str, raw: bytes) -> Manifest:
         base=_position(found["base"], what) if found["base"] is not None else None,
         packs=packs,
         ranks=tuple(found["ranks"]),
+        rewritten=rewritten or 0,
     )
 
 

@@ -201,8 +201,8 @@ def _is_possible(record: Record) -> bool:
     return record.codec in codecs.CODECS and 0 < record.stored_bytes < record.raw_bytes <= MAX_CHUNK_BYTES
 
 
-def check(file: File, name: str, found: Layout, sinks: Mapping[int, memoryview] | None = None) -> None:
-    """Read every record of the pack and compare every byte of it. Raises Damaged, OSError.
+def check(file: File, name: str, records: Sequence[Record], sinks: Mapping[int, memoryview] | None = None) -> None:
+    """Read these records of the pack called `name` and compare every byte of them. Raises Damaged, OSError.
 
     sinks: record offset → writable memory of `sink_bytes` for its chunk on the way.
     """
@@ -211,7 +211,7 @@ def check(file: File, name: str, found: Layout, sinks: Mapping[int, memoryview] 
     def one(record: Record) -> None:
         read_record(file, record, sinks.get(record.offset), f"pack {name[:12]}")
 
-    with closing(ordered(one, found.records)) as done:
+    with closing(ordered(one, records)) as done:
         for _ in done:
             pass
 
@@ -235,17 +235,32 @@ def read_record(file: File, record: Record, sink: memoryview | None, what: str) 
     straight = sink if record.codec == codecs.NONE else None
     own = _scratch(BLOCK + (0 if straight is not None else record.padded_bytes))
     with own, own[:BLOCK] as block, own[BLOCK:] if straight is None else straight[:] as payload:
-        parts = [block, payload] if record.padded_bytes else [block]
-        if file.read(record.offset, parts) != BLOCK + record.padded_bytes:
-            raise Damaged(f"{what} ends inside the record at offset {record.offset}")
-        if bytes(block) != record.header().ljust(BLOCK, b"\0"):
-            raise Damaged(f"{what} has a damaged header at offset {record.offset}")
-        with payload[: record.stored_bytes] as stored, payload[record.stored_bytes :] as padding:
-            raw = stored if record.codec == codecs.NONE else _decoded(record, stored, what)
-            if blake3(raw).hexdigest() != record.id or not is_zero(padding):
-                raise Damaged(f"{what} has a damaged chunk at offset {record.offset}")
-        if sink is not None and straight is None:
-            sink[:] = bytes(raw).ljust(len(sink), b"\0")
+        unpacked = _read_checked(file, record, block, payload, what)
+    if sink is not None and unpacked is not None:
+        sink[:] = unpacked.ljust(len(sink), b"\0")
+
+
+def read_stored(file: File, record: Record, what: str) -> memoryview:
+    """The payload of a record as stored, zeros included, in memory of its own; checked. Raises Damaged, OSError."""
+    memory = memoryview(mmap.mmap(-1, BLOCK + record.padded_bytes))
+    with memory, memory[:BLOCK] as block:
+        payload = memory[BLOCK:]
+        _read_checked(file, record, block, payload, what)
+        return payload
+
+
+def _read_checked(file: File, record: Record, block: memoryview, payload: memoryview, what: str) -> bytes | None:
+    """Fill header block and payload, and check them. Returns the raw chunk where it is stored otherwise."""
+    parts = [block, payload] if record.padded_bytes else [block]
+    if file.read(record.offset, parts) != BLOCK + record.padded_bytes:
+        raise Damaged(f"{what} ends inside the record at offset {record.offset}")
+    if bytes(block) != record.header().ljust(BLOCK, b"\0"):
+        raise Damaged(f"{what} has a damaged header at offset {record.offset}")
+    with payload[: record.stored_bytes] as stored, payload[record.stored_bytes :] as padding:
+        unpacked = _decoded(record, stored, what) if record.codec != codecs.NONE else None
+        if blake3(stored if unpacked is None else unpacked).hexdigest() != record.id or not is_zero(padding):
+            raise Damaged(f"{what} has a damaged chunk at offset {record.offset}")
+    return unpacked
 
 
 def _decoded(record: Record, stored: memoryview, what: str) -> bytes:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from holdfast.checkpoint import folder, lease, lineage, manifest, table
+from holdfast.checkpoint import folder, lease, lineage, manifest, pins, table
 from holdfast.checkpoint.canonical import Damaged
 from holdfast.checkpoint.folder import Folder
 from holdfast.checkpoint.lease import Lease
@@ -47,6 +47,8 @@ class CheckpointInfo:
     needs: Mapping[str, Mapping[int, int]] = field(repr=False)  # pack name → record offset → bytes of the chunk
     added_bytes: int = 0  # of its chunks, those that no older checkpoint needs too
     name: str = ""  # `checkpoint.name`, rendered
+    pinned: bool = False
+    rewritten: int = 0  # how often it was repacked
 
     @property
     def position(self) -> Position:
@@ -117,12 +119,12 @@ def take(root: Path, disk: Disk = DISK, parsed: dict[str, CheckpointInfo] | None
         bases=bases,
         problems=tuple(problems),
     )
-    line = set(survey.line())
-    return replace(survey, checkpoints=tuple(_placed(infos, line)))
+    placed = _placed(infos, set(survey.line()), pins.pinned(root, disk))
+    return replace(survey, checkpoints=tuple(placed))
 
 
-def _placed(infos: list[CheckpointInfo], line: set[Position]) -> Iterator[CheckpointInfo]:
-    """What only all of them together tell of each: whether it is live, and what it added."""
+def _placed(infos: list[CheckpointInfo], line: set[Position], pinned: set[Position]) -> Iterator[CheckpointInfo]:
+    """What its manifest alone does not tell of each: whether it is live, pinned, and what it added."""
     seen: set[tuple[str, int]] = set()
     for info in infos:
         added = 0
@@ -131,7 +133,7 @@ def _placed(infos: list[CheckpointInfo], line: set[Position]) -> Iterator[Checkp
                 if (name, offset) not in seen:
                     seen.add((name, offset))
                     added += size
-        yield replace(info, live=info.position in line, added_bytes=added)
+        yield replace(info, live=info.position in line, pinned=info.position in pinned, added_bytes=added)
 
 
 def _checkpoints(
@@ -154,14 +156,14 @@ def _checkpoints(
                 unreadable.append(Unreadable(position, found, path))
         if name in parsed:
             by_position.setdefault(position, []).append(parsed[name])
-    infos = [min(alike, key=_thrift) for _, alike in sorted(by_position.items())]
-    doubles = [one for alike in by_position.values() for one in sorted(alike, key=_thrift)[1:]]
+    infos = [max(alike, key=_prefer) for _, alike in sorted(by_position.items())]
+    doubles = [one for alike in by_position.values() for one in sorted(alike, key=_prefer)[:-1]]
     return infos, doubles, unreadable
 
 
-def _thrift(info: CheckpointInfo) -> tuple[int, str]:
-    """Of two manifests of one checkpoint the one that holds fewer bytes of packs stays."""
-    return sum(entry.size_bytes for entry in info.packs), info.path.name
+def _prefer(info: CheckpointInfo) -> tuple[int, str]:
+    """Of two manifests of one checkpoint the one that was rewritten more often comes last."""
+    return info.rewritten, info.path.name
 
 
 def _missing(root: Path, disk: Disk, infos: list[CheckpointInfo], unreadable: list[Unreadable]) -> list[Unreadable]:
@@ -185,7 +187,7 @@ def _read(disk: Disk, path: Path, limit_bytes: int, parse: Callable[[str, bytes]
 
 
 def info_of(found: Manifest, path: Path) -> CheckpointInfo:
-    """The checkpoint of a manifest at `path`; whether it is live, and what it added, is for `take` to say."""
+    """The checkpoint of a manifest at `path`; whether it is live or pinned, and what it added, is for `take` to say."""
     head, needs = found.head, _needs(found)
     name = head.get("name")
     return CheckpointInfo(
@@ -207,6 +209,7 @@ def info_of(found: Manifest, path: Path) -> CheckpointInfo:
         base=found.base,
         packs=found.packs,
         needs=needs,
+        rewritten=found.rewritten,
         name=name[:NAME_CHARACTERS] if isinstance(name, str) else "",
     )
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from holdfast.checkpoint import collect, commit, survey
+from holdfast.checkpoint import collect, commit, naming, survey, table
 from holdfast.checkpoint.canonical import is_count
 from holdfast.checkpoint.folder import Folder
 from holdfast.checkpoint.room import Room
@@ -30,14 +30,15 @@ Reply = dict[str, Any]
 class Archive:
     """One run's checkpoints, and the slots they come from."""
 
-    def __init__(self, plan: CheckpointPlan, log: EventLog, room: Room) -> None:
+    def __init__(self, plan: CheckpointPlan, log: EventLog, room: Room, project: str) -> None:
         self.folder = Folder(Path(plan.dir))
+        self.plan = plan
         self.slots = SlotSets(room.growth, after=State.HELD if plan.memory.on else State.FREE)
         self.last: Reply | None = None
         self.failed: Reply | None = None
-        self._plan, self._log = plan, log
+        self._log, self._project = log, project
         self._opened = False
-        self._since_s: dict[str, float] = {}  # save id → when it was first seen sealed
+        self._since_s: dict[str, float] = {}  # save id → when it was first seen sealed, `time.monotonic()`
 
     def add_slots(self, given: SlotSet) -> None:
         """Hold a rank's slots from now on."""
@@ -56,10 +57,10 @@ class Archive:
 
     # -- saving
 
-    def scan(self, now_s: float) -> int:
+    def scan(self) -> int:
         """Save what is sealed by every rank; fail what waited too long. Returns how many slots still wait."""
         while True:
-            waiting = self._waiting()
+            waiting, now_s = self._waiting(), time.monotonic()
             for save_id in waiting:
                 self._since_s.setdefault(save_id, now_s)
             self._since_s = {save_id: since_s for save_id, since_s in self._since_s.items() if save_id in waiting}
@@ -70,9 +71,9 @@ class Archive:
             self.fail(
                 [one for one in waiting.values() if _order(one) < _order(chosen)], "a later save was complete first"
             )
-            self._save(chosen, now_s)
-        late = [parts for name, parts in waiting.items() if now_s - self._since_s[name] > self._plan.timeout_s]
-        self.fail(late, f"not every rank came within {self._plan.timeout_s:g} s")
+            self._save(chosen)
+        late = [parts for name, parts in waiting.items() if now_s - self._since_s[name] > self.plan.timeout_s]
+        self.fail(late, f"not every rank came within {self.plan.timeout_s:g} s")
         self.slots.drop_unused()
         return sum(len(parts) for parts in waiting.values()) - sum(len(parts) for parts in late)
 
@@ -102,11 +103,16 @@ class Archive:
                     found.setdefault(part.table["save_id"], {})[owner.rank] = part
         return {save_id: [parts[rank] for rank in sorted(parts)] for save_id, parts in found.items()}
 
-    def _save(self, parts: list[Sealed], now_s: float) -> None:
-        head, archived_s = parts[0].table, 0.0
+    def _save(self, parts: list[Sealed]) -> None:
+        head, begun_s, archived_s = parts[0].table, time.monotonic(), 0.0
         try:
             self.open()
-            made = commit.commit(self.folder, [commit.Part(part.table, part.slot.view) for part in parts])
+            made = commit.commit(
+                self.folder,
+                [commit.Part(part.table, part.slot.view) for part in parts],
+                name=self._name(head),
+                until_s=begun_s + self.plan.timeout_s,
+            )
         except Exception as error:
             message = sentence_of(error)
             self._sweep()
@@ -114,7 +120,7 @@ class Archive:
             result = Result.FAILED
         else:
             message, result = "", Result.COMMITTED
-            archived_s = max(0.0, time.time() - self._since_s.get(head["save_id"], now_s))
+            archived_s = time.monotonic() - self._since_s.get(head["save_id"], begun_s)
             self._tell_committed(made, archived_s)
         for part in parts:
             part.finish(result, message, archived_s=archived_s)
@@ -140,15 +146,22 @@ class Archive:
             self._log.write("warning", id="not-swept", message=sentence_of(error))
 
     def retain(self) -> None:
-        """Apply `checkpoint.keep` now."""
+        """Apply `checkpoint.keep` now; what cannot be done is said and tried again after the next save."""
         try:
             self.open()
-            removed = collect.retain(self.folder, self._plan.keep)
+            self.tell_removed(collect.retain(self.folder, self.plan.keep, now_s=time.time()))
         except (HoldfastError, OSError) as error:
             self._log.write("warning", id="not-retained", message=sentence_of(error))
-            return
+
+    def tell_removed(self, removed: Sequence[CheckpointInfo]) -> None:
+        """Write down what retention or a person took away."""
         if removed:
             self._log.write("retained", removed=[{**one.position.to_json(), "step": one.step} for one in removed])
+
+    def _name(self, head: Mapping[str, Any]) -> str:
+        table.check_head(dict(head), "slot table of rank 0")
+        best = self.plan.keep.best
+        return naming.render(self.plan.name, self._project, head, best.metric if best is not None else None)
 
     def open(self) -> None:
         """Ready the folder, at the first use that succeeds: it may be full or away at the start."""
@@ -166,6 +179,7 @@ def _told(info: CheckpointInfo) -> Reply:
         "epoch": info.epoch,
         **info.position.to_json(),
         "size_bytes": info.size_bytes,
+        "name": info.name,
         "reason": info.reason,
         "time_s": info.time_s,
         "manifest": info.path.name,

@@ -29,6 +29,7 @@ from holdfast.node.eventlog import EventLog
 from holdfast.node.mirroring import Mirroring
 from holdfast.node.place import ephemeral
 from holdfast.node.restoring import Restoring
+from holdfast.node.upkeep import OPERATIONS, Upkeep
 from holdfast.node.worker import Worker
 from holdfast.plan import Plan
 from holdfast.runs import RunDir, make_runtime
@@ -36,6 +37,7 @@ from holdfast.runs import RunDir, make_runtime
 TICK_S = 1.0  # a doorbell that was lost costs no more than this
 SHIM_GONE_S = 30.0  # without a shim and without a trainer for so long, nobody will come back
 SLOTS_S = 20.0  # how long a restore waits for its rank's slots to arrive from the shim
+UPKEEP_S = 10.0  # a pack is read, or some are written anew, this often at most: 6.4 MB/s
 NICENESS = 10
 
 Message = dict[str, Any]
@@ -48,7 +50,8 @@ class Archiver:
         self._run, self._alone = run, plan.alone
         self._root = plan.checkpoint.dir
         log = EventLog(run.archiver_log)
-        self._archive = Archive(plan.checkpoint, log, Room(run.runtime / "slots.lock"))
+        self._archive = Archive(plan.checkpoint, log, Room(run.runtime / "slots.lock"), plan.name)
+        self._upkeep = Upkeep(self._archive, log)
         self._mirroring = Mirroring(run, plan, log) if plan.checkpoint.mirror is not None else None
         self._restoring = Restoring(self._archive, log, self._mirroring)
         self._worker, self._linker = Worker("archive"), Worker("link")
@@ -62,6 +65,7 @@ class Archiver:
         self._scanning = self._rescan = False
         self._scan_due_s = 0.0
         self._mirrored: Message | None = None  # the last checkpoint that the mirror was told of
+        self._upkeep_due_s = time.monotonic() + UPKEEP_S
         self._leaving = self._left = False
 
     def serve(self, listener: socket.socket) -> None:
@@ -84,6 +88,9 @@ class Archiver:
         now_s = time.monotonic()
         if now_s >= self._scan_due_s:
             self._scan()
+        if now_s >= self._upkeep_due_s and self._worker.outstanding == 0:
+            self._upkeep_due_s = now_s + UPKEEP_S
+            self._worker.submit(self._upkeep.idle, lambda _: None)
         for waiting in self._restores[:]:
             client, request, until_s = waiting
             if (self._complete and request.get("rank") in self._given) or now_s > until_s:
@@ -103,7 +110,7 @@ class Archiver:
         if not self._scanning:
             self._scanning = True
             self._scan_due_s = time.monotonic() + TICK_S
-            self._worker.submit(lambda: self._archive.scan(time.time()), self._looked)
+            self._worker.submit(self._archive.scan, self._looked)
 
     def _looked(self, waiting: int) -> None:
         self._scanning = False
@@ -131,7 +138,7 @@ class Archiver:
             self._worker.submit(self._last_scan, self._gone)
 
     def _last_scan(self) -> None:
-        self._archive.scan(time.time())
+        self._archive.scan()
         self._archive.fail_incomplete("the run ended before every rank had sealed")
 
     def _gone(self, _: None) -> None:
@@ -242,11 +249,11 @@ class Archiver:
             self._restores.append((client, request, time.monotonic() + SLOTS_S))
             self._tick()
         elif op == "drain":
-            self._worker.submit(lambda: self._archive.scan(time.time()), lambda waiting: self._drained(client, waiting))
+            self._worker.submit(self._archive.scan, lambda waiting: self._drained(client, waiting))
         elif op == "status":
             reply(client, self._status())
-        elif op == "retain":
-            self._worker.submit(self._archive.retain, lambda _: reply(client, {"ok": True}))
+        elif op in OPERATIONS:
+            self._worker.submit(lambda: self._upkeep.asked(request), lambda answer: reply(client, answer))
         else:
             reply(client, {"ok": False, "error": f"unknown op {op!r}"})
 

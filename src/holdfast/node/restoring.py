@@ -73,7 +73,7 @@ class Restoring:
 
     def _restore(self, request: Mapping[str, Any], now_s: float) -> Reply:
         self._archive.open()
-        self._archive.scan(now_s)
+        self._archive.scan()
         found = survey.take(self._archive.folder.root)
         held = found.lease if found.lease is not None and found.lease.claim == request["claim"] else None
         if held is None:
@@ -136,7 +136,8 @@ class Restoring:
                 raise OtherWorld(f"{info} is of {info.world} ranks, this attempt has {request['world']}")
             slot.set(state=State.FILLING)
             try:
-                load.fill(self._archive.folder.root, info, request["rank"], slot, whole=held is None)
+                known = self._archive.folder.known
+                load.fill(self._archive.folder.root, info, request["rank"], slot, whole=held is None, known=known)
             except (Damaged, OSError) as error:
                 return [str(error)]
             return []

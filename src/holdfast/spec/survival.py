@@ -72,6 +72,12 @@ Every = Annotated[
 ]
 
 
+def _a_multiple(every: units.Trigger) -> units.Trigger:
+    if every.if_steps is not None:
+        raise wrong(f"{units.write_trigger(every)} has no multiples", "a number of steps or epochs, or a time")
+    return every
+
+
 class Best(Section):
     """The best by a logged metric are kept besides the last ones."""
 
@@ -87,9 +93,15 @@ class Keep(Section):
     best: Best | None = Field(
         None, description="the best by a metric", examples=["{metric: val_loss, mode: min, count: 1}"]
     )
-    every: Trigger | None = Field(None, description="also each multiple of this", examples=["10000 steps"])
-    max_age: Duration | None = Field(None, description="older ones go", examples=["7d"])
-    max_size: Size | None = Field(None, description="oldest go first past this", examples=["500GB"])
+    every: Annotated[Trigger, AfterValidator(_a_multiple)] | None = Field(
+        None, description="also the first at or after each multiple of this", examples=["10000 steps"]
+    )
+    max_age: Duration | None = Field(
+        None, description="older multiples, and older ones set aside, go; the last and the best stay", examples=["7d"]
+    )
+    max_size: Size | None = Field(
+        None, description="past this the oldest go; two verified ones stay", examples=["500GB"]
+    )
 
 
 class Mirror(Section):

@@ -120,7 +120,7 @@ def test_damage_that_is_found_is_healed_by_the_next_save(folder: Folder) -> None
 
     commit(folder, [SECOND])
 
-    assert folder.known.is_damaged(entry.name)
+    assert entry.name in folder.known.damaged
     assert loads(folder, SECOND)
 
 

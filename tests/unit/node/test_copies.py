@@ -42,7 +42,7 @@ class Node:
             self.archives[-1].folder.leave()
         log = EventLog(self.root / "archiver.jsonl")
         plan = CheckpointPlan(dir=str(self.root / "checkpoints"), memory=self.memory)
-        self.archive = Archive(plan, log, Room(self.root / "slots.lock"))
+        self.archive = Archive(plan, log, Room(self.root / "slots.lock"), "digits")
         self.archives.append(self.archive)
         self.restoring = Restoring(self.archive, log)
         for one in self.sets:

@@ -201,13 +201,18 @@ def test_defaults_of_what_is_not_built_may_be_written_out() -> None:
 
 @pytest.mark.parametrize("line", [
     "num_nodes: 2", "resources: {infra: slurm/gpu}", "environment: {uv: .}", "environment: {image: 'docker://x'}",
-    "link: {keepalive: 15x3}", "checkpoint: {memory_dir: /ram}", "checkpoint: {keep: {every: 1 epoch}}", "segment: 4h",
+    "link: {keepalive: 15x3}", "checkpoint: {memory_dir: /ram}", "segment: 4h",
     "watch: {interval: 2s}", "tracking: {mlflow: 'http://x'}",
     "publish: mlflow:d", "notify: [{url: $X}]", "react: [{when: a, do: b}]",
     "alerts: [{name: a, when: b}]", "file_mounts: {/a: /b}",
 ])  # fmt: skip
 def test_what_is_not_built_is_refused_and_never_ignored(line: str) -> None:
     assert "not supported yet" in refused(f"run: a\n{line}")
+
+
+def test_only_what_has_multiples_is_kept_by_them() -> None:
+    assert loaded("run: a\ncheckpoint: {keep: {every: 1 epoch}}").checkpoint.keep.every is not None
+    assert "1m if 1000 steps has no multiples" in refused("run: a\ncheckpoint: {keep: {every: 60s if 1000 steps}}")
 
 
 def test_references_to_unknown_names_are_found() -> None:
