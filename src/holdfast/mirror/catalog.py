@@ -86,7 +86,7 @@ def read_whole(view: View, entry: PackEntry) -> bytes:
     file = Stored(data)
     if len(data) != entry.size_bytes:
         raise Damaged(f"pack {entry.name[:12]} has {len(data)} bytes on the mirror instead of {entry.size_bytes}")
-    pack.check(file, entry.name, pack.read_layout(file, entry.name))
+    pack.check(file, entry.name, pack.read_layout(file, entry.name).records)
     return data
 
 

@@ -55,7 +55,8 @@ def pull(view: View, info: CheckpointInfo, into: Folder, progress: Progress) -> 
     found = manifest.parse(info.path.name, raw)
     missing = [entry for entry in found.packs if not _is_here(into, entry)]
     _check_room(into.root, sum(entry.size_bytes for entry in missing) + len(raw))
-    total, done = found.size_bytes, found.size_bytes - sum(entry.size_bytes for entry in missing)
+    total = sum(entry.size_bytes for entry in found.packs)
+    done = total - sum(entry.size_bytes for entry in missing)
     with ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="download") as pool:
         waiting = [pool.submit(_fetch, view, entry, into) for entry in missing]
         try:
@@ -88,7 +89,7 @@ def _is_here(into: Folder, entry: PackEntry) -> bool:
         return False
     try:
         with closing(into.disk.open(target, cached=False)) as file:
-            pack.check(file, entry.name, pack.read_layout(file, entry.name))
+            pack.check(file, entry.name, pack.read_layout(file, entry.name).records)
     except (Damaged, OSError):
         return False
     return True
@@ -101,7 +102,7 @@ def _fetch(view: View, entry: PackEntry, into: Folder) -> None:
     file = Stored(data)
     if file.size() != entry.size_bytes:
         raise Damaged(f"pack {entry.name[:12]} has {file.size()} bytes on the mirror instead of {entry.size_bytes}")
-    pack.check(file, entry.name, pack.read_layout(file, entry.name))
+    pack.check(file, entry.name, pack.read_layout(file, entry.name).records)
     target = into.pack_path(entry.name)
     temporary = into.temporary / target.name
     into.disk.remove(temporary)

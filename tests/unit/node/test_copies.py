@@ -63,7 +63,7 @@ class Node:
         """What a rank does to save to disk, and the archiver with it."""
         slot = self.slots[0][index]
         seal(slot, **fields)
-        self.archive.scan(0.0)
+        self.archive.scan()
         return slot
 
     def leases(self) -> list[Named | None]:
