@@ -49,9 +49,7 @@ class KnownPacks:
         return found if found is not None and self._is_sound(found[0]) else None
 
     def trust(self, entry: PackEntry, layout: Layout) -> None:
-        """Every byte of the pack was just read, past any cache, and is right. Raises OSError."""
-        if entry.name not in self._verified_s:
-            self._disk.sync_folder(pack.path(self._root, entry.name).parent)  # whoever wrote it may have died before
+        """Every byte of the pack was just read, past any cache, and is right; its name is durable."""
         self._hold(entry, layout)
         self._damaged.pop(entry.name, None)
         self._verified_s[entry.name] = time.monotonic()
@@ -64,6 +62,7 @@ class KnownPacks:
             self.forget(entry.name)
             self._damaged[entry.name] = str(error)
             raise
+        self._disk.sync_folder(pack.path(self._root, entry.name).parent)  # whoever wrote it may have died before that
         self.trust(entry, layout)
 
     def verified_s(self, name: str) -> float | None:

@@ -160,6 +160,7 @@ def fill(
     with reading(root, info, disk) as found:
         for entry, layout in _fill(root, found, rank, slot, whole=whole, disk=disk):
             if known is not None:
+                disk.sync_folder(pack.path(root, entry.name).parent)  # whoever wrote it may have died before that
                 known.trust(entry, layout)
 
 
