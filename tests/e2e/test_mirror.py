@@ -114,7 +114,7 @@ def test_over_s3_with_its_credentials_as_secrets(box: Box, other: Box, rclone: S
 def test_an_outage_touches_nothing_and_is_caught_up(box: Box, moto: Server, expected: str) -> None:
     url = f"s3://{BUCKET}/{uuid.uuid4()}"
     with faultproxy.between(moto.port) as proxy:
-        run = begin(box, url, STEP_S="0.3", **moto.environ(port=proxy.port, home=box.root))
+        run = begin(box, url, STEP_S="0.2", **moto.environ(port=proxy.port, home=box.root))
         until(lambda: mirrored(run, 5), 60, what=lambda: box.tail(run))
         proxy.down = True
         box.wait_step(run, 20)
@@ -134,6 +134,9 @@ def test_a_lost_folder_is_filled_from_the_mirror(box: Box, expected: str, tmp_pa
     assert 0 == box.holdfast("stop", run.id).returncode
     box.wait_for(run, "stopped")
     until(lambda: box.process(run, "shim") is None, 60, what="the end of the mirror")
+    assert [] == json.loads(box.holdfast("ckpt", "sync", run.id, "--json").stdout)["sent"][1:]
+    pulled = box.holdfast("ckpt", "pull", run.id, "--json")
+    assert 0 == pulled.returncode, pulled.stderr
     shutil.rmtree(run.checkpoints)
 
     assert 0 == box.holdfast("resume", run.id, "-d").returncode
@@ -168,5 +171,13 @@ def test_a_store_that_is_away_is_a_warning_and_a_wrong_url_an_error(box: Box, tm
     assert 0 == away.returncode
     run = RunDir(box.home / "runs" / "digits")
     assert "succeeded" == box.wait_for(run, "succeeded", "failed")["state"]
-    until(lambda: box.process(run, "shim") is None, 60, what="the end of the mirror")
+    until(lambda: "mirror-unreachable" in run.archiver_log.read_text(), 60, what="the finding")
+
+
+@pytest.mark.soak
+def test_a_run_that_ends_without_its_mirror_says_so(box: Box, tmp_path: Path) -> None:
+    run = begin(box, f"{tmp_path}/no/digits", STEP_S="0")
+    done = box.holdfast("wait", run.id)
+    assert 0 == done.returncode
+    assert box.process(run, "shim") is None  # `wait` stayed until the mirror was given up
     assert "mirror-behind" in run.archiver_log.read_text()

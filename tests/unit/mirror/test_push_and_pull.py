@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import shutil
+import uuid
+from pathlib import Path
 
 import pytest
 
@@ -14,8 +16,10 @@ from holdfast.errors import NoValidCheckpoint, StoreRefused
 from holdfast.mirror import pull
 from holdfast.mirror.catalog import find, read_whole
 from holdfast.mirror.view import ROOT, Stored, View
-from holdfast.stores import Store
-from tests.mirrors import Machine, Place, state_of
+from holdfast.stores import Store, connect
+from tests.labs import faultproxy
+from tests.labs.servers import BUCKET, Server
+from tests.mirrors import QUICK, Machine, Place, state_of
 
 
 def bring(store: Store, machine: Machine, want: load.Want = "newest") -> load.Chosen:
@@ -162,3 +166,22 @@ def test_the_mirror_itself_verifies_like_a_folder(connected: Place, ours: Machin
     assert [[]] == [load.verify(ROOT, info, view) for info in found]
     shutil.rmtree(ours.root)
     assert [10] == [info.step for info in found]
+
+
+def test_every_kind_of_fault_in_turn_changes_no_bit(
+    server: Server, ours: Machine, bare: Machine, tmp_path: Path
+) -> None:
+    chance = random.Random(5)
+    with faultproxy.between(server.port) as proxy:
+        proxy.fault = lambda method, path, number: chance.choice(faultproxy.FAULTS) if number % 3 == 0 else None
+        environ = server.environ(port=proxy.port, home=tmp_path)
+        url = f"s3://{BUCKET}/{uuid.uuid4()}"
+        keeper = ours.keeper(connect(url, environ, QUICK))
+        for sequence in (1, 2, 3):
+            keeper.push(ours.save(seed=sequence, sequence=sequence, step=10 * sequence, sizes=(300_000,) * 3))
+
+        bring(connect(url, environ, QUICK), bare)
+
+        assert proxy.count("GET") > 30
+    assert state_of(ours.root) == state_of(bare.root)
+    assert [10, 20, 30] == [info.step for info in ours.keeper(connect(url, server.environ(home=tmp_path))).there()]
