@@ -84,7 +84,8 @@ class KnownPacks:
         held = self._held.pop(name, None)
         self._verified_s.pop(name, None)
         for record in held[1].records if held is not None else ():
-            if self._where[record.id][0].name == name:
+            where = self._where.get(record.id)  # None when two packs held it and the other was forgotten before
+            if where is not None and where[0].name == name:
                 del self._where[record.id]
 
     def _learn(self, entry: PackEntry) -> None:
