@@ -29,6 +29,7 @@ from holdfast.integrations import catalog
 from holdfast.integrations.places import STAGING
 
 _MAX_PART_BYTES = 64 << 20
+_WORTH_BYTES = 64 << 10  # smaller ones (the frame around each tensor of a file) would keep alive packs of dead tensors
 _HELD, _SEALED = "held", "part.json"
 
 
@@ -66,11 +67,11 @@ class Part:
     def add(self, stored: memoryview, size_bytes: int, *, kind: str, tensors: list[dict[str, Any]]) -> None:
         """One chunk: `size_bytes` of `stored` and zeros up to a whole block, not to be changed before `seal` returns.
 
-        Already stored in some checkpoint of the folder, it is not written again. Raises OSError.
+        Already stored in some checkpoint of the folder, and not tiny, it is not written again. Raises OSError.
         """
         chunk_id = hash_of(stored, size_bytes)
         chunk = {"id": chunk_id, "bytes": size_bytes, "kind": kind, "tensors": tensors}
-        known = self._known.find(chunk_id)
+        known = self._known.find(chunk_id) if size_bytes >= _WORTH_BYTES else None
         if known is not None:
             self._rows.append((chunk, known[0], known[1].offset))
         else:

@@ -112,6 +112,14 @@ def test_dcp_saves_and_loads_by_url(root: Path) -> None:
     assert (info.name, info.step, load.verify(root, info)) == ("step-3", 3, [])
 
 
+def test_what_was_replaced_takes_no_room(root: Path) -> None:
+    for _ in range(3):
+        dcp.save({f"w{n}": torch.randn(300, 300) for n in range(5)}, checkpoint_id=f"holdfast://{root}/last")
+
+    stored = sum(path.stat().st_size for path in root.glob("packs/*/*.hfp"))
+    assert stored < 1.2 * 5 * 300 * 300 * 4
+
+
 def test_dcp_saves_in_the_background(root: Path) -> None:
     saving = dcp.async_save(state(4), checkpoint_id=f"holdfast://{root}/step-4")
     assert not isinstance(saving, dcp.state_dict_saver.AsyncSaveResponse)
