@@ -164,3 +164,77 @@ def test_tensors_that_overlap_are_damage_to_verify(run: RunDir, tmp_path: Path) 
     said = holdfast("ckpt", "verify", "digits@30")
 
     assert (said.code, "is not stored whole" in said.out) == (12, True)
+
+
+@pytest.fixture
+def long_run(run: RunDir, tmp_path: Path) -> RunDir:
+    """Six checkpoints, of which the first is the best, one an hour."""
+    for sequence in range(3, 7):
+        fields = {"sequence": sequence, "step": 10 * sequence, "time_s": NOW - 3600 * (7 - sequence), "term": 1}
+        commit(Folder(tmp_path / "checkpoints"), [part_of(seed=sequence, metrics={"val_loss": 1.0}, **fields)])
+    return run
+
+
+def steps(*more: str) -> list[int]:
+    return [one["step"] for one in json.loads(holdfast("ckpt", "ls", "digits", "--json", *more).out)]
+
+
+def test_a_pinned_checkpoint_is_refused_to_rm_until_it_is_unpinned(long_run: RunDir) -> None:
+    assert holdfast("ckpt", "pin", "digits@20", "--reason", "paper").code == 0
+    assert "1-2 (pinned)" in holdfast("ckpt", "ls", "digits").out
+
+    refused = holdfast("ckpt", "rm", "digits@20", "--yes")
+
+    assert (refused.code, "is pinned" in refused.err) == (2, True)
+    assert holdfast("ckpt", "unpin", "digits@20").code == 0
+    assert holdfast("ckpt", "rm", "digits@20", "--yes").code == 0
+    assert steps() == [10, 30, 40, 50, 60]
+    assert holdfast("ckpt", "verify", "digits").code == 0
+    assert holdfast("ckpt", "unpin", "digits@30").code == 2
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["rm", "digits@60", "-y"],
+        ["rm", "digits@50", "-y"],
+        ["rm", "digits", "-y"],
+        ["rm", "digits@30"],
+        ["unpin", "digits"],
+    ],
+)
+def test_what_a_resume_needs_is_not_named_or_not_confirmed_is_refused(long_run: RunDir, argv: list[str]) -> None:
+    said = holdfast("ckpt", *argv)
+
+    assert (said.code, steps()) == (2, [10, 20, 30, 40, 50, 60])
+    assert said.err.startswith("error: ")
+
+
+def test_prune_takes_what_is_old_and_neither_best_nor_newest(long_run: RunDir) -> None:
+    everything = json.loads(holdfast("ckpt", "prune", "digits", "--older-than", "1s", "--dry-run", "--json").out)
+    assert [one["step"] for one in everything["removed"]] == [20, 30, 40]
+
+    shown = json.loads(holdfast("ckpt", "prune", "--all", "--older-than", "150m", "--dry-run", "--json").out)
+    assert [one["step"] for one in shown["removed"]] == [30, 40]
+    assert steps() == [10, 20, 30, 40, 50, 60]
+
+    assert holdfast("ckpt", "prune", "digits", "--older-than", "150m").code == 2
+    assert holdfast("ckpt", "prune", "digits", "--older-than", "150m", "--keep-last", "3", "--yes").code == 0
+    assert steps() == [10, 20, 40, 50, 60]
+    assert holdfast("ckpt", "verify", "digits").code == 0
+
+
+def test_prune_names_its_runs(long_run: RunDir) -> None:
+    assert holdfast("ckpt", "prune", "--older-than", "1d", "--yes").code == 2
+    assert holdfast("ckpt", "prune", "--all", "digits", "--older-than", "1d", "--yes").code == 2
+
+
+def test_a_folder_that_somebody_writes_to_is_left_alone(long_run: RunDir, tmp_path: Path) -> None:
+    owner = Folder(tmp_path / "checkpoints")
+    owner.own()
+
+    said = holdfast("ckpt", "rm", f"{tmp_path / 'checkpoints'}@30", "--yes")
+
+    owner.leave()
+    assert (said.code, "a live run writes to" in said.err) == (11, True)
+    assert steps() == [10, 20, 30, 40, 50, 60]

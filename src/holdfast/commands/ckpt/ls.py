@@ -47,7 +47,8 @@ def table(found: Sequence[CheckpointInfo], now_s: float, elsewhere: Container[tu
 
 
 def _row(info: CheckpointInfo, now_s: float, elsewhere: Container[tuple[int, int]]) -> tuple[str, ...]:
-    marks = [mark for mark, holds in (("aside", not info.live), ("packs missing", not is_complete(info))) if holds]
+    told = (("aside", not info.live), ("pinned", info.pinned), ("packs missing", not is_complete(info)))
+    marks = [mark for mark, holds in told if holds]
     return (
         name_of(info) + (f" ({', '.join(marks)})" if marks else ""),
         str(info.step),

@@ -38,7 +38,7 @@ def tier_of(info: CheckpointInfo, elsewhere: Container[tuple[int, int]]) -> str:
 
 def facts(info: CheckpointInfo, elsewhere: Container[tuple[int, int]] = ()) -> dict[str, Any]:
     """One entry of `ckpt ls --json`."""
-    names = ("term", "sequence", "step", "epoch", "time_s", "reason", "metrics", "world", "live", "name")
+    names = ("term", "sequence", "step", "epoch", "time_s", "reason", "metrics", "world", "live", "pinned", "name")
     sizes = {"size_bytes": info.size_bytes, "added_bytes": info.added_bytes}
     where = {"tier": tier_of(info, elsewhere), "complete": is_complete(info), "path": str(info.path)}
     return {**{name: getattr(info, name) for name in names}, **sizes, **where}
