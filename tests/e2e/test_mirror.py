@@ -133,10 +133,10 @@ def test_a_lost_folder_is_filled_from_the_mirror(box: Box, expected: str, tmp_pa
     until(lambda: mirrored(run, 5), 60, what=lambda: box.tail(run))
     assert 0 == box.holdfast("stop", run.id).returncode
     box.wait_for(run, "stopped")
-    until(lambda: box.process(run, "shim") is None, 60, what="the end of the mirror")
     assert [] == json.loads(box.holdfast("ckpt", "sync", run.id, "--json").stdout)["sent"][1:]
     pulled = box.holdfast("ckpt", "pull", run.id, "--json")
     assert 0 == pulled.returncode, pulled.stderr
+    until(lambda: box.process(run, "shim") is None, 60, what="the end of the mirror")
     shutil.rmtree(run.checkpoints)
 
     assert 0 == box.holdfast("resume", run.id, "-d").returncode

@@ -16,7 +16,7 @@ import click
 from holdfast import runs
 from holdfast.commands.arguments import Callback, complete_runs, say
 from holdfast.commands.attach import attach
-from holdfast.commands.liveness import ENDED, POLL_S, live, status_of
+from holdfast.commands.liveness import ENDED, POLL_S, live, sending, status_of, when_over
 from holdfast.errors import HoldfastError, LeaseHeld, UsageError
 from holdfast.runs import RunDir, plan_of
 
@@ -102,8 +102,12 @@ def resume(run: RunDir, at: At) -> None:
     plan = plan_of(run)
     if plan.get("alone"):
         raise UsageError(f"{run.id} was started by its own script", hint="start the script again: it continues")
-    before = status_of(run)["state"]
+    status = status_of(run)
+    before = status["state"]
     if before in ENDED:
+        if sending(run, status):
+            say(f"{run.id} still sends to its mirror; it continues after that")
+            when_over(run)
         _ask(run, at, lambda: start_shim(run, secrets=secrets_of(plan, os.environ)))
     elif at is not None:
         hint = f"holdfast resume {run.id}, then holdfast stop {run.id}; after that going back is possible"
