@@ -20,6 +20,8 @@ class Attempt:
     steps: list[int] = field(default_factory=list)  # completed by it, in order
     times_s: list[float] = field(default_factory=list)  # unix seconds of each
     losses: list[float] = field(default_factory=list)
+    tier: str = ""  # memory or disk; empty for a start from nothing
+    fell_back: bool = False  # something newer was there and was not trusted
 
     @property
     def last_step(self) -> int:
@@ -33,7 +35,8 @@ def attempts(records: Iterable[dict[str, Any]]) -> list[Attempt]:
     for record in records:
         attempt = found.setdefault(record.get("attempt", 0), Attempt(record.get("attempt", 0)))
         if record.get("event") == "restored":
-            attempt.from_step = record["step"]
+            attempt.from_step, attempt.tier = record["step"], record.get("tier", "")
+            attempt.fell_back = bool(record.get("fell_back"))
         elif "loss" in record:
             attempt.steps.append(record["step"])
             attempt.times_s.append(record["t"])
@@ -48,6 +51,7 @@ class Recovery:
     reached_step: int
     from_step: int
     next_step_s: float  # unix seconds at which the next step was complete
+    fell_back: bool = False  # told at the restore
 
     @property
     def lost_steps(self) -> int:
@@ -59,7 +63,7 @@ def recoveries(found: list[Attempt]) -> Iterator[Recovery]:
     """One for each attempt after the first that completed a step."""
     stepped = [attempt for attempt in found if attempt.steps]
     for before, after in pairwise(stepped):
-        yield Recovery(before.last_step, after.from_step, after.times_s[0])
+        yield Recovery(before.last_step, after.from_step, after.times_s[0], after.fell_back)
 
 
 def contradictions(records: Iterable[dict[str, Any]], *, steps_total: int) -> list[str]:

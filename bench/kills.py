@@ -1,7 +1,8 @@
 """Random kills of everything a run consists of; afterwards it must be as if nothing had happened.
 
 `trainings` breaks as many trainings as it takes for the wanted number of kills and judges each against one that ran in
-peace: same final weights, every step in the records and in the output, a repeated step never with another loss.
+peace: same final weights, every step in the records and in the output, a repeated step never with another loss, and no
+more steps done twice than lie between two copies in memory.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import live
-from bench.attempts import attempts, contradictions
+from bench.attempts import attempts, contradictions, recoveries
 from bench.live import LiveRun
 from bench.plain import weights_in
 from holdfast.process import Identity, identity
 
 SCRIPT = Path(__file__).parent / "unseen"
 STEPS_PER_EPOCH = 25
+CADENCE_STEPS = 1  # `checkpoint.memory` of unseen/holdfast.yaml
 ROLES = ("trainer", "worker", "shim", "supervisor", "archiver")
 LONGEST_S = 600  # of one training, kills included
 _PRINTED = re.compile(r"^step (\d+) loss (\S+)$", re.MULTILINE)
@@ -44,6 +46,7 @@ class Broken:
     kills: Counter[str] = field(default_factory=Counter)
     story: list[str] = field(default_factory=list)  # a line a kill
     attempts: int = 0
+    tiers: Counter[str] = field(default_factory=Counter)  # what attempts continued from
     problems: list[str] = field(default_factory=list)
 
 
@@ -124,7 +127,14 @@ def judge(run: LiveRun, result: Broken, reference: Reference, *, exit_code: int,
     """Note everything that differs from the training in peace."""
     records, output = list(run.records()), run.output()
     losses, differing = printed_losses(output)
-    result.attempts = len(attempts(records))
+    found = attempts(records)
+    result.attempts = len(found)
+    result.tiers.update(attempt.tier for attempt in found if attempt.tier)
+    result.problems += [
+        f"attempt from step {each.from_step} after step {each.reached_step} was reached"
+        for each in recoveries(found)
+        if each.lost_steps > CADENCE_STEPS and not each.fell_back
+    ]
     result.problems += contradictions(records, steps_total=steps_total) + differing
     if exit_code != 0:
         result.problems.append(f"exit code {exit_code}")

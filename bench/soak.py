@@ -41,6 +41,7 @@ def main() -> int:
     problems = [f"{broken.run}: {problem}" for broken in done for problem in broken.problems]
     result = {
         "seed": given.seed, "kills": dict(total), "trainings": len(done), "attempts": sum(b.attempts for b in done),
+        "continued_from": dict(sum((broken.tiers for broken in done), Counter())),
         "seconds": round(time.monotonic() - begun_s), "problems": problems,
     }  # fmt: skip
     print(f"{sum(total.values())} kills, {len(problems)} problems; {machine.keep('soak-kills', result)}")

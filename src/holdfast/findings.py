@@ -62,6 +62,11 @@ CATALOGUE: Mapping[str, Kind] = {
         meaning="there is no memory for three copies of the state, so fewer are kept for a restart, or none",
         hint="give the container more memory, or set checkpoint.memory: off",
     ),
+    "memory-dir-unusable": Kind(
+        severity="warning",
+        meaning="copies in memory do not lie in checkpoint.memory_dir, and so end with the container",
+        hint="mount a tmpfs with room for three copies there, owned by whoever trains",
+    ),
     "hang": Kind(
         severity="error",
         meaning="no step was completed for longer than this run ever took",

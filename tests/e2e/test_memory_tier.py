@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from bench.attempts import attempts, recoveries
 from holdfast.runs import RunDir
 from tests.e2e.box import Box
+from tests.needs import need
 from tests.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -85,3 +88,44 @@ def test_two_ranks_continue_from_the_same_copy(box: Box) -> None:
     assert found["restored"]["step"] >= at > 0
     began = [line for rank in (0, 1) for line in records(run, rank) if line.get("event") == "restored"]
     assert len({line["step"] for line in began if line["attempt"] == 2}) == 1
+
+
+def test_files_survive_the_death_of_every_process(box: Box) -> None:
+    ram = box.root / "ram"
+    run = begin(box, "pod", f"every: [1000 steps], memory: 1 step, memory_dir: {ram}", STEP_S="0.2")
+    at = box.wait_step(run, 3)["step"]
+    box.close()
+    files = sorted(ram.iterdir())
+    assert [(path.stat().st_mode & 0o777, path.stat().st_size > 4096) for path in files] == [(0o600, True)] * 3
+
+    assert box.holdfast("resume", "pod", "-d").returncode == 0
+    found = box.wait_for(run, "succeeded", "failed")
+
+    assert found["restored"]["tier"] == "memory", box.tail(run)
+    assert found["restored"]["step"] >= at
+    until(lambda: not list(ram.iterdir()), 20, what="the files removed")
+
+
+@pytest.mark.parametrize("kind", ["missing", "a file", "full"])
+def test_a_memory_dir_that_cannot_be_used_is_told_and_done_without(box: Box, kind: str) -> None:
+    ram = box.root / "ram"
+    if kind == "missing":
+        ram = ram / "not" / "there"
+    elif kind == "a file":
+        ram.touch()
+    else:
+        need(os.geteuid() == 0, "needs root to mount a small tmpfs")
+        ram.mkdir(mode=0o700)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k,mode=0700", "tmpfs", str(ram)], check=True)
+    try:
+        run = begin(box, "told", f"every: [1000 steps], memory: 1 step, memory_dir: {ram}", STEP_S="0.2")
+        box.wait_step(run, 3)
+        box.kill(run, "trainer")
+        found = stepping(box, run, 2)
+
+        assert "memory-dir-unusable" in {finding["id"] for finding in found["findings"]}, found["findings"]
+        assert found["restored"]["tier"] == "memory"
+    finally:
+        box.close()
+        if kind == "full":
+            subprocess.run(["umount", "-l", str(ram)], check=True)

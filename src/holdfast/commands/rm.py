@@ -20,6 +20,7 @@ import click
 from holdfast import runs
 from holdfast.commands.arguments import complete_runs, say
 from holdfast.errors import HoldfastError, LeaseHeld, UsageError
+from holdfast.node.shim import SlotFiles
 from holdfast.runs import RunDir, plan_of
 
 
@@ -88,6 +89,7 @@ def _checkpoints_elsewhere(run: RunDir) -> Path | None:
 
 def _delete(run: RunDir, *, alone: bool) -> None:
     """The plan last, so that a run deleted half-way is still listed and can be deleted again."""
+    files = SlotFiles.of(run.root, run.runtime, boot="")
     ours = [
         *(run.spec, run.journal, run.code, run.output, run.records, run.archiver_log, run.shim_log, run.node_log),
         *(run.stacks, run.checkpoints, run.lib, run.lock),
@@ -99,6 +101,8 @@ def _delete(run: RunDir, *, alone: bool) -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink(missing_ok=True)
+    if files is not None:
+        files.remove()
     shutil.rmtree(run.runtime, ignore_errors=True)
     if not any(run.root.iterdir()):
         run.root.rmdir()

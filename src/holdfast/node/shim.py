@@ -14,6 +14,7 @@ Standard library only, nothing of holdfast: no mistake elsewhere may reach this 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -21,6 +22,7 @@ import selectors
 import shutil
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -125,6 +127,7 @@ class Shim:
         self.links: dict[str, Link] = {}  # supervisor and archiver, once they said hello
         self.ranks: dict[int, tuple[int, int, Link]] = {}  # pid, start ticks
         self.slots: dict[int, Slots] = {}
+        self.files = SlotFiles.of(run_dir, runtime, self.boot)
         self.waiting: list[tuple[Link, Message]] = []  # requests for slots that may still be offered
         self.offers_until_s = 0.0
         self.exits: list[Message] = []  # not acknowledged yet
@@ -147,6 +150,7 @@ class Shim:
         self._watch_signals()
         self._remember_exits()
         self._adopt()
+        self._open_slot_files()
         listener.setblocking(False)
         self.selector.register(listener, selectors.EVENT_READ, lambda: self._accept(listener))
         while not self._over():
@@ -157,6 +161,8 @@ class Shim:
             self._reap()
             self._forward_terminate()
             self._answer_waiting()
+        if self.files is not None:
+            self.files.remove()
         shutil.rmtree(self.runtime, ignore_errors=True)  # under the lock: the next shim makes it anew
 
     def _watch_signals(self) -> None:
@@ -404,15 +410,16 @@ class Shim:
             return {"ok": False, "error": f"unknown role {link.role!r}"}
         self._recognise(link)
         self.links[link.role] = link
-        if link.role == "supervisor":
-            return {"ok": True, "trainer": self._entry("trainer"), "exits": self.exits, "secrets": self.secrets}
-        self._send(link, {"ok": True, "secrets": self.secrets})
+        told = {"trainer": self._entry("trainer"), "exits": self.exits} if link.role == "supervisor" else {}
+        self._send(link, {"ok": True, "secrets": self.secrets, **told})
         for rank, slots in self.slots.items():
-            self._push("archiver", {"event": "slots", "rank": rank}, slots.fds)
-        self._push("archiver", {"event": "trainer", "alive": "trainer" in self.children or self.alone})
-        if self.finishing:
-            self._push("archiver", {"event": "finish"})
-        self.offers_until_s = min(self.offers_until_s, time.monotonic() + 0.2)
+            self._push(link.role, {"event": "slots", "rank": rank}, slots.fds)
+        if link.role == "archiver":
+            self._push("archiver", {"event": "trainer", "alive": "trainer" in self.children or self.alone})
+            if self.finishing:
+                self._push("archiver", {"event": "finish"})
+        if all(role in self.links for role in self._wanted()):  # their offers are on the way
+            self.offers_until_s = min(self.offers_until_s, time.monotonic() + 0.2)
         return None
 
     def _recognise(self, link: Link) -> None:
@@ -478,15 +485,37 @@ class Shim:
 
     # -- slots
 
+    def _open_slot_files(self) -> None:
+        """Files of `memory_dir` that outlived every process of the run; who lives offers its set all the same."""
+        for rank in self.files.ranks() if self.files is not None else ():
+            fds, _ = self._make_slots(rank, in_files=True)
+            self._take(rank, fds, final=False)
+
     def _ask_slots(self, link: Link, message: Message) -> Message | None:
-        rank = int(message["rank"])
-        if rank not in self.slots:
-            if time.monotonic() < self.offers_until_s:
+        rank, in_files = int(message["rank"]), bool(message.get("files", True))
+        told = ""
+        if rank not in self.slots or not in_files:
+            if time.monotonic() < self.offers_until_s and rank not in self.slots:
                 self.waiting.append((link, message))
                 return None
-            self._take(rank, _make_slots(self.run_dir.name, rank), final=True)
-        self._send(link, {"ok": True, "rank": rank}, self.slots[rank].fds)
+            fds, told = self._make_slots(rank, in_files=in_files)
+            self._take(rank, fds, final=True)
+        self._send(link, {"ok": True, "rank": rank, "warning": told}, self.slots[rank].fds)
         return None
+
+    def _make_slots(self, rank: int, *, in_files: bool) -> tuple[list[int], str]:
+        """Doorbells and slots of a rank; a sentence when they are not the files they should be."""
+        bells = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2)]
+        told = ""
+        if self.files is not None and in_files:
+            try:
+                return bells + self.files.open(rank), ""
+            except OSError as error:
+                told = f"checkpoint.memory_dir cannot be used: {error.strerror or error}: {self.files.folder}"
+        elif self.files is not None:
+            self.files.remove(rank)
+        names = (f"holdfast-{self.run_dir.name}-{rank}-{slot}" for slot in range(SLOTS_PER_RANK))
+        return [*bells, *(os.memfd_create(name) for name in names)], told
 
     def _answer_waiting(self) -> None:
         waiting, self.waiting = self.waiting, []
@@ -496,7 +525,7 @@ class Shim:
 
     def _offer(self, link: Link, rank: int, fds: list[int]) -> Message:
         held = self.slots.get(rank)
-        from_rank = link.role != "archiver"
+        from_rank = link.role not in OURS
         if fds and (held is None or (from_rank and not held.final)):
             self._take(rank, list(fds), final=from_rank)
             fds.clear()
@@ -506,7 +535,8 @@ class Shim:
         for descriptor in self.slots[rank].fds if rank in self.slots else ():
             os.close(descriptor)
         self.slots[rank] = Slots(fds, final)
-        self._push("archiver", {"event": "slots", "rank": rank}, fds)
+        for role in OURS:
+            self._push(role, {"event": "slots", "rank": rank}, fds)
 
     # -- what is written down
 
@@ -541,9 +571,64 @@ def _lives(pid: int, ticks: int) -> bool:
     return now is not None and now[0] == ticks and now[1] not in "ZXx"
 
 
-def _make_slots(run: str, rank: int) -> list[int]:
-    bells = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2)]
-    return [*bells, *(os.memfd_create(f"holdfast-{run}-{rank}-{slot}") for slot in range(SLOTS_PER_RANK))]
+@dataclass(frozen=True, slots=True)
+class SlotFiles:
+    """Slots as files of `checkpoint.memory_dir`: they outlive every process, where a tmpfs outlives the container.
+
+    Their names hold the run and the boot: after a crash of the machine a file on a disk may be half of what it was.
+    """
+
+    folder: Path
+    run: str
+    boot: str
+
+    @classmethod
+    def of(cls, run_dir: Path, runtime: Path, boot: str) -> SlotFiles | None:
+        """As the plan says; None without a `memory_dir`, or with the memory tier off."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            memory = json.loads((run_dir / "plan.json").read_text())["checkpoint"]["memory"]
+            if memory["dir"] and (memory["auto"] or memory["steps"] or memory["seconds"]):
+                return cls(Path(memory["dir"]), f"holdfast-{runtime.name}", boot[:8])
+        return None
+
+    def open(self, rank: int) -> list[int]:
+        """The files of a rank, made where they are missing. Raises OSError."""
+        with contextlib.suppress(FileExistsError):
+            self.folder.mkdir(mode=0o700)
+        fds: list[int] = []
+        try:
+            for slot in range(SLOTS_PER_RANK):
+                fds.append(_own_file(self.folder / f"{self.run}-{self.boot}-{rank:05d}-{slot}"))  # noqa: PERF401
+        except OSError:
+            for descriptor in fds:
+                os.close(descriptor)
+            self.remove(rank)
+            raise
+        return fds
+
+    def ranks(self) -> list[int]:
+        """Those that have files of this boot; the files of an earlier one are removed."""
+        for path in self.folder.glob(f"{self.run}-*"):
+            if not path.name.startswith(f"{self.run}-{self.boot}-"):
+                path.unlink(missing_ok=True)
+        return sorted({int(path.name.split("-")[-2]) for path in self.folder.glob(f"{self.run}-{self.boot}-*-*")})
+
+    def remove(self, rank: int | None = None) -> None:
+        """The files of one rank, or of all; their memory lives on while anyone holds a descriptor."""
+        of_rank = "*" if rank is None else f"*-{rank:05d}-*"
+        with contextlib.suppress(OSError):
+            for path in self.folder.glob(f"{self.run}-{of_rank}"):
+                path.unlink(missing_ok=True)
+
+
+def _own_file(path: Path) -> int:
+    """Open a file for reading and writing that is ours alone, made if it is missing. Raises OSError."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1 or found.st_mode & 0o077:
+        os.close(descriptor)
+        raise OSError(errno.EPERM, f"{path.name} there is not a file of ours alone")
+    return descriptor
 
 
 def _json_lines(path: Path) -> list[Message]:

@@ -28,7 +28,7 @@ from holdfast.node.attempt import Attempt
 from holdfast.node.control import Ask, Control
 from holdfast.node.observer import Observer, raised
 from holdfast.node.pages import Pages, newest_copy
-from holdfast.node.shimlink import ShimLink, connect
+from holdfast.node.shimlink import ShimLink, Slots, connect
 from holdfast.plan import Plan
 from holdfast.runs import RunDir, make_runtime
 
@@ -60,6 +60,7 @@ class Supervisor:
         self.caller = dict(os.environ)
         self.secrets: dict[str, str] = {}
         self.link: ShimLink | None = None
+        self.slots: Slots = {}
         self.shim_pid = 0  # of the last one met
         self.selector = selectors.DefaultSelector()
         self.control = Control(run.runtime / "control.sock", status=self.status, journal=run.journal)
@@ -175,7 +176,7 @@ class Supervisor:
     def _meet_shim(self) -> None:
         """Connect, starting a shim if there is none, and learn what lives and what ended meanwhile."""
         before = self.shim_pid
-        link = connect(self.dir, self.secrets)
+        link = connect(self.dir, self.secrets, self.slots)
         self.link, self.shim_pid = link, link.pid
         self.selector.register(link.sock, selectors.EVENT_READ, self._shim_readable)
         self.secrets.update(link.hello.get("secrets", {}))

@@ -15,7 +15,7 @@ SUPPORTED = frozenset(
         "name", "workdir", "envs", "secrets", "setup", "run",
         "environment.python",
         "checkpoint.dir", "checkpoint.every", "checkpoint.max_overhead", "checkpoint.timeout", "checkpoint.name",
-        "checkpoint.memory", "checkpoint.mirror", "checkpoint.keep",
+        "checkpoint.memory", "checkpoint.memory_dir", "checkpoint.mirror", "checkpoint.keep",
         "restart", "watchdog", "logs",
         "stop_signal", "stop_grace_period", "max_duration",
     }

@@ -72,6 +72,9 @@ class Copies:
             self._occasions.call(Occasion(name="before_save", step=head.step, epoch=head.epoch, reason=head.reason))
             self._saver.seal(slot, values(), kinds_of, head, into=State.HELD, lazily=lazily)
         except OSError as error:
+            if self._link.leave_files(error.strerror):
+                self._records.event("warning", id="memory-dir-unusable", message=self._link.warning)
+                return
             self._tell(0, f"no copy is kept in memory: {error.strerror or error}")
             return
         finally:

@@ -16,7 +16,7 @@ from typing import Any
 from holdfast.checkpoint import budget, room
 from holdfast.checkpoint.room import Room
 from holdfast.checkpoint.slots import HEADER_BYTES, SLOTS_PER_RANK, Slot, SlotSet, State, oldest_spare
-from holdfast.errors import HoldfastError, LeaseHeld, NoValidCheckpoint
+from holdfast.errors import HoldfastError, LeaseHeld, NoValidCheckpoint, StoreRefused
 from holdfast.process import identity, receive, request, send, start_shim
 from holdfast.train.setting import Setting
 
@@ -34,13 +34,8 @@ class Link:
         self._setting = setting
         self._runtime = setting.run.runtime
         self._socket = self._connect()
-        reply, descriptors = self._ask({"op": "slots", "rank": setting.rank})
-        if not reply.get("ok") or len(descriptors) < 3:
-            raise HoldfastError(
-                f"the shim gave no slots: {reply.get('error', reply)}", hint=f"see {setting.run.node_log}"
-            )
-        self._set = SlotSet.of(setting.rank, descriptors)
         self.room = Room(self._runtime / "slots.lock")
+        self._set, self.warning = self._ask_slots()
         self.slots = [Slot(descriptor, self.room.growth) for descriptor in self._set.slots]
         self._checked_s = time.monotonic()
 
@@ -88,6 +83,30 @@ class Link:
         send(self._socket, message, descriptors or [])
         return receive(self._socket)
 
+    def _ask_slots(self, **more: Any) -> tuple[SlotSet, str]:
+        reply, descriptors = self._ask({"op": "slots", "rank": self._setting.rank, **more})
+        if not reply.get("ok") or len(descriptors) < 3:
+            raise HoldfastError(
+                f"the shim gave no slots: {reply.get('error', reply)}", hint=f"see {self._setting.run.node_log}"
+            )
+        return SlotSet.of(self._setting.rank, descriptors), str(reply.get("warning", ""))
+
+    def leave_files(self, why: object) -> bool:
+        """Take memory in place of files that could not grow to hold anything; False when they are not files.
+
+        `warning` then says so. Nobody may hold one of our slots.
+        """
+        if not self._setting.memory.dir or self.slots_grown() or not os.fstat(self.slots[0].descriptor).st_nlink:
+            return False
+        given, _ = self._ask_slots(files=False)
+        for slot in self.slots:
+            slot.close()
+        for descriptor in self._set.fds():
+            os.close(descriptor)
+        self._set, self.slots = given, [Slot(descriptor, self.room.growth) for descriptor in given.slots]
+        self.warning = f"checkpoint.memory_dir cannot be used: {why}: {self._setting.memory.dir}"
+        return True
+
     def restore(self) -> dict[str, Any]:
         """Take the lease and what was saved last; the answer is as architecture.md says. Raises NoValidCheckpoint.
 
@@ -111,6 +130,8 @@ class Link:
         why = str(reply.get("error", reply))
         if reply.get("exit_code") == NoValidCheckpoint.exit_code:
             raise NoValidCheckpoint(s.run.id, said=why)
+        if reply.get("exit_code") == StoreRefused.exit_code and self.leave_files(why):
+            return self.restore()
         raise HoldfastError(f"the archiver did not restore: {why}", hint=f"see {s.run.node_log}")
 
     def _ask_archiver(self, message: dict[str, Any]) -> dict[str, Any]:

@@ -118,10 +118,18 @@ class Saves:
         try:
             sequence, notes = self._saver.seal(slot, values(), kinds_of, head, lazily=lazily)
         except OSError as error:
-            self._failed(head.step, head.epoch, head.reason, f"no memory for the copy: {error}")
+            if self._link.leave_files(error.strerror):
+                self._records.event("warning", id="memory-dir-unusable", message=self._link.warning)
+                return self.save(head, values, kinds_of, patient=patient)
+            self._failed(head.step, head.epoch, head.reason, f"no memory for the copy: {error.strerror}")
+            told = (
+                f"the save of step {head.step} failed: {error.strerror}"  # the archiver, which tells others, has none
+            )
+            self._records.event("warning", id="save-failed", message=told)
             if patient:
                 raise StoreRefused(
-                    f"step {head.step} could not be saved: {error}", hint="give the machine or container more memory"
+                    f"step {head.step} could not be saved: {error.strerror}",
+                    hint="give the machine or container more memory",
                 ) from error
             return None
         finally:

@@ -151,6 +151,8 @@ class Session:
             self.resumed = True
         for sentence in answer.get("fell_back", []):
             self.warn(sentence)
+        if self._link.warning:
+            self._records.event("warning", id="memory-dir-unusable", message=self._link.warning)
         self._page.set(step=self.step, epoch=self.epoch, first_step=self.step)
         self._page.set(committed_step=self.step if tier != "memory" else 0)
         seconds = time.monotonic() - self._began_s

@@ -201,7 +201,7 @@ def test_defaults_of_what_is_not_built_may_be_written_out() -> None:
 
 @pytest.mark.parametrize("line", [
     "num_nodes: 2", "resources: {infra: slurm/gpu}", "environment: {uv: .}", "environment: {image: 'docker://x'}",
-    "link: {keepalive: 15x3}", "checkpoint: {memory_dir: /ram}", "segment: 4h",
+    "link: {keepalive: 15x3}", "segment: 4h",
     "watch: {interval: 2s}", "tracking: {mlflow: 'http://x'}",
     "publish: mlflow:d", "notify: [{url: $X}]", "react: [{when: a, do: b}]",
     "alerts: [{name: a, when: b}]", "file_mounts: {/a: /b}",
