@@ -3,10 +3,14 @@
 `trainings` breaks as many trainings as it takes for the wanted number of kills and judges each against one that ran in
 peace: same final weights, every step in the records and in the output, a repeated step never with another loss, and no
 more steps done twice than lie between two copies in memory.
+
+At each moment one process of ours is left that holds the copies: to kill all of them before the first is back is the
+end of everything at once, after which only the disk has a state and only `resume` brings the run back.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import time
@@ -26,7 +30,8 @@ STEPS_PER_EPOCH = 25
 CADENCE_STEPS = 1  # `checkpoint.memory` of unseen/holdfast.yaml
 ROLES = ("trainer", "worker", "shim", "supervisor", "archiver")
 LONGEST_S = 600  # of one training, kills included
-_PRINTED = re.compile(r"^step (\d+) loss (\S+)$", re.MULTILINE)
+NODE = ("shim", "supervisor", "archiver")
+_PRINTED = re.compile(r"step (\d+) loss (\S+)$", re.MULTILINE)  # a dying worker may have left half a line before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +105,7 @@ def kill_something(run: LiveRun, result: Broken, rng: random.Random, *, ended: C
     live.until(lambda: ended() or time.monotonic() >= moment_s, within_s=60, what="a random moment")
     role = rng.choice(ROLES)
     target = find(run, role, rng)
-    if target is not None and live.kill(target):
+    if target is not None and someone_holds(run, besides=target) and live.kill(target):
         beat = run.beat()
         result.kills[role] += 1
         result.story.append(f"{role} {target.pid} at step {beat.step if beat else 0}, t {time.time():.3f}")
@@ -110,6 +115,20 @@ def stepping(run: LiveRun) -> bool:
     """Whether this attempt has completed a step of its own."""
     beat = run.beat()
     return beat is not None and run.trainer() is not None and beat.step > beat.first_step
+
+
+def someone_holds(run: LiveRun, *, besides: Identity) -> bool:
+    """Whether another process of ours holds the slots, or lives while nobody has any yet."""
+    ours = [found for role in NODE if (found := run.process(role)) is not None]
+    holders = [found for found in ours if _holds_slots(found)]
+    return any(found != besides for found in holders or ours)
+
+
+def _holds_slots(process: Identity) -> bool:
+    try:
+        return any("memfd:holdfast-" in os.readlink(entry.path) for entry in os.scandir(f"/proc/{process.pid}/fd"))
+    except OSError:  # it has ended
+        return False
 
 
 def find(run: LiveRun, role: str, rng: random.Random) -> Identity | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from holdfast.checkpoint.slots import HEADER_BYTES, SLOTS_PER_RANK, Result, Slot, SlotSet, State, align
+from holdfast.checkpoint.slots import HEADER_BYTES, SLOTS_PER_RANK, Result, Slot, SlotSet, State, age, align
 from holdfast.plan import CheckpointPlan, Every, LogsPlan, Memory, Plan
 from holdfast.runs import RunDir, make_runtime
 
@@ -169,13 +169,28 @@ class FakeNode:
         sequence = slot.get("sequence")
         if self.refuse:
             slot.write_message(self.refuse)
-            slot.set(result=Result.FAILED, result_sequence=sequence, state=State.FREE)
+            slot.set(result=Result.FAILED, result_sequence=sequence, state=self._after)
             return
         table = slot.read_table()
         check_gaps(slot, table)
         self.kept = [*self.kept, Kept(table, bytes(slot.view[: slot.get("used_bytes")]))][-self.keep_last :]
         self.sequence = max(self.sequence, sequence)
-        slot.set(result=Result.COMMITTED, result_sequence=sequence, state=State.FREE)
+        slot.set(result=Result.COMMITTED, result_sequence=sequence, state=self._after)
+
+    @property
+    def _after(self) -> State:
+        return State.HELD if self.memory.on else State.FREE
+
+    def _from_memory(self, answer: dict[str, Any], rank: int) -> dict[str, Any] | None:
+        """The rank's newest copy, as the archiver would tell it; a newer checkpoint is not looked for."""
+        slots = [Slot(descriptor) for descriptor in self._slots(rank).slots]
+        held = [(age(slot), index, slot.get("step")) for index, slot in enumerate(slots) if slot.state is State.HELD]
+        for slot in slots:
+            slot.close()
+        if not held:
+            return None
+        (_, sequence), index, step = max(held)
+        return {**answer, "next_sequence": sequence + 1, "slot": index, "tier": "memory", "step": step, "epoch": 0}
 
     def _restore(self, message: dict[str, Any]) -> dict[str, Any]:
         hold, self.hold = self.hold, False
@@ -190,6 +205,9 @@ class FakeNode:
                 "fell_back": [],
             }
         answer = self.claims[message["claim"]]
+        from_memory = self._from_memory(answer, message["rank"])
+        if from_memory is not None:
+            return from_memory
         mine = [kept for kept in self.kept if kept.table["rank"] == message["rank"]]
         if not mine or message["want"] == "nothing":
             return {**answer, "slot": None, "step": 0, "epoch": 0}

@@ -129,6 +129,28 @@ def test_a_late_commit_of_the_dead_trainer_is_progress() -> None:
     assert state.ledger.no_progress == 0
 
 
+def from_memory(attempt: int, t: float, *, began: int, left: int) -> tuple[ev.Event, ...]:
+    """An attempt that continued from a copy of step `began` and left one of step `left`."""
+    seen, over = ended(attempt, t + 2)
+    restored = ev.Restored(t=t + 1, attempt=attempt, step=began, term=attempt, tier="memory")
+    return started(attempt, t), restored, seen, dataclasses.replace(over, memory_step=left)
+
+
+def test_steps_that_only_memory_has_are_progress_once() -> None:
+    first = (started(1, 0), ev.Restored(t=1, attempt=1, step=0, term=1), committed(100, 2))
+    one = (*first, *from_memory(1, 3, began=0, left=120)[2:])
+
+    assert after(*one, *from_memory(2, 20, began=120, left=150)).ledger.no_progress == 0
+    stuck = (*one, *from_memory(2, 20, began=120, left=120), *from_memory(3, 30, began=120, left=120))
+    assert after(*stuck).ledger.no_progress == 2
+    again = (
+        started(4, 40),
+        ev.Restored(t=41, attempt=4, step=100, term=4, tier="disk"),
+        *from_memory(4, 42, began=100, left=119)[2:],
+    )
+    assert after(*stuck, *again).ledger.no_progress == 3, "119 was reached before"
+
+
 def test_a_program_of_unknown_progress_is_stopped_by_the_window_alone() -> None:
     rules = policy(window_restarts=2, window_s=100.0)
     before: tuple[ev.Event, ...] = ()

@@ -15,10 +15,16 @@ REFERENCE = Reference("cafe", LOSSES, seconds=1.0)
 GOOD = [(1, 1), (2, 1), (2, 2), (3, 2)]  # (step, attempt): step 2 was done again
 
 
-def left_behind(folder: Path, done: list[tuple[int, int]], *, weights: str = "cafe", wrong: int = 0) -> LiveRun:
-    """A run directory as an ended run leaves it; `wrong` is a step whose last repetition came to another loss."""
+def left_behind(
+    folder: Path, done: list[tuple[int, int]], *, weights: str = "cafe", wrong: int = 0, began: int = 1
+) -> LiveRun:
+    """A run directory as an ended run leaves it.
+
+    wrong: a step whose last repetition came to another loss. began: the step that attempt 2 continued from.
+    """
     losses = [0.123 if step == wrong and attempt == 2 else float(LOSSES[step]) for step, attempt in done]
-    records = [
+    restored = [{"event": "restored", "attempt": 2, "step": began, "tier": "memory", "fell_back": []}]
+    records = restored + [
         {"t": 1.0, "step": step, "epoch": 0, "attempt": attempt, "loss": loss}
         for (step, attempt), loss in zip(done, losses, strict=True)
     ]
@@ -45,6 +51,7 @@ def test_a_run_that_repeated_a_step_alike_is_exact(tmp_path: Path) -> None:
         ({"done": GOOD[:3]}, "no record of 1 steps"),
         ({"done": GOOD, "weights": "beef"}, "final weights beef"),
         ({"done": GOOD, "wrong": 2}, "step 2 logged [0.123, 0.8]"),
+        ({"done": GOOD, "began": 0}, "attempt from step 0 after step 2 was reached"),
         ({"done": GOOD, "wrong": 3}, "1 steps printed otherwise"),
     ],
 )
