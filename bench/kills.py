@@ -10,7 +10,6 @@ end of everything at once, after which only the disk has a state and only `resum
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import time
@@ -126,7 +125,7 @@ def someone_holds(run: LiveRun, *, besides: Identity) -> bool:
 
 def _holds_slots(process: Identity) -> bool:
     try:
-        return any("memfd:holdfast-" in os.readlink(entry.path) for entry in os.scandir(f"/proc/{process.pid}/fd"))
+        return any("memfd:holdfast-" in str(link.readlink()) for link in Path(f"/proc/{process.pid}/fd").iterdir())
     except OSError:  # it has ended
         return False
 
