@@ -120,11 +120,9 @@ class Saves:
         except OSError as error:
             if self._link.leave_files(error.strerror):
                 self._records.event("warning", id="memory-dir-unusable", message=self._link.warning)
-                return self.save(head, values, kinds_of, patient=patient)
+                return self.save(head, values, kinds_of, patient=patient, lazily=lazily)
             self._failed(head.step, head.epoch, head.reason, f"no memory for the copy: {error.strerror}")
-            told = (
-                f"the save of step {head.step} failed: {error.strerror}"  # the archiver, which tells others, has none
-            )
+            told = f"the save of step {head.step} failed: {error.strerror}"  # nobody else knows: it never left us
             self._records.event("warning", id="save-failed", message=told)
             if patient:
                 raise StoreRefused(
