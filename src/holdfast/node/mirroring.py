@@ -11,14 +11,14 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from holdfast import fsio, stores
-from holdfast.checkpoint import survey
+from holdfast.checkpoint import pins, survey
 from holdfast.checkpoint.canonical import Damaged
 from holdfast.checkpoint.folder import Folder
 from holdfast.checkpoint.lineage import Position
@@ -129,7 +129,7 @@ class Mirroring:
         there = self._look(keeper)
         for info in outstanding(live, there, self._mirror, self._plan.checkpoint.keep, last=last):
             self._push(keeper, info)
-        keeper.retire(policy(self._plan.checkpoint.keep))
+        keeper.retire(policy(self._plan.checkpoint.keep, pins.pinned(self._root)))
         self._look(keeper)
         if self._mirror.logs:
             origin.send_logs(self._run, keeper.store, self._sent_logs)
@@ -259,7 +259,7 @@ def outstanding(
     before = max((info for info in live if info.position in there), key=lambda info: info.position, default=None)
     due = last or newest.final or before is None or is_due(mirror, newest, before)
     wanted = [newest] if due else []
-    judged = [Candidate(position=info.position, metrics=info.metrics) for info in live]
+    judged = [_candidate(info, whole=True, pinned=info.pinned) for info in live]
     recent = set() if last else {info.position for info in live[-LEAST:]}  # kept for being new: the cadence decides
     kept = choose(judged, replace(keep, last=1)) - recent - {newest.position}
     wanted += [info for info in reversed(live) if info.position in kept]
@@ -275,15 +275,23 @@ def is_due(mirror: MirrorPlan, newest: CheckpointInfo, before: CheckpointInfo) -
     return any(limit is not None and done >= limit for done, limit in zip(passed, asked, strict=True))
 
 
-def policy(keep: Keep) -> Callable[[list[tuple[CheckpointInfo, bool]]], set[Position]]:
-    """`checkpoint.keep` for `Keeper.retire`."""
+def policy(
+    keep: Keep, pinned: Collection[Position] = ()
+) -> Callable[[list[tuple[CheckpointInfo, bool]]], set[Position]]:
+    """`checkpoint.keep` for `Keeper.retire`; what is `pinned` in the folder stays on the mirror, too."""
 
     def kept(found: list[tuple[CheckpointInfo, bool]]) -> set[Position]:
-        return choose(
-            [Candidate(position=info.position, metrics=info.metrics, whole=whole) for info, whole in found], keep
-        )
+        judged = [_candidate(info, whole=whole, pinned=info.position in pinned) for info, whole in found]
+        return choose(judged, keep, now_s=time.time())
 
     return kept
+
+
+def _candidate(info: CheckpointInfo, *, whole: bool, pinned: bool) -> Candidate:
+    return Candidate(
+        position=info.position, step=info.step, epoch=info.epoch, time_s=info.time_s, metrics=info.metrics,
+        whole=whole, pinned=pinned, needs=info.needs,
+    )  # fmt: skip
 
 
 def _read(path: Path, url: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.checkpoint.lineage import Position
 from holdfast.errors import NoValidCheckpoint, StoreRefused
 from holdfast.mirror import index, origin
 from holdfast.mirror.keeper import Keeper
@@ -35,6 +36,16 @@ def test_manifests_go_at_once_and_packs_a_day_later(moto_place: Place, ours: Mac
     keeper.retire(policy(Keep(last=2)), grace_s=0.0)
     assert packs(keeper) < every
     assert [30, 40] == [info.step for info in keeper.there()]
+
+
+def test_what_is_pinned_here_stays_there(moto_place: Place, ours: Machine) -> None:
+    keeper = ours.keeper(moto_place())
+    for sequence in (1, 2, 3, 4):
+        keeper.push(ours.save(seed=sequence, sequence=sequence, step=10 * sequence))
+
+    keeper.retire(policy(Keep(last=2), {Position(1, 1)}))
+
+    assert [10, 30, 40] == [info.step for info in keeper.there()]
 
 
 def test_a_pack_that_is_needed_again_stays(moto_place: Place, ours: Machine) -> None:

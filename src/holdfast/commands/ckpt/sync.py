@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @json_option
 def command(target: Target, url: str | None, as_json: bool) -> None:
     """Make the mirror hold what the folder holds: send what is missing, apply checkpoint.keep, mend the index."""
+    from holdfast.checkpoint.pins import pinned
     from holdfast.checkpoint.target import every
     from holdfast.mirror import origin
     from holdfast.node.mirroring import policy
@@ -40,7 +41,7 @@ def command(target: Target, url: str | None, as_json: bool) -> None:
     for info in missing:
         with bar(f"step {info.step}") as progress:
             sent_bytes += keeper.push(info, progress).sent_bytes
-    removed = keeper.retire(policy(Plan.from_json(plan_of(run)).checkpoint.keep))
+    removed = keeper.retire(policy(Plan.from_json(plan_of(run)).checkpoint.keep, pinned(target.root)))
     mended = keeper.mend_index(doubt=True)
     let_go(run, keeper)
     if as_json:
