@@ -5,7 +5,7 @@ PEERS ?= .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: help venv demo test lint labs soak bench bench-peers safety format clean
+.PHONY: help venv demo test lint labs soak bench bench-peers safety checkpoints format clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -64,6 +64,14 @@ bench-peers: $(PEERS)/.peers ## the other checkpoint engines, in an environment 
 safety: $(PEERS)/.peers ## every checkpoint engine, every fault; result in bench/results/. Root: also real power loss
 	@.ci/apt light
 	$(PEERS)/bin/python -W ignore -m bench.safety --keep
+
+checkpoints: $(PEERS)/.peers ## time and bytes of saving and restoring, engine beside engine; results in bench/results/
+	$(PEERS)/bin/python -W ignore -m bench.save --keep --state-mb 100
+	$(PEERS)/bin/python -W ignore -m bench.save --keep --state-mb 600 --steps 60 --saves 6
+	$(PEERS)/bin/python -W ignore -m bench.save --keep --state-mb 4000 --steps 300 --saves 4 --rounds 1
+	$(PEERS)/bin/python -W ignore -m bench.restore --keep --state-mb 100
+	$(PEERS)/bin/python -W ignore -m bench.restore --keep --state-mb 600
+	$(PEERS)/bin/python -W ignore -m bench.dedup --keep
 
 format: $(VENV)/.dev ## format in place
 	$(BIN)/ruff format .

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -79,11 +80,18 @@ class Diary:
 class Job:
     """The training that an engine has to save: `for step in job.steps(): save; job.saved(step)`.
 
-    last: the number of the last step; 0 for no end. Any thread or process may call `saved`.
+    last: the number of the last step; 0 for no end. sharded: all ranks have the same weights, of which each saves a
+    part; otherwise each has its own. Any thread or process may call `saved`. An engine whose saves read
+    the weights after the call sets `guard`: what must be held while they change.
     """
 
-    def __init__(self, diary: Path, *, size_bytes: int, last: int = 0, rank: int = 0, world: int = 1) -> None:
-        self.weights = Weights(size_bytes, rank=rank)
+    guard: Callable[[], AbstractContextManager[object]] = nullcontext
+    each: Callable[[], object] = staticmethod(lambda: None)  # what an engine wants called after every little step
+
+    def __init__(
+        self, diary: Path, *, size_bytes: int, last: int = 0, rank: int = 0, world: int = 1, sharded: bool = False
+    ) -> None:
+        self.weights = Weights(size_bytes, rank=0 if sharded else rank)
         self.diary, self.size_bytes = diary, size_bytes
         self.last, self.rank, self.world = last, rank, world
         self.step = 0  # that began last
@@ -103,7 +111,8 @@ class Job:
         """The weights become those of `step`."""
         self.step = step
         self._diary.write(f"begin {step}")
-        self.weights.fill(step)
+        with self.guard():
+            self.weights.fill(step)
 
     def saved(self, step: int) -> None:
         """The engine says that this step is saved."""

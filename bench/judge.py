@@ -29,6 +29,7 @@ class Outcome:
     claimed: int | None = None  # the step that the engine says it loaded
     found: Mapping[int, int] = field(default_factory=dict)
     said: Sequence[str] = ()  # what it said about checkpoints that it passed over
+    seconds: float = 0.0  # that loading took, without starting a process and importing
 
 
 def judge(outcome: Outcome, *, saved: Sequence[int], begun: int, damaged: bool) -> tuple[Verdict, str]:
@@ -74,4 +75,5 @@ def merge(outcomes: Sequence[Outcome]) -> Outcome:
         claimed=min((claim for claim in claims if claim is not None), default=None),
         found=found,
         said=[sentence for outcome in outcomes for sentence in outcome.said],
+        seconds=max(outcome.seconds for outcome in outcomes),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ STEPS = 4
 SIZE_BYTES = 1 << 20  # small: strace writes four characters a byte
 HALF_BYTES = SIZE_BYTES // 2  # more than any log or index, less than any save
 LONGEST_S = 300
+_SEEN = {**os.environ, "USE_LIBUV": "0", "UV_USE_IO_URING": "0"}  # sockets of c10d and asyncio need no io_uring
 
 
 class NotRecorded(Exception):
@@ -42,7 +44,7 @@ def record(engine: Engine, folder: Path, aside: Path) -> Recorded:
     argv = [*syscalls.STRACE, "-o", trace, sys.executable, "-W", "ignore", "-m", "bench.recorded"]
     argv += [engine.name, folder, diary, str(SIZE_BYTES), str(STEPS)]
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=LONGEST_S, check=False)
+        done = subprocess.run(argv, env=_SEEN, capture_output=True, text=True, timeout=LONGEST_S, check=False)
     except subprocess.TimeoutExpired as late:
         raise NotRecorded(f"not done within {LONGEST_S} s") from late
     if done.returncode != 0:

@@ -1,4 +1,4 @@
-"""The training that `holdfast run` starts for bench/engines/holdfast_run.py: FOLDER DIARY SIZE_BYTES LAST."""
+"""The training that `holdfast run` starts for bench/engines/holdfast_run.py: LOOK DIARY SIZE_BYTES LAST."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import holdfast
 from bench.job import Job
 
 
-def main(folder: str, diary: str, size_bytes: str, last: str) -> None:
+def main(told: str, diary: str, size_bytes: str, last: str) -> None:
     torch.set_num_threads(1)
     job = Job(Path(diary), size_bytes=int(size_bytes), last=int(last))
     run = holdfast.Run(weights=job.weights)
-    look = Path(folder) / "look"
+    look = Path(told)
     if look.exists():
         torch.save({"model": job.weights.state_dict(), "step": run.step if run.resumed else 0}, look)
         run.close()

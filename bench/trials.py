@@ -27,6 +27,7 @@ from bench import engines, job
 from bench.engines import Engine, Loaded
 from bench.job import Job, Told, Weights
 from bench.judge import Outcome, merge
+from bench.timing import Pace, TimedJob
 
 MARK = "BENCH_TRIAL"
 LOAD_S = 90  # after which loading counts as hung
@@ -36,8 +37,10 @@ POLL_S = 0.002
 class Trial:
     """A folder for the engine, a diary, and the processes; `end` leaves none of them."""
 
-    def __init__(self, engine: Engine, folder: Path, *, size_bytes: int, world: int = 1) -> None:
-        self.engine, self.size_bytes, self.world = engine, size_bytes, world
+    def __init__(
+        self, engine: Engine, folder: Path, *, size_bytes: int, world: int = 1, pace: Pace | None = None
+    ) -> None:
+        self.engine, self.size_bytes, self.world, self.pace = engine, size_bytes, world, pace
         self.folder = folder
         self.aside = Path(tempfile.mkdtemp(prefix="trial-"))
         self.diary = self.aside / "diary"
@@ -51,7 +54,7 @@ class Trial:
         port = _free_port() if self.world > 1 else 0
         for rank in range(self.world):
             setting = _Setting(self, rank, port, "save")
-            self.savers.append(self._start(_save, setting, self._diary(rank), self.size_bytes, last))
+            self.savers.append(self._start(_save, setting, self._diary(rank), self.size_bytes, last, self.pace))
 
     def load(self, *, live: bool = False) -> Outcome:
         """Load as the engine does; `live`: while training goes on."""
@@ -112,6 +115,10 @@ class Trial:
         self.kill_all()
         self.engine.forget(self.folder)
         shutil.rmtree(self.aside, ignore_errors=True)
+
+    def pids(self) -> list[int]:
+        """Of everything that lives of this trial."""
+        return self._alive()
 
     def said(self) -> str:
         """The end of what training and loading wrote to stderr."""
@@ -197,9 +204,12 @@ class _Setting:
         dist.init_process_group("gloo")
 
 
-def _save(setting: _Setting, diary: Path, size_bytes: int, last: int) -> None:
+def _save(setting: _Setting, diary: Path, size_bytes: int, last: int, pace: Pace | None) -> None:
     engine = setting.enter()
-    work = Job(diary, size_bytes=size_bytes, last=last, rank=setting.rank, world=setting.world)
+    rank, world = setting.rank, setting.world
+    work = Job(diary, size_bytes=size_bytes, last=last, rank=rank, world=world, sharded=engine.reshards)
+    if pace is not None:
+        work = TimedJob(diary, size_bytes=size_bytes, last=last, pace=pace)
     try:
         engine.train(setting.folder, work)
     except Exception as error:
@@ -212,13 +222,17 @@ def _save(setting: _Setting, diary: Path, size_bytes: int, last: int) -> None:
 def _load(setting: _Setting, answer: Connection, size_bytes: int, live: bool) -> None:
     engine = setting.enter()
     weights = Weights(size_bytes, rank=0 if engine.reshards else setting.rank)
+    weights.clear()  # its pages are there before time is taken
+    began_s = time.monotonic()
     try:
         loaded: Loaded = (engine.reload if live else engine.load)(setting.folder, weights)
+        seconds = time.monotonic() - began_s
     except BaseException as error:
         traceback.print_exc()
         answer.send(Outcome(error=f"{type(error).__name__}: {error}"[:400]))
     else:
-        answer.send(Outcome(claimed=loaded.step, found=weights.found() if loaded.step else {}, said=loaded.said))
+        found = weights.found() if loaded.step else {}
+        answer.send(Outcome(claimed=loaded.step, found=found, said=loaded.said, seconds=seconds))
     os.kill(os.getpid(), signal.SIGKILL)  # nothing at exit may hang or write
 
 

@@ -22,10 +22,13 @@ class HoldfastAlone(Engine):
         import holdfast
 
         run = holdfast.Run(dir=folder / "run", weights=job.weights)
-        run.on("committed", lambda done: job.saved(done.step))
-        run.on("save_failed", lambda done: job.refused(done.step, done.error))
+        asked: dict[int, int] = {}  # step of the run → step of the job
+        run.on("committed", lambda done: job.saved(asked[done.step]))
+        run.on("save_failed", lambda done: job.refused(asked[done.step], done.error))
+        job.each = run.tick
         run.begin()
-        for _ in job.steps():
+        for step in job.steps():
+            asked[run.step + 1] = step
             run.save()
             run.tick()
         run.close()

@@ -1,6 +1,6 @@
 """holdfast as most use it: `holdfast run` with `checkpoint.every: 1 steps`; after the fault `holdfast resume`.
 
-Training is `bench/supervised.py`; a file `look` in the folder tells it to look at what it got instead of training.
+Training is `bench/supervised.py`; a file tells it to look at what it got instead of training.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -31,6 +32,11 @@ def call(folder: Path, *words: str) -> None:
         raise RuntimeError(f"holdfast {words[0]}: exit code {done.returncode}: {done.stderr.strip()[-400:]}")
 
 
+def look_of(folder: Path) -> Path:
+    """What tells the training to look, and then holds what it saw; not in `folder`, whose disk may be full."""
+    return Path(tempfile.gettempdir()) / f"look-{folder.parent.name}-{folder.name}"
+
+
 class HoldfastRun(Engine):
     title = "holdfast run"
     documented = "docs/guides/getting-started.md, docs/guides/run-file.md"
@@ -39,16 +45,17 @@ class HoldfastRun(Engine):
     supervised = True
 
     def train(self, folder: Path, job: Job) -> None:
-        words = [sys.executable, str(SCRIPT), str(folder), str(job.diary), str(job.size_bytes), str(job.last)]
+        words = [sys.executable, str(SCRIPT), str(look_of(folder)), str(job.diary), str(job.size_bytes), str(job.last)]
         (folder / "home").mkdir()
         call(folder, "run", "-d", "--in-place", "--name", NAME, "--set", "checkpoint.every=1 steps", "--", *words)
         call(folder, "wait", NAME)
 
     def load(self, folder: Path, weights: Weights) -> Loaded:
-        (folder / "look").touch()
+        look = look_of(folder)
+        look.touch()
         call(folder, "resume", NAME, "-d")
         call(folder, "wait", NAME)
-        seen = torch.load(folder / "look", weights_only=True)
+        seen = torch.load(look, weights_only=True)
         weights.load_state_dict(seen["model"])
         return Loaded(seen["step"], passed_over(self._run(folder))) if seen["step"] else NOTHING
 
@@ -59,6 +66,9 @@ class HoldfastRun(Engine):
 
     def checkpoints(self, folder: Path) -> Path:
         return self._run(folder) / "checkpoints"
+
+    def forget(self, folder: Path) -> None:
+        look_of(folder).unlink(missing_ok=True)
 
     def _run(self, folder: Path) -> Path:
         return folder / "home" / "runs" / NAME

@@ -36,12 +36,8 @@ class TorchCheckpointing(Engine):
 
         manager = CheckpointManager(config())
         under_way: Future[Any] | None = None
-        steps = job.steps()
-        while True:
-            with manager.lock():
-                step = next(steps, None)
-            if step is None:
-                break
+        job.guard = manager.lock
+        for step in job.steps():
             if under_way is not None:
                 under_way.result()
             under_way = manager.save(str(folder / f"step-{step}"), {"model": sharded(job), "step": step})
