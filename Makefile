@@ -5,7 +5,7 @@ PEERS ?= .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: help venv demo test lint labs soak bench bench-peers safety checkpoints format clean
+.PHONY: help venv demo test lint labs soak gpu bench bench-peers safety checkpoints format clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -45,6 +45,9 @@ labs: ## install the heavy packages of packages.txt where it is root
 soak: $(VENV)/.dev ## the long counts: 200 kills, result in bench/results/, and the tests marked so
 	$(BIN)/python -m bench.soak --kills 200
 	$(BIN)/python -m pytest -m soak
+
+gpu: $(VENV)/.dev ## the tests that need a CUDA device, on a machine that has one
+	$(BIN)/python -m pytest -m gpu
 
 bench: $(VENV)/.dev ## recovery and start-up times beside their peers; results in bench/results/
 	$(BIN)/python -m bench.startup

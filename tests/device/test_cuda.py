@@ -1,7 +1,4 @@
-"""The same promises on a GPU: `pytest -m gpu tests/device`.
-
-Skipped without one by design, in CI as well: no machine of the project's CI has a GPU, so `needs` is not asked.
-"""
+"""The same promises on a GPU: `make gpu`. Not part of `make test`, which asks for no device."""
 
 from __future__ import annotations
 
@@ -18,7 +15,6 @@ from tests.unit.train.test_techniques import check
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
     pytest.mark.filterwarnings("ignore:.*deprecated"),
 ]
 NOT_THERE = {"quantised"}  # per-channel quantised tensors exist on the CPU only
@@ -26,6 +22,7 @@ NOT_THERE = {"quantised"}  # per-channel quantised tensors exist on the CPU only
 
 @pytest.fixture(autouse=True)
 def _deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert torch.cuda.is_available(), "these tests need a CUDA device"
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
 
