@@ -22,7 +22,7 @@ from bench import live
 from bench.attempts import attempts, contradictions, recoveries
 from bench.live import LiveRun
 from bench.plain import weights_in
-from holdfast.process import Identity, identity
+from holdfast.process import Identity, alive, identity
 
 SCRIPT = Path(__file__).parent / "unseen"
 STEPS_PER_EPOCH = 25
@@ -107,6 +107,7 @@ def kill_something(run: LiveRun, result: Broken, rng: random.Random, *, ended: C
     if target is not None and someone_holds(run, besides=target) and live.kill(target):
         beat = run.beat()
         result.kills[role] += 1
+        live.until(lambda: not alive(target), within_s=60, what=f"the end of {target.pid}")  # it holds nothing any more
         result.story.append(f"{role} {target.pid} at step {beat.step if beat else 0}, t {time.time():.3f}")
 
 
