@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 PAGE_BYTES = 4096
+DECISIONS = 8  # how many of rank 0's newest decisions can be read: ranks are never so far apart
 AHEAD_S = 0.05  # how far ahead of every rank a common step is set, so that no rank passes it while it is told
 MAGIC = 0x31454741_50464C48  # b"HLFPAGE1", little endian
 
@@ -80,6 +81,8 @@ _WORDS = {
     "memory_at_s": 25,  # when it was made, in unix seconds: it is told to people
     "memory_steps": 26,  # steps between two of them, where this rank has to choose; all take the largest
     "memory_blocked_ns": 27,  # time this attempt's steps spent making them
+    # rank 0's newest decisions whether all ranks save at a boundary, told by `note_decision`
+    **{f"decision_{number}": 32 + number for number in range(DECISIONS)},
     # written by the supervisor; by rank 0 of several ranks that have none
     "save_number": 256,  # rises by one with each request
     "save_at_step": 257,  # save when `step` reaches it
@@ -139,6 +142,18 @@ class Page:
         """Store each word; the last one given is stored last."""
         for name, value in words.items():
             self._words[_WORDS[name]] = value
+
+    def note_decision(self, boundary: int, *, go: bool) -> None:
+        """Rank 0 says whether all ranks save at `boundary`, a number that rises from one to the next."""
+        self.set(**{f"decision_{boundary % DECISIONS}": (boundary + 1) << 1 | go})
+
+    def decision(self, boundary: int) -> bool | None:
+        """What `note_decision` said of `boundary`; False when later ones are told already, None while unknown."""
+        told = self.get(f"decision_{boundary % DECISIONS}")
+        if told >> 1 == boundary + 1:
+            return bool(told & 1)
+        newest = max(self.get(f"decision_{number}") for number in range(DECISIONS)) >> 1
+        return False if newest > boundary + 1 else None
 
     def begin(self, *, pid: int, start_ticks: int, rank: int, world: int, attempt: int) -> None:
         """Clear the trainer's half for a new attempt, identity last but for the magic word."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -47,3 +48,17 @@ def test_stop_is_agreed_by_both_ranks(box: Box) -> None:
 
     found = box.wait_for(run, "stopped")
     assert (found["exit_code"], found["checkpoint"]["step"]) == (75, found["step"]), box.tail(run)
+
+
+def test_ranks_that_save_at_every_step_never_save_at_different_ones(box: Box) -> None:
+    run = _begin(box, "always", SAVE_ALWAYS="1", BALLAST_MB="16")
+
+    found = box.wait_for(run, "succeeded", "failed", within_s=120)
+
+    assert found["state"] == "succeeded", box.tail(run)
+    archived = [json.loads(line) for line in run.archiver_log.read_text().splitlines()]
+    assert [one for one in archived if one["event"] == "save_failed"] == []
+    committed = [one["step"] for one in archived if one["event"] == "committed"]
+    skipped = [line for line in (run.records / "rank-00001.jsonl").read_text().splitlines() if "save_skipped" in line]
+    assert len(committed) >= 5
+    assert skipped, "the saves were never in each other's way: nothing was tested"

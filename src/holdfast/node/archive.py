@@ -72,6 +72,8 @@ class Archive:
                 [one for one in waiting.values() if _order(one) < _order(chosen)], "a later save was complete first"
             )
             self._save(chosen)
+        self.fail(abandoned := _abandoned(list(waiting.values())), "a rank went on without it")
+        waiting = {name: parts for name, parts in waiting.items() if parts not in abandoned}
         late = [parts for name, parts in waiting.items() if now_s - self._since_s[name] > self.plan.timeout_s]
         self.fail(late, f"not every rank came within {self.plan.timeout_s:g} s")
         self.slots.drop_unused()
@@ -188,6 +190,24 @@ def _told(info: CheckpointInfo) -> Reply:
 
 def _order(parts: list[Sealed]) -> tuple[int, int]:
     return (parts[0].table["term"], parts[0].table["sequence"])
+
+
+def _abandoned(waiting: list[list[Sealed]]) -> list[list[Sealed]]:
+    """Saves that lack a rank which has sealed a later moment already: it will not come."""
+    newest: dict[int, tuple[int, int, bool]] = {}
+    for part in (part for parts in waiting for part in parts):
+        newest[part.owner.rank] = max(_moment(part), newest.get(part.owner.rank, _moment(part)))
+
+    def is_lost(parts: list[Sealed]) -> bool:
+        missing = set(range(parts[0].table["world"])) - {part.owner.rank for part in parts}
+        return any(newest[rank] > _moment(parts[0]) for rank in missing & set(newest))
+
+    return [parts for parts in waiting if is_lost(parts)]
+
+
+def _moment(part: Sealed) -> tuple[int, int, bool]:
+    """What a save is of, comparable between ranks: their sequences are not."""
+    return part.table["term"], part.table["step"], part.table["save_id"].endswith("-turn")
 
 
 def _read(owner: Any, slot: Slot) -> Sealed | str:

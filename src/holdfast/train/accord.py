@@ -1,13 +1,22 @@
-"""How several ranks come to save, or to stop, at one step when a clock, a metric or a signal says so to one of them.
+"""How several ranks come to save, or to stop, at one step.
 
-That rank says in its heartbeat page what is wanted. Whoever may write the lower half of the pages then names a
-step that no rank has reached: the supervisor; among ranks without one, rank 0.
+When a clock, a metric or a signal tells one rank to, it says in its heartbeat page what is wanted. Whoever may write
+the lower half of the pages then names a step that no rank has reached: the supervisor; without one, rank 0.
+
+When a save is due and every slot may be busy, rank 0 decides for all whether there is one: a rank that went by its own
+slots would save at other steps than its neighbours, and a checkpoint needs all of them.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from holdfast.heartbeat import Page, meeting_step, page_path
 from holdfast.train.setting import Setting
+
+FOLLOW_S = 10.0  # a rank waits no longer for another one at a boundary
+_LOOK_S = 0.001
 
 
 class Accord:
@@ -18,13 +27,35 @@ class Accord:
         self._leads = setting.alone and setting.world > 1 and setting.rank == 0
         paths = [page_path(setting.run.runtime, rank) for rank in range(1, setting.world)] if self._leads else []
         self._pages = [page, *map(Page, paths)]
-        self._world = setting.world
+        self._world, self._attempt = setting.world, setting.attempt
+        follows = setting.world > 1 and setting.rank > 0
+        self._first = Page(page_path(setting.run.runtime, 0)) if follows else None
 
     def want(self) -> None:
         """All ranks should save soon. Nothing is added to a request that is still open."""
         number = self._page.get("save_number")
         if number <= self._page.get("save_handled"):
             self._page.set(save_wanted=number + 1)
+
+    def decides(self, boundary: int, step: int, *, ready: bool, meanwhile: Callable[[], object]) -> bool | None:
+        """Whether all ranks save at this boundary; None where each rank is left to itself. Rank 0 says, others wait.
+
+        boundary: rises from one to the next. ready: this rank has a slot to write. `meanwhile` is called while waiting.
+        """
+        if self._world == 1:
+            return None
+        if self._first is None:
+            self._page.note_decision(boundary, go=ready)
+            return ready
+        until_s = time.monotonic() + FOLLOW_S
+        while (said := self._first.decision(boundary)) is None and time.monotonic() < until_s:
+            if self._first.get("attempt") != self._attempt:
+                return None  # rank 0 is on another machine, or not there yet
+            if self._first.get("step") > step:
+                return False  # it has gone on and wanted none
+            meanwhile()
+            time.sleep(_LOOK_S)
+        return bool(said)
 
     def lead(self, step_s: float) -> None:
         """Where there is no supervisor: name a step to all ranks if one of them wants a save or a stop."""

@@ -11,7 +11,7 @@ from holdfast.checkpoint.triggers import Point, counted, improves, requested, ti
 from holdfast.errors import StoreRefused
 from holdfast.heartbeat import Page, Phase
 from holdfast.process import age_s
-from holdfast.train.accord import Accord
+from holdfast.train.accord import FOLLOW_S, Accord
 from holdfast.train.link import Link
 from holdfast.train.occasions import Occasion, Occasions
 from holdfast.train.pace import Pace
@@ -108,7 +108,7 @@ class Saves:
         patient: wait for a slot, and raise StoreRefused instead of returning None. lazily: a device may copy what
         optimizers own until one steps.
         """
-        slot = self.free_slot() if patient else self._link.free_slot()
+        slot = self._slot_for(head, patient=patient)
         if slot is None:
             self._tell_busy(head)
             return None
@@ -144,6 +144,19 @@ class Saves:
         self._note_tracker(head.step)
         self._busy_told = False
         return sequence
+
+    def _slot_for(self, head: Head, *, patient: bool) -> Slot | None:
+        """A slot to write; None when this boundary has no save. Several ranks find the same answer."""
+        slot = self._link.free_slot()
+        boundary = 2 * head.step + head.turn
+        decided = self._accord.decides(
+            boundary, head.step, ready=patient or slot is not None, meanwhile=self._pulse.beat
+        )
+        if patient:
+            return slot or self.free_slot()
+        if decided is False:
+            return None
+        return slot or (self._awaited_slot(FOLLOW_S) if decided else None)
 
     def _note_tracker(self, step: int) -> None:
         """With the first save after a tracker has begun: what is lost with an earlier kill is begun anew as well."""
@@ -191,6 +204,14 @@ class Saves:
 
     def free_slot(self) -> Slot:
         """A slot to write, waiting for one. Raises StoreRefused after `checkpoint.timeout`."""
+        found = self._awaited_slot(self._setting.timeout_s)
+        if found is None:
+            raise StoreRefused(
+                f"no slot came free within {self._setting.timeout_s:g} s", hint=f"see {self._setting.run.archiver_log}"
+            )
+        return found
+
+    def _awaited_slot(self, timeout_s: float) -> Slot | None:
         found: list[Slot] = []
 
         def got() -> bool:
@@ -198,15 +219,11 @@ class Saves:
             found.extend([slot] if slot else [])
             return bool(found)
 
-        if not self._wait(got):
-            raise StoreRefused(
-                f"no slot came free within {self._setting.timeout_s:g} s", hint=f"see {self._setting.run.archiver_log}"
-            )
-        return found[0]
+        return found[0] if self._wait(got, timeout_s) else None
 
     def await_durable(self, sequence: int, step: int) -> None:
         """Return when the save is durable. Raises StoreRefused when it failed, or after `checkpoint.timeout`."""
-        if not self._wait(lambda: sequence in self._ended):
+        if not self._wait(lambda: sequence in self._ended, self._setting.timeout_s):
             raise StoreRefused(
                 f"the checkpoint of step {step} was not durable within {self._setting.timeout_s:g} s",
                 hint=f"see {self._setting.run.archiver_log}",
@@ -216,11 +233,11 @@ class Saves:
                 f"the checkpoint of step {step} was refused: {self._ended[sequence]}", hint="free some space"
             )
 
-    def _wait(self, until: Callable[[], bool]) -> bool:
+    def _wait(self, until: Callable[[], bool], timeout_s: float) -> bool:
         before = self._pulse.enter(Phase.WAITING)
         try:
             self._meanwhile()
-            return self._saver.wait(until, timeout_s=self._setting.timeout_s, meanwhile=self._meanwhile)
+            return self._saver.wait(until, timeout_s=timeout_s, meanwhile=self._meanwhile)
         finally:
             self._pulse.enter(before)
 

@@ -22,13 +22,16 @@ def main() -> None:
     model = nn.parallel.DistributedDataParallel(net)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     loader = DataLoader(data, batch_size=16, sampler=DistributedSampler(data))
-    run = holdfast.Run(model=model, optimizer=optimizer, loader=loader)
+    ballast = nn.Linear(1, int(os.environ.get("BALLAST_MB", "0")) << 17)  # what makes a save take longer than a step
+    run = holdfast.Run(model=model, optimizer=optimizer, loader=loader, ballast=ballast)
     for x, y in run.steps(loader, epochs=5):
         loss = ((model(x) - y) ** 2).mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         run.log(loss=loss)
+        if "SAVE_ALWAYS" in os.environ:
+            run.save(reason="always")
         time.sleep(float(os.environ.get("STEP_S", "0")))
     if dist.get_rank() == 0:
         digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in model.state_dict().values())).hexdigest()

@@ -301,6 +301,13 @@ def test_two_ranks_commit_together_or_not_at_all(run: RunDir, shim: FakeShim) ->
 
         assert alone.get("result") == Result.FAILED
         assert "not every rank came" in alone.read_message()
+        seal(shim.slots[0][2], rank=0, world=2, seed=4, sequence=3, step=3)
+        os.eventfd_write(shim.sets[0].to_archiver, 1)
+        seal(shim.slots[1][1], rank=1, world=2, seed=5, sequence=2, step=4)
+        os.eventfd_write(shim.sets[1].to_archiver, 1)
+        until(lambda: shim.slots[0][2].state == State.FREE)
+        assert "a rank went on without it" in shim.slots[0][2].read_message()
+        assert shim.slots[1][1].state == State.SEALED, "rank 0 may still come to step 4"
         assert [info.step for info in load.checkpoints(run.checkpoints)] == [1]
         answers = [restore(run, "b", rank=rank, world=2) for rank in (0, 1)]
         tables = [shim.slots[rank][answer["slot"]].read_table() for rank, answer in enumerate(answers)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.heartbeat import Page, page_path
+from holdfast.heartbeat import DECISIONS, Page, page_path
 from holdfast.runs import RunDir, make_runtime
 from holdfast.train.accord import Accord
 from holdfast.train.setting import Setting
@@ -83,3 +83,47 @@ def test_with_a_supervisor_no_rank_asks(ranks: list[tuple[Accord, Page]]) -> Non
     supervised.lead(step_s=1.0)
 
     assert (page.get("save_wanted"), page.get("save_number")) == (1, 0)
+
+
+def never() -> None:
+    raise AssertionError("a rank waited for what is told already")
+
+
+def test_every_rank_saves_where_rank_0_does(ranks: list[tuple[Accord, Page]]) -> None:
+    (first, _), (other, _) = ranks
+
+    assert first.decides(12, 6, ready=True, meanwhile=never) is True
+    assert first.decides(14, 7, ready=False, meanwhile=never) is False
+
+    assert other.decides(12, 6, ready=False, meanwhile=never) is True
+    assert other.decides(14, 7, ready=True, meanwhile=never) is False
+
+
+def test_a_rank_waits_for_rank_0_to_come_to_the_boundary(ranks: list[tuple[Accord, Page]]) -> None:
+    (first, _), (other, _) = ranks
+
+    decided = other.decides(12, 6, ready=True, meanwhile=lambda: first.decides(12, 6, ready=True, meanwhile=never))
+
+    assert decided is True
+
+
+def test_a_rank_does_not_wait_for_a_rank_0_that_went_on(ranks: list[tuple[Accord, Page]]) -> None:
+    (_, page), (other, _) = ranks
+    page.set(step=7)
+
+    assert other.decides(12, 6, ready=True, meanwhile=never) is False
+
+
+def test_a_decision_that_later_ones_replaced_was_missed(ranks: list[tuple[Accord, Page]]) -> None:
+    (first, _), (other, _) = ranks
+    for boundary in range(12, 13 + DECISIONS):
+        first.decides(boundary, 6, ready=True, meanwhile=never)
+
+    assert other.decides(12, 6, ready=True, meanwhile=never) is False
+
+
+def test_without_rank_0_on_this_machine_a_rank_goes_by_itself(ranks: list[tuple[Accord, Page]]) -> None:
+    (_, page), (other, _) = ranks
+    page.set(attempt=7)
+
+    assert other.decides(12, 6, ready=True, meanwhile=never) is None
