@@ -161,6 +161,7 @@ class FakeNode:
             mapped = [Slot(descriptor) for descriptor in slots.slots]
             for slot in sorted(mapped, key=lambda slot: slot.get("sequence")):
                 if slot.state is State.SEALED:
+                    slot.refresh()  # the rank may have let it grow since it was mapped
                     self._archive_one(slot)
                     os.eventfd_write(slots.to_rank, 1)
                 slot.close()

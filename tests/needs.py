@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +20,8 @@ def need(condition: object, reason: str) -> None:
 
 
 def need_program(name: str) -> str:
-    """The path of program `name`, or `need` fails with its name."""
-    found = shutil.which(name)
+    """The path of program `name`, of this Python's environment or on PATH; or `need` fails with its name."""
+    own = Path(sys.executable).with_name(name)
+    found = own if own.exists() else shutil.which(name)
     need(found, f"needs the program {name}")
     return str(found)

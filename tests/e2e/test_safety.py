@@ -44,7 +44,8 @@ def harness(engine: str, names: str, trials: int, folder: Path) -> list[dict[str
 def test_holdfast_loses_nothing(names: str, trials: int, tmp_path: Path) -> None:
     for line in harness("holdfast_alone", names, trials, tmp_path):
         if line["fault"] == "audit" and "undurable_bytes" in line:
-            assert (line["undurable_bytes"], line["undurable_names"], line["hazards"]) == (0, 0, [])
+            assert (line["undurable_bytes"], line["hazards"]) == (0, [])
+            assert line["undurable_names"] <= 1, "only the hint at the newest commit is written behind it"
         else:
             assert "spared" in line or line["verdict"] in HONEST, line
 

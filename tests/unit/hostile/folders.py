@@ -23,6 +23,7 @@ from holdfast.checkpoint import canonical, load, manifest, pack, reading
 from holdfast.checkpoint.pack import Layout, Record
 from holdfast.commands.ckpt import ls
 from holdfast.errors import HoldfastError
+from tests.memory import peak_resident_bytes
 
 ADDRESS_SPACE_BYTES = 3 << 29
 RESIDENT_BYTES = 700 << 20
@@ -371,7 +372,7 @@ def main() -> None:
     signal.signal(signal.SIGALRM, _too_long)
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
     found = list(outcomes(Path(sys.argv[1]), Path(sys.argv[2])))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_resident_bytes()
     print(json.dumps({"outcomes": found, "peak_bytes": peak}))
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from holdfast.errors import HoldfastError
 from holdfast.formats import base
+from tests.memory import peak_resident_bytes
 
 CORPUS = Path(__file__).parents[2] / "golden" / "hostile"
 MARKER = "an-import-ran-code"
@@ -224,7 +225,7 @@ def main() -> None:
             said, kind = repr(error)[:500], f"UNEXPECTED {type(error).__name__}"
         signal.alarm(0)
         found.append({"case": f"{form}/{path.name}", "kind": kind, "said": said, "seconds": time.monotonic() - began_s})
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_resident_bytes()
     print(json.dumps({"outcomes": found, "peak_bytes": peak}))
 
 
