@@ -40,6 +40,10 @@ DISK_RETRY_S = 1.0
 SWEPT_S = 2.0  # a sweep this fresh need not be repeated before a start
 
 
+class _Deleted(Exception):
+    """Somebody removed the run directory."""
+
+
 class Supervisor:
     """One run's supervisor; `run` is its life."""
 
@@ -77,9 +81,14 @@ class Supervisor:
         self._apply(ev.SupervisorStarted(t=time.time(), pid=os.getpid(), adopted=lives, boot=self.boot))
         if found_over and self.finish_at_s is not None:
             self.finish_at_s += LINGER_S
-        while self.finish_at_s is None or time.monotonic() < self.finish_at_s:
-            self._once()
-        self._leave()
+        try:
+            while self.finish_at_s is None or time.monotonic() < self.finish_at_s:
+                self._once()
+            self._leave()
+        except _Deleted:
+            self._abandon()
+        self.observer.close()
+        self.control.stop()
         return 0
 
     def _once(self) -> None:
@@ -125,8 +134,6 @@ class Supervisor:
         if not answer["ok"]:
             raise HoldfastError(f"the shim cannot finish: {answer['error']}")
         self._sync()
-        self.observer.close()
-        self.control.stop()
 
     # -- the journal
 
@@ -223,6 +230,8 @@ class Supervisor:
             self.link = None
             for push in pushes:
                 self._push(push)
+        if self._is_deleted():
+            raise _Deleted
         self._sync()
         self._meet_shim()
 
@@ -393,9 +402,8 @@ class Supervisor:
     # -- what is seen
 
     def _tick(self) -> None:
-        if not self.dir.plan.exists() and not self.dir.journal.exists():  # others may make the folder itself again
-            self._abandon()
-            return
+        if self._is_deleted():
+            raise _Deleted
         self._observe()
         trainer = self.attempt.trainer
         if trainer is None or self.state.started is None:
@@ -415,15 +423,26 @@ class Supervisor:
             grace_s = self.plan.stop_grace_s
             self._apply_once_stopping(ev.StopRequested(t=time.time(), how="max-duration", grace_s=grace_s))
 
+    def _is_deleted(self) -> bool:
+        """Whether somebody removed the run directory; others may make the folder itself again."""
+        return not self.dir.plan.exists() and not self.dir.journal.exists()
+
     def _abandon(self) -> None:
-        """Somebody deleted the run directory: end everything; there is nothing to work for and nowhere to say so."""
+        """End everything: there is nothing to work for and nowhere to say so."""
         deadline_s = time.monotonic() + ABANDON_S
         while time.monotonic() < deadline_s:
             self.attempt.kill()
-            if not self.attempt.members() and self._ask({"op": "finish"})["ok"]:
-                break
+            if not self.attempt.members() and self._is_finished():
+                return
             time.sleep(DISK_RETRY_S / 10)
-        self.finish_at_s = 0.0
+
+    def _is_finished(self) -> bool:
+        """Whether the shim agrees that it is over, or has left already."""
+        try:
+            answer = self._ask_once({"op": "finish"})
+        except _Deleted:
+            return True
+        return self.link is None or (answer is not None and bool(answer["ok"]))
 
     def _apply_once_stopping(self, event: ev.StopRequested) -> None:
         if self.state.stop is None and self.state.phase not in OVER:
