@@ -25,7 +25,13 @@ from holdfast.spec.run_file import Spec
 from holdfast.spec.supply import supply
 
 # fields in which ${name}, ${run} and ${VARIABLE} of envs are replaced; shell text is never touched
-EXPANDED = (("workdir",), ("checkpoint", "dir"), ("environment", "python"))
+EXPANDED = (
+    ("workdir",),
+    ("environment", "python"),
+    ("checkpoint", "dir"),
+    ("checkpoint", "memory_dir"),
+    ("checkpoint", "mirror", "url"),  # or `mirror` itself, when that is the URL
+)
 
 
 def load(

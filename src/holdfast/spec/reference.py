@@ -21,9 +21,9 @@ _HEAD = """# The run file
 - **Quantities** carry their unit: durations `30s 15m 12h 7d 1h30m 500ms`, sizes `64MiB 2GB` (MB is 10^6, MiB 2^20),
   rates `200MB/s`, percentages `3%`, triggers `15m`, `1000 steps`, `1 epoch`.
 - **Paths** that are relative stand on the folder of the (first) run file. `${name}`, `${run}` (the run id) and
-  `${VARIABLE}` of `envs` are replaced in `workdir`, `checkpoint.dir`, `environment.python` and the `file` of a secret,
-  and nowhere else: `run` and `setup` go to `bash -c` (`sh` where there is no bash) untouched. A `run` that is a list
-  goes without any shell.
+  `${VARIABLE}` of `envs` are replaced in `workdir`, `environment.python`, `checkpoint.dir`, `checkpoint.memory_dir`,
+  the URL of `checkpoint.mirror` and the `file` of a secret, and nowhere else: `run` and `setup` go to `bash -c` (`sh`
+  where there is no bash) untouched. A `run` that is a list goes without any shell.
 - **Several files** (`-f a.yaml -f b.yaml`) are merged key by key, later ones over earlier ones; `--set a.b=c` goes over
   files. `--env K=V`, `--env K`, `--secret K=V` and `--secret K` give variables and secrets (`K` alone: from the
   caller's environment, which other users of the machine cannot see in a list of processes).

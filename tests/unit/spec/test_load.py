@@ -216,8 +216,14 @@ def test_only_what_has_multiples_is_kept_by_them() -> None:
 
 
 def test_references_to_unknown_names_are_found() -> None:
-    loaded("run: a ${anything}\nenvs: {D: x}\ncheckpoint: {dir: '/d/${run}/${name}/${D}'}")
-    assert "${user} has no value" in refused("run: a\ncheckpoint: {dir: '/d/${user}'}")
+    loaded("run: a ${anything}\nenvs: {D: x}\ncheckpoint: {dir: '/d/${run}/${name}/${D}', mirror: 's3://b/${run}'}")
+    for field in (
+        "dir: '/d/${user}'",
+        "memory_dir: '/d/${user}'",
+        "mirror: 's3://${user}'",
+        "mirror: {url: 's3://${user}'}",
+    ):
+        assert "${user} has no value" in refused(f"run: a\ncheckpoint: {{{field}}}")
 
 
 def test_a_big_text_and_a_deep_one_are_refused() -> None:
