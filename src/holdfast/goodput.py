@@ -113,11 +113,6 @@ def best_s(blocked_s: float, failure_s: float, restart_s: float) -> float:
     return blocked_s + math.sqrt(2 * (failure_s + restart_s) * blocked_s + blocked_s**2)
 
 
-def availability(interval_s: float, blocked_s: float, failure_s: float, restart_s: float) -> float:
-    """Share of time, 0 to 1, in which new steps are trained."""
-    return (1 - blocked_s / interval_s) * failure_s / (failure_s + restart_s + interval_s / 2)
-
-
 def least_s(costs: Costs, max_overhead_ratio: float) -> float:
     """The shortest interval that keeps inside the overhead and has one save in flight at most, in seconds."""
     return max(costs.blocked_s / max_overhead_ratio, costs.write_s)

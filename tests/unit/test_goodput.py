@@ -14,7 +14,6 @@ from holdfast.goodput import (
     Costs,
     Failures,
     Tier,
-    availability,
     best_s,
     interval,
     kinds,
@@ -25,6 +24,11 @@ from holdfast.goodput import (
 BLOCKED = st.floats(1e-3, 60.0)
 FAILURE = st.floats(600.0, 1e7)
 RESTART = st.floats(0.0, 3600.0)
+
+
+def availability(interval_s: float, blocked_s: float, failure_s: float, restart_s: float) -> float:
+    """A(T_c) of the paper: the share of time, 0 to 1, in which new steps are trained."""
+    return (1 - blocked_s / interval_s) * failure_s / (failure_s + restart_s + interval_s / 2)
 
 
 @given(BLOCKED, FAILURE, RESTART, st.floats(0.01, 100.0))

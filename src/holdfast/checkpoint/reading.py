@@ -100,10 +100,6 @@ class Checkpoint:
         tensor = self.tensors[name]
         self.read([Wanted(tensor, boxes.whole(tensor.shape), _bytes_of(buffer))])
 
-    def read_box(self, name: str, index: Sequence[int], shape: Sequence[int], buffer: Any) -> None:
-        """The box of `shape` elements at `index` of tensor `name` into writable memory of its size."""
-        self.read([Wanted(self.tensors[name], Box(tuple(index), tuple(shape)), _bytes_of(buffer))])
-
     def read(self, wanted: Iterable[Wanted]) -> None:
         """Fill all of `wanted`, each chunk read once.
 

@@ -33,7 +33,6 @@ class Observer:
         self._run, self._plan = run, plan
         self.memory = watch.Memory()
         self.over = True  # no rank is silent for too long
-        self._told_attempt = 0
         self._archiver = Tail(run.archiver_log, word='"event"')
         self._ranks: dict[str, Tail] = {}
         self._punched = 0

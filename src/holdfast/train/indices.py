@@ -128,7 +128,7 @@ class Stateful:
     """A batch sampler whose inner sampler has a state: gives it the inner one's."""
 
     def __init__(self, outer: Any, inner: Any) -> None:
-        self._outer, self._inner = outer, inner
+        self._outer = outer
         self.state_dict: Callable[[], Any] = inner.state_dict
         self.load_state_dict: Callable[[Any], Any] = inner.load_state_dict
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from bench.attempts import Attempt
+from bench.plot import plot
 
 
 def test_a_png_is_drawn_even_when_an_attempt_did_no_step(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    from bench.plot import plot
-
     first = Attempt(1, 0, [1, 2, 3], [10.0, 11.0, 12.0], [0.9, 0.5, 0.4])
     second = Attempt(3, 2, [3, 4], [15.0, 16.0], [0.4, 0.3])
 

@@ -18,7 +18,7 @@ from holdfast.checkpoint.commit import Part, publish
 from holdfast.checkpoint.folder import Folder
 from holdfast.checkpoint.load import CheckpointInfo, checkpoints
 from holdfast.checkpoint.packer import Packer
-from holdfast.checkpoint.reading import open_checkpoint
+from holdfast.checkpoint.reading import Wanted, open_checkpoint
 from tests.tensorparts import part_of, save, save_parts
 
 BIG = torch.arange(3 * 700 * 701, dtype=torch.float32).view(3, 700, 701)  # cut into several chunks
@@ -65,7 +65,8 @@ def test_any_box_is_the_same_as_of_the_live_tensor(root: Path, ends: tuple[list[
     buffer = bytearray(4 * math.prod(shape))
 
     with open_checkpoint(root, info_at(root)) as found:
-        found.read_box("model/big", [start for start, _ in ends], shape, buffer)
+        box = Box(tuple(start for start, _ in ends), tuple(shape))
+        found.read([Wanted(found.tensors["model/big"], box, memoryview(buffer))])
 
     assert buffer == raw(BIG[tuple(slice(*pair) for pair in ends)])
 
@@ -73,7 +74,8 @@ def test_any_box_is_the_same_as_of_the_live_tensor(root: Path, ends: tuple[list[
 @pytest.mark.parametrize(("index", "shape"), [((0, 0, 1), (3, 700, 701)), ((3, 0, 0), (1, 1, 1))])
 def test_a_box_that_reaches_outside_is_refused(root: Path, index: tuple[int, ...], shape: tuple[int, ...]) -> None:
     with open_checkpoint(root, info_at(root)) as found, pytest.raises(Damaged, match="does not hold all of"):
-        found.read_box("model/big", index, shape, bytearray(4 * math.prod(shape)))
+        into = memoryview(bytearray(4 * math.prod(shape)))
+        found.read([Wanted(found.tensors["model/big"], Box(index, shape), into)])
 
 
 def test_memory_of_another_size_is_refused(root: Path) -> None:

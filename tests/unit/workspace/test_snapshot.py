@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -11,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.workspace import TooBig, describe_git, snapshot
-
-GIT = shutil.which("git")
+from tests.needs import need_program
 
 
 def tree(root: Path, *paths: str) -> Path:
@@ -131,8 +129,8 @@ def git(root: Path, *words: str) -> None:
     subprocess.run(argv, check=True, capture_output=True)
 
 
-@pytest.mark.skipif(GIT is None, reason="git is not installed")
 def test_commit_and_dirty_state_are_recorded(tmp_path: Path) -> None:
+    need_program("git")
     root = tree(tmp_path / "w", "a.py")
     assert describe_git(root) is None
     git(root, "init", "-q", "-b", "trunk")
