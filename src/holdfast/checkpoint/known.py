@@ -106,22 +106,15 @@ class KnownPacks:
         try:
             if entry.name not in self._verified_s:
                 self.verify(entry)
-            with closing(self._disk.open(pack.path(self._root, entry.name))) as file:
-                sound = file.size() == entry.size_bytes
+            with pack.opened(self._disk, self._root, entry.name, entry.size_bytes):
+                self._present.add(entry.name)
         except (Damaged, OSError):
-            sound = False
-        if not sound:
             self.forget(entry.name)
             return False
-        self._present.add(entry.name)
         return True
 
 
 def read_back(root: Path, disk: Disk, entry: PackEntry) -> Layout:
     """Read a pack from the medium and check every byte; what it holds. Raises Damaged, OSError."""
-    with closing(disk.open(pack.path(root, entry.name), cached=False)) as file:
-        if file.size() != entry.size_bytes:
-            raise Damaged(f"pack {entry.name[:12]} has {file.size()} bytes instead of {entry.size_bytes}")
-        layout = pack.read_layout(file, entry.name)
-        pack.check(file, entry.name, layout.records)
-    return layout
+    with pack.opened(disk, root, entry.name, entry.size_bytes, cached=False) as file:
+        return pack.check_whole(file, entry.name)

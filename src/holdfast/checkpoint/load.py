@@ -22,7 +22,7 @@ from holdfast.checkpoint.manifest import Manifest, PackEntry
 from holdfast.checkpoint.slots import HEADER_BYTES, Slot, align
 from holdfast.checkpoint.survey import CheckpointInfo, Survey, Unreadable
 from holdfast.errors import NoValidCheckpoint, StoreRefused
-from holdfast.fsio import DISK, Disk, File, get
+from holdfast.fsio import DISK, Disk, get
 
 __all__ = ["CheckpointInfo", "Chosen", "Want", "checkpoints", "choose", "fill", "problems", "reading", "verify"]
 
@@ -239,23 +239,9 @@ def _check_pack(
     What other checkpoints have in that pack is not looked at: damage there is no damage here.
     """
     entry = found.packs[index]
-    try:
-        file = disk.open(pack.path(root, entry.name), cached=False)
-    except FileNotFoundError as error:
-        raise Damaged(f"pack {entry.name[:12]} is missing") from error
-    with closing(file):
-        layout = _matching_layout(file, found, index)
-        pack.check(file, entry.name, [record for record in layout.records if record.offset in wanted], sinks)
+    chunks = ((chunk["offset"], chunk["id"], chunk["bytes"]) for chunk in found.chunks_by_pack[index])
+    with pack.opened(disk, root, entry.name, entry.size_bytes, cached=False) as file:
+        layout = pack.read_layout(file, entry.name)
+        records = pack.find(layout, entry.name, chunks)
+        pack.check(file, entry.name, [record for record in records if record.offset in wanted], sinks)
         return layout
-
-
-def _matching_layout(file: File, found: Manifest, index: int) -> pack.Layout:
-    entry = found.packs[index]
-    if file.size() != entry.size_bytes:
-        raise Damaged(f"pack {entry.name[:12]} has {file.size()} bytes instead of {entry.size_bytes}")
-    layout = pack.read_layout(file, entry.name)
-    records = {record.offset: (record.id, record.raw_bytes) for record in layout.records}
-    for chunk in found.chunks_by_pack[index]:
-        if records.get(chunk["offset"]) != (chunk["id"], chunk["bytes"]):
-            raise Damaged(f"pack {entry.name[:12]} holds another chunk at offset {chunk['offset']} than asked for")
-    return layout

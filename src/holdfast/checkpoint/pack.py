@@ -14,8 +14,8 @@ from __future__ import annotations
 import mmap
 import struct
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from blake3 import blake3
 from holdfast.checkpoint import canonical, codecs
 from holdfast.checkpoint.canonical import Damaged, is_count, is_hash
 from holdfast.checkpoint.parallel import ordered
-from holdfast.fsio import BLOCK, Bytes, File
+from holdfast.fsio import BLOCK, Bytes, Disk, File
 
 MAX_PACK_BYTES = 64 << 20
 MAX_CHUNK_BYTES = 48 << 20
@@ -122,6 +122,19 @@ def path(root: Path, name: str) -> Path:
     return root / "packs" / name[:2] / f"{name}.hfp"
 
 
+@contextmanager
+def opened(disk: Disk, root: Path, name: str, size_bytes: int, *, cached: bool = True) -> Iterator[File]:
+    """The pack called `name`, of the length that a manifest says. Raises Damaged, OSError."""
+    try:
+        file = disk.open(path(root, name), cached=cached)
+    except FileNotFoundError as error:
+        raise Damaged(f"pack {name[:12]} is missing") from error
+    with closing(file):
+        if file.size() != size_bytes:
+            raise Damaged(f"pack {name[:12]} has {file.size()} bytes instead of {size_bytes}")
+        yield file
+
+
 def write(file: File, plan: Layout, payloads: Sequence[Bytes]) -> None:
     """Append all bytes of a pack; `payloads` come padded to 4 KiB, page-aligned where speed matters. Raises OSError."""
     headers = memoryview(mmap.mmap(-1, max(1, len(plan.records)) * BLOCK))
@@ -188,6 +201,18 @@ def _parse_row(row: object, offset: int, what: str) -> Record:
     return record
 
 
+def find(layout: Layout, name: str, chunks: Iterable[tuple[int, str, int]]) -> list[Record]:
+    """The records of `chunks` (offset, id, raw bytes), each once, in the order they lie. Raises Damaged."""
+    by_offset = {record.offset: record for record in layout.records}
+    found: dict[int, Record] = {}
+    for offset, chunk_id, raw_bytes in chunks:
+        record = by_offset.get(offset)
+        if record is None or (record.id, record.raw_bytes) != (chunk_id, raw_bytes):
+            raise Damaged(f"pack {name[:12]} holds another chunk at offset {offset} than asked for")
+        found[offset] = record
+    return [found[offset] for offset in sorted(found)]
+
+
 def _is_possible(record: Record) -> bool:
     """A chunk within its limit; as it is (codec 0), or in fewer bytes."""
     if record.codec == codecs.NONE:
@@ -208,6 +233,13 @@ def check(file: File, name: str, records: Sequence[Record], sinks: Mapping[int, 
     with closing(ordered(one, records)) as done:
         for _ in done:
             pass
+
+
+def check_whole(file: File, name: str) -> Layout:
+    """Read the pack called `name` and compare every byte of it; what it holds. Raises Damaged, OSError."""
+    layout = read_layout(file, name)
+    check(file, name, layout.records)
+    return layout
 
 
 _local = threading.local()

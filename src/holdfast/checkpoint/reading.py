@@ -24,7 +24,7 @@ from holdfast.checkpoint.dtypes import item_bytes
 from holdfast.checkpoint.manifest import Manifest, PackEntry
 from holdfast.checkpoint.parallel import ordered
 from holdfast.checkpoint.survey import CheckpointInfo
-from holdfast.fsio import DISK, Disk, File
+from holdfast.fsio import DISK, Disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,17 +125,13 @@ class Checkpoint:
             yield from filled
 
     def _read_pack(self, entry: PackEntry, wanted: Mapping[int, list[tuple[Stored, Wanted]]]) -> None:
-        what = f"pack {entry.name[:12]}"
-        try:
-            file = self._disk.open(pack.path(self.root, entry.name))
-        except FileNotFoundError as error:
-            raise Damaged(f"{what} is missing") from error
-        with closing(file):
-            records = _records(file, entry, {at: parts[0][0] for at, parts in wanted.items()}, what)
+        chunks = [(one.record, one.chunk_id, one.chunk_bytes) for parts in wanted.values() for one, _ in parts]
+        with pack.opened(self._disk, self.root, entry.name, entry.size_bytes) as file:
+            records = pack.find(pack.read_layout(file, entry.name), entry.name, chunks)
 
             def one(record: pack.Record) -> None:
                 payload = _scratch(record.sink_bytes)
-                pack.read_record(file, record, payload, what)
+                pack.read_record(file, record, payload, f"pack {entry.name[:12]}")
                 for stored, target in wanted[record.offset]:
                     _hand_out(payload, stored, target)
 
@@ -219,18 +215,6 @@ def _needed(one: Wanted) -> list[Stored]:
     if not boxes.fill([stored.box for stored in needed], one.box):
         raise Damaged(f"tensor {one.tensor.name[:100]!r} does not hold all of {one.box}")
     return needed
-
-
-def _records(file: File, entry: PackEntry, wanted: Mapping[int, Stored], what: str) -> list[pack.Record]:
-    """The wanted records in the order they lie in the pack, as its footer has them. Raises Damaged."""
-    if file.size() != entry.size_bytes:
-        raise Damaged(f"{what} has {file.size()} bytes instead of {entry.size_bytes}")
-    found = [record for record in pack.read_layout(file, entry.name).records if record.offset in wanted]
-    held = {record.offset: (record.id, record.raw_bytes) for record in found}
-    for at, stored in wanted.items():
-        if held.get(at) != (stored.chunk_id, stored.chunk_bytes):
-            raise Damaged(f"{what} holds another chunk at offset {at} than asked for")
-    return found
 
 
 def _hand_out(payload: memoryview, stored: Stored, target: Wanted) -> None:

@@ -16,6 +16,8 @@ from holdfast.checkpoint.manifest import Manifest, PackEntry
 from holdfast.fsio import get
 from holdfast.mirror.view import ROOT, Ranged, Stored, View, pack_key
 
+RANGE_BYTES = 16 << 20  # of a pack at once: what a broken connection costs
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -82,12 +84,13 @@ class Catalog:
 
 def read_whole(view: View, entry: PackEntry) -> bytes:
     """Every byte of a pack of the mirror, checked. Raises Damaged, FileNotFoundError, StoreRefused."""
-    data = view.store.get(pack_key(entry.name))
-    file = Stored(data)
+    data = bytearray()
+    for start in range(0, entry.size_bytes, RANGE_BYTES):
+        data += view.store.get_range(pack_key(entry.name), start, min(RANGE_BYTES, entry.size_bytes - start))
     if len(data) != entry.size_bytes:
         raise Damaged(f"pack {entry.name[:12]} has {len(data)} bytes on the mirror instead of {entry.size_bytes}")
-    pack.check(file, entry.name, pack.read_layout(file, entry.name).records)
-    return data
+    pack.check_whole(Stored(data), entry.name)
+    return bytes(data)
 
 
 def manifests(view: View) -> Iterator[Manifest]:

@@ -9,21 +9,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
-from holdfast.checkpoint import lease, load, manifest, pack, survey
+from holdfast.checkpoint import lease, load, manifest, survey
 from holdfast.checkpoint.canonical import Damaged
 from holdfast.checkpoint.folder import Folder
+from holdfast.checkpoint.known import read_back
 from holdfast.checkpoint.load import Chosen, Want
 from holdfast.checkpoint.manifest import PackEntry
 from holdfast.checkpoint.survey import CheckpointInfo
 from holdfast.errors import StoreRefused
 from holdfast.fsio import get, put
-from holdfast.mirror.view import ROOT, Stored, View, pack_key
+from holdfast.mirror.catalog import read_whole
+from holdfast.mirror.view import ROOT, View
 
 DOWNLOADS = 4  # packs at once
-RANGE_BYTES = 16 << 20  # of a pack at once: what a broken connection costs
 _SPARE_RATIO = 1.02  # room for names and manifests
 
 Progress = Callable[[int, int], None]  # bytes here, bytes in all
@@ -84,29 +85,19 @@ def bring_leases(view: View, into: Folder) -> None:
 
 
 def _is_here(into: Folder, entry: PackEntry) -> bool:
-    target = pack.path(into.root, entry.name)
-    if target.name not in into.disk.list(target.parent):
-        return False
     try:
-        with closing(into.disk.open(target, cached=False)) as file:
-            pack.check(file, entry.name, pack.read_layout(file, entry.name).records)
+        read_back(into.root, into.disk, entry)
     except (Damaged, OSError):
         return False
     return True
 
 
 def _fetch(view: View, entry: PackEntry, into: Folder) -> None:
-    data = bytearray()
-    for start in range(0, entry.size_bytes, RANGE_BYTES):
-        data += view.store.get_range(pack_key(entry.name), start, min(RANGE_BYTES, entry.size_bytes - start))
-    file = Stored(data)
-    if file.size() != entry.size_bytes:
-        raise Damaged(f"pack {entry.name[:12]} has {file.size()} bytes on the mirror instead of {entry.size_bytes}")
-    pack.check(file, entry.name, pack.read_layout(file, entry.name).records)
+    data = read_whole(view, entry)
     target = into.pack_path(entry.name)
     temporary = into.temporary / target.name
     into.disk.remove(temporary)
-    put(into.disk, temporary, bytes(data))
+    put(into.disk, temporary, data)
     into.disk.rename(temporary, target, replace=True)  # a damaged one of that name, if any
     into.disk.sync_folder(target.parent)
 

@@ -17,7 +17,6 @@ from types import TracebackType
 from typing import Any
 
 from holdfast.checkpoint import canonical, codecs, dtypes, load, pack
-from holdfast.checkpoint.canonical import Damaged
 from holdfast.checkpoint.manifest import Manifest, PackEntry
 from holdfast.checkpoint.pack import Layout, Record
 from holdfast.checkpoint.parallel import ordered
@@ -126,25 +125,21 @@ class _LocalPacks:
 
     def __init__(self, root: Path, found: Manifest) -> None:
         self._root, self._found = root, found
-        self._records: dict[str, dict[int, Record]] = {}  # pack → its records by offset
+        self._records: dict[str, dict[int, Record]] = {}  # pack → its records that the checkpoint needs, by offset
 
     def read(self, chunk: dict[str, Any]) -> mmap.mmap:
         """A chunk's bytes and zeros up to a whole block, verified. Raises Damaged, OSError."""
-        name = self._found.packs[chunk["pack"]].name
-        what = f"pack {name[:12]}"
-        try:
-            file = DISK.open(pack.path(self._root, name))
-        except FileNotFoundError as error:
-            raise Damaged(f"{what} is missing") from error
-        with closing(file):
+        entry = self._found.packs[chunk["pack"]]
+        name = entry.name
+        with pack.opened(DISK, self._root, name, entry.size_bytes) as file:
             if name not in self._records:
-                self._records[name] = {one.offset: one for one in pack.read_layout(file, name).records}
-            record = self._records[name].get(chunk["offset"])
-            if record is None or (record.id, record.raw_bytes) != (chunk["id"], chunk["bytes"]):
-                raise Damaged(f"{what} holds another chunk at offset {chunk['offset']} than asked for")
+                chunks = [(one["offset"], one["id"], one["bytes"]) for one in self._found.chunks_by_pack[chunk["pack"]]]
+                found = pack.find(pack.read_layout(file, name), name, chunks)
+                self._records[name] = {record.offset: record for record in found}
+            record = self._records[name][chunk["offset"]]
             raw = mmap.mmap(-1, max(BLOCK, record.sink_bytes))
             with memoryview(raw) as whole, whole[: record.sink_bytes] as sink:
-                pack.read_record(file, record, sink, what)
+                pack.read_record(file, record, sink, f"pack {name[:12]}")
         return raw
 
 
