@@ -71,19 +71,27 @@ def _cut(boxes: list[Box], axis: int) -> list[list[Box]]:
     return groups
 
 
-def slabs(shape: tuple[int, ...], item_bytes: int, most_bytes: int) -> Iterator[Box]:
-    """Boxes that make up a tensor in the order of its memory, none larger than `most_bytes` but for single elements."""
-    row_bytes = math.prod(shape[1:]) * item_bytes
-    if not shape or 0 in shape or row_bytes * shape[0] <= most_bytes:
-        yield whole(shape)
-    elif row_bytes > most_bytes:
-        for row in range(shape[0]):
-            for inner in slabs(shape[1:], item_bytes, most_bytes):
+def cut(box: Box, shape: Sequence[int], item_bytes: int, *, most_bytes: int, row_bytes: int) -> Iterator[Box]:
+    """Pieces of `box` in the order of its memory, cut where every other box of the tensor of `shape` is cut.
+
+    As many rows as `most_bytes` hold, counted from the start of the tensor, one at least; a row above `row_bytes` is
+    cut itself, down to single elements.
+    """
+    if not shape or 0 in box.shape:
+        yield box
+        return
+    one_row_bytes = math.prod(shape[1:]) * item_bytes
+    first, count = box.index[0], box.shape[0]
+    if one_row_bytes > row_bytes:
+        inside = Box(box.index[1:], box.shape[1:])
+        for row in range(first, first + count):
+            for inner in cut(inside, shape[1:], item_bytes, most_bytes=most_bytes, row_bytes=row_bytes):
                 yield Box((row, *inner.index), (1, *inner.shape))
-    else:
-        rows = most_bytes // row_bytes
-        for row in range(0, shape[0], rows):
-            yield Box((row, *(0 for _ in shape[1:])), (min(rows, shape[0] - row), *shape[1:]))
+        return
+    rows = max(1, most_bytes // one_row_bytes)
+    for start in range(first - first % rows, first + count, rows):
+        begin, end = max(start, first), min(start + rows, first + count)
+        yield Box((begin, *box.index[1:]), (end - begin, *box.shape[1:]))
 
 
 def copy(source: memoryview, held: Box, target: memoryview, wanted: Box, item_bytes: int) -> None:

@@ -107,7 +107,7 @@ def padded(raw: Bytes) -> memoryview:
     if not size:
         return memoryview(b"")
     copy = mmap.mmap(-1, _blocks(size))
-    copy[:size] = bytes(raw)
+    copy[:size] = memoryview(raw).cast("B")
     return memoryview(copy)
 
 

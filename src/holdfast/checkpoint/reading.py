@@ -152,7 +152,8 @@ def batches(tensors: Iterable[TensorInfo], batch_bytes: int) -> Iterator[list[tu
     batch: list[tuple[TensorInfo, Box]] = []
     size = 0
     for tensor in tensors:
-        for box in boxes.slabs(tensor.shape, tensor.item_bytes, batch_bytes):
+        whole = boxes.whole(tensor.shape)
+        for box in boxes.cut(whole, tensor.shape, tensor.item_bytes, most_bytes=batch_bytes, row_bytes=batch_bytes):
             batch.append((tensor, box))
             size += box.count * tensor.item_bytes
             if size >= batch_bytes:

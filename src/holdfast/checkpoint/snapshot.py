@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from holdfast.checkpoint import boxes
 from holdfast.checkpoint.matching import Described
 from holdfast.checkpoint.slots import HEADER_BYTES, PAGE, Slot, align
 from holdfast.checkpoint.state import UnreadableState, dtype_named
@@ -165,25 +166,10 @@ def _placed(groups: list[tuple[str, list[Piece]]]) -> Layout:
 
 
 def _cut(spec: Spec) -> Iterator[Piece]:
-    source = 0
-    for index, shape in _boxes(spec.shape, spec.dtype.itemsize):
-        size = math.prod(shape) * spec.dtype.itemsize
-        yield Piece(spec, index, shape, 0, source, size)
-        source += size
-
-
-def _boxes(shape: tuple[int, ...], item_bytes: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(start, shape) of the boxes a large tensor is cut into, in the order of its memory."""
-    row_bytes = math.prod(shape[1:]) * item_bytes
-    if row_bytes > ROW_BYTES:
-        for row in range(shape[0]):
-            for index, inner in _boxes(shape[1:], item_bytes):
-                yield (row, *index), (1, *inner)
-        return
-    rows = max(1, CHUNK_BYTES // row_bytes)
-    rest = (0,) * (len(shape) - 1)
-    for row in range(0, shape[0], rows):
-        yield (row, *rest), (min(rows, shape[0] - row), *shape[1:])
+    source, item = 0, spec.dtype.itemsize
+    for box in boxes.cut(boxes.whole(spec.shape), spec.shape, item, most_bytes=CHUNK_BYTES, row_bytes=ROW_BYTES):
+        yield Piece(spec, box.index, box.shape, 0, source, box.count * item)
+        source += box.count * item
 
 
 def _chunk_table(chunk: Chunk) -> dict[str, Any]:
@@ -260,8 +246,8 @@ def _copies(slot: Slot, layout: Layout, name: str, tensor: torch.Tensor) -> list
     runs, pieces = layout.parts.get(name, ((), ()))
     if not source.is_contiguous():
         windows = [_window(slot, at, piece.size_bytes, dtype).view(piece.shape) for at, piece in pieces]
-        boxes = [_box(source, piece.start, piece.shape) for _, piece in pieces]
-        return [Copy(name, window, box) for window, box in zip(windows, boxes, strict=True)]
+        sources = [_box(source, piece.start, piece.shape) for _, piece in pieces]
+        return [Copy(name, window, box) for window, box in zip(windows, sources, strict=True)]
     flat = source.view(-1)
     cuts = [(run, slice(run.source // dtype.itemsize, (run.source + run.size_bytes) // dtype.itemsize)) for run in runs]
     return [Copy(name, _window(slot, run.offset, run.size_bytes, dtype), flat[cut]) for run, cut in cuts]

@@ -43,7 +43,7 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from holdfast.checkpoint import reading, state
+from holdfast.checkpoint import boxes, pack, reading, state
 from holdfast.checkpoint.boxes import Box
 from holdfast.checkpoint.canonical import Damaged
 from holdfast.checkpoint.retention import LEAST
@@ -224,10 +224,10 @@ class _Cutter:
             self._share(raw, {**row, "index": list(box.index), "shape": list(box.shape)}, kind)
             return raw.nbytes
         at = 0
-        for piece in cut(box, shape, item):
+        for piece in boxes.cut(box, shape, item, most_bytes=CHUNK_BYTES, row_bytes=ROW_BYTES):
             size = piece.count * item
             placed = {**row, "index": list(piece.index), "shape": list(piece.shape), "offset": 0, "bytes": size}
-            self._part.add(_padded(raw[at : at + size]), size, kind=kind, tensors=[placed])
+            self._part.add(pack.padded(raw[at : at + size]), size, kind=kind, tensors=[placed])
             at += size
         return raw.nbytes
 
@@ -253,33 +253,9 @@ class _Cutter:
             self._flush(kind)
 
 
-def cut(box: Box, shape: Sequence[int], item_bytes: int) -> Iterator[Box]:
-    """The pieces of `box` in the order of its memory, cut where every sharding of the tensor of `shape` is cut.
-
-    Pure. Rows are counted from the start of the global tensor; a row above `ROW_BYTES` is cut itself.
-    """
-    row_bytes = math.prod(shape[1:]) * item_bytes
-    first, count = box.index[0], box.shape[0]
-    if row_bytes > ROW_BYTES:
-        for row in range(first, first + count):
-            for inner in cut(Box(box.index[1:], box.shape[1:]), shape[1:], item_bytes):
-                yield Box((row, *inner.index), (1, *inner.shape))
-        return
-    rows = max(1, CHUNK_BYTES // row_bytes)
-    for start in range(first - first % rows, first + count, rows):
-        begin, end = max(start, first), min(start + rows, first + count)
-        yield Box((begin, *box.index[1:]), (end - begin, *box.shape[1:]))
-
-
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous tensor on the CPU."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
-
-
-def _padded(raw: memoryview) -> memoryview:
-    copy = memoryview(mmap.mmap(-1, align(raw.nbytes)))
-    copy[: raw.nbytes] = raw
-    return copy
 
 
 def _described(metadata: Metadata) -> dict[str, Any]:

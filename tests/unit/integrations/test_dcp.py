@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from holdfast.checkpoint import boxes, load, reading
 from holdfast.checkpoint.boxes import Box
 from holdfast.checkpoint.snapshot import CHUNK_BYTES, ROW_BYTES
-from holdfast.integrations.dcp import HoldfastLoadPlanner, HoldfastReader, HoldfastWriter, cut
+from holdfast.integrations.dcp import HoldfastLoadPlanner, HoldfastReader, HoldfastWriter
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool, torch.complex64, torch.uint8]
 
@@ -111,8 +111,11 @@ def test_shards_are_cut_where_the_whole_is(data: st.DataObject) -> None:
     ends = sorted(data.draw(st.sets(st.integers(1, shape[0]), max_size=4)) | {shape[0]})
     shards = [Box((a, *(0,) * (len(shape) - 1)), (b - a, *shape[1:])) for a, b in zip([0, *ends], ends, strict=False)]
 
-    whole = list(cut(boxes.whole(shape), shape, item))
-    pieces = [piece for shard in shards for piece in cut(shard, shape, item)]
+    def cut(box: Box) -> list[Box]:
+        return list(boxes.cut(box, shape, item, most_bytes=CHUNK_BYTES, row_bytes=ROW_BYTES))
+
+    whole = cut(boxes.whole(shape))
+    pieces = [piece for shard in shards for piece in cut(shard)]
 
     assert boxes.fill(pieces, boxes.whole(shape))
     assert all(piece.count * item <= max(CHUNK_BYTES, ROW_BYTES) for piece in pieces)
