@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,16 @@ class Folder:
         if said or "format.json" not in self.disk.list(self.root):
             self.put("format.json", _FORMAT, replace=True)
         return [f"{sentence}; it was written anew" for sentence in said]
+
+    @contextmanager
+    def owned(self) -> Iterator[Folder]:
+        """This folder, owned and open, for as long as a verb writes. Raises FolderInUse, NewerFormat, OSError."""
+        self.own()
+        try:
+            self.open()
+            yield self
+        finally:
+            self.leave()
 
     def join(self) -> None:
         """Write packs beside the owner, whoever that is, until `leave`. Raises NewerFormat, OSError."""

@@ -22,19 +22,15 @@ def make(root: Path, values: Mapping[str, Any], *, reason: str) -> CheckpointInf
 
     Raises UsageError when it holds one, CannotStore, FolderInUse, OSError.
     """
-    folder = Folder(root)
-    folder.own()
-    try:
-        folder.open()
+    with Folder(root).owned() as folder:
         if survey.take(root).newest_term:
             raise UsageError(f"{root} holds checkpoints already", hint="give a folder of its own")
-        with _slot() as slot:
-            made = commit(folder, [Part(_filled(slot, values, root.name, reason), slot.view)])
-    except (HoldfastError, OSError):
-        collect.sweep(folder)
-        raise
-    finally:
-        folder.leave()
+        try:
+            with _slot() as slot:
+                made = commit(folder, [Part(_filled(slot, values, root.name, reason), slot.view)])
+        except (HoldfastError, OSError):
+            collect.sweep(folder)
+            raise
     return survey.info_of(made.manifest, root / "manifests" / made.file_name)
 
 

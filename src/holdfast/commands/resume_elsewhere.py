@@ -87,13 +87,8 @@ def _fill(run: RunDir, plan: Plan, store: Store, at: At, before: Mapping[str, An
     from holdfast.mirror.view import View
 
     record_created(run, plan)
-    folder = Folder(Path(plan.checkpoint.dir))
-    folder.own()
-    try:
-        folder.open()
+    with Folder(Path(plan.checkpoint.dir)).owned() as folder:
         _take_over(folder, View(store, {}), at, before)
-    finally:
-        folder.leave()
 
 
 def _take_over(folder: Folder, view: View, at: At, before: Mapping[str, Any]) -> None:

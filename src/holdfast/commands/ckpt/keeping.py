@@ -108,16 +108,11 @@ def _owned(target: Target) -> Iterator[Folder]:
     """The folder, ours alone meanwhile. Raises FolderInUse where a live run writes to it."""
     from holdfast.checkpoint.folder import Folder, FolderInUse
 
-    folder = Folder(target.root)
     try:
-        folder.own()
+        with Folder(target.root).owned() as folder:
+            yield folder
     except FolderInUse as error:
         raise FolderInUse(f"a live run writes to {target.root}", hint="name the run in place of its folder") from error
-    try:
-        folder.open()
-        yield folder
-    finally:
-        folder.leave()
 
 
 def must_name_one(target: Target) -> None:
