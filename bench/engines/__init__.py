@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from bench import plugin
 from bench.job import Job, Weights
 
 
@@ -87,19 +88,8 @@ def every() -> Mapping[str, Engine]:
 
 def named(name: str) -> Engine:
     """One of them. Raises ModuleNotFoundError."""
-    return _in(importlib.import_module(f"{__name__}.{name}"))
-
-
-def _in(module: Any) -> Engine:
-    classes = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Engine) and value.__module__ == module.__name__
-    ]
-    if len(classes) != 1:
-        raise TypeError(f"{module.__name__} holds {len(classes)} engines instead of one")
-    made: Engine = classes[0]()
-    return made
+    found: Engine = plugin.made(importlib.import_module(f"{__name__}.{name}"), Engine)
+    return found
 
 
 def newest(folder: Path, pattern: str, *, holding: str = "") -> Path | None:

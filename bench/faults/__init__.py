@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from bench import plugin
 from bench.engines import Engine
 from bench.job import Told
 from bench.judge import Outcome, Verdict, judge
@@ -105,18 +106,5 @@ def first_saves(trial: Trial, count: int) -> None:
 
 def every() -> Mapping[str, Fault]:
     """All of them by name."""
-    return {
-        found.name: _in(importlib.import_module(f"{__name__}.{found.name}")) for found in pkgutil.iter_modules(__path__)
-    }
-
-
-def _in(module: Any) -> Fault:
-    classes = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Fault) and value.__module__ == module.__name__
-    ]
-    if len(classes) != 1:
-        raise TypeError(f"{module.__name__} holds {len(classes)} faults instead of one")
-    made: Fault = classes[0]()
-    return made
+    names = [found.name for found in pkgutil.iter_modules(__path__)]
+    return {name: plugin.made(importlib.import_module(f"{__name__}.{name}"), Fault) for name in names}
