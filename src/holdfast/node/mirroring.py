@@ -19,13 +19,12 @@ from typing import Any
 
 from holdfast import fsio, stores
 from holdfast.checkpoint import pins, survey
-from holdfast.checkpoint.canonical import Damaged
 from holdfast.checkpoint.folder import Folder
 from holdfast.checkpoint.lineage import Position
 from holdfast.checkpoint.load import Want
 from holdfast.checkpoint.retention import LEAST, Candidate, choose
 from holdfast.checkpoint.survey import CheckpointInfo
-from holdfast.errors import HoldfastError, StoreRefused
+from holdfast.errors import HoldfastError
 from holdfast.mirror import origin, pull
 from holdfast.mirror.fence import BEAT_S, Fence, Owner, Superseded, refuse_if_alive
 from holdfast.mirror.keeper import Keeper
@@ -108,7 +107,7 @@ class Mirroring:
             self._log.write("warning", id="mirror-superseded", message=str(error))
         except _TooLate:
             return False
-        except (StoreRefused, Damaged, OSError) as error:
+        except (HoldfastError, OSError) as error:  # anything at all, or the archiver would end with it
             self._away(error)
             return False
         return True
@@ -185,7 +184,7 @@ class Mirroring:
     def _beat(self) -> None:
         keeper = self._keeper
         if keeper is not None and keeper.lease is not None:
-            with suppress(StoreRefused):  # the round tells of a store that is away
+            with suppress(HoldfastError, OSError):  # the round tells of a store that is away
                 Fence(keeper.store, Owner.here(self._root)).beat(keeper.lease)
 
     def _drain(self) -> None:
@@ -197,7 +196,7 @@ class Mirroring:
                 time.sleep(min(1.0, max(0.0, self._stop_s - time.monotonic())))
         self._tell_behind()
         if self._keeper is not None:
-            with suppress(StoreRefused):
+            with suppress(HoldfastError, OSError):  # then its last sign of life grows old by itself
                 self._keeper.rest()
 
     def _tell_behind(self) -> None:

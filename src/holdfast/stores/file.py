@@ -42,6 +42,9 @@ class DirectoryStore:
             try:
                 self._write(temporary, data)
                 self._disk.rename(temporary, target, replace=not create)
+            except FileNotFoundError as error:
+                self._made.clear()  # to be looked for, and made, by the next one
+                raise StoreRefused(f"{self.url}: {error.filename} is gone", hint="is it mounted?") from error
             except OSError:
                 self._disk.remove(temporary)
                 raise
@@ -84,7 +87,8 @@ class DirectoryStore:
     def head(self, key: str) -> Entry | None:
         """Length and time of a file."""
         try:
-            found = (self._root / key).stat()
+            with self._told():
+                found = (self._root / key).stat()
         except FileNotFoundError:
             return None
         return Entry(found.st_size, found.st_mtime)

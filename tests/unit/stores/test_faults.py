@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import uuid
 from pathlib import Path
 
@@ -92,6 +93,26 @@ def test_a_folder_that_is_not_mounted_is_told_and_not_made(tmp_path: Path) -> No
         store.put("key", b"")
     assert "mounted" in caught.value.hint
     assert not (tmp_path / "nas").exists()
+
+
+def test_a_folder_that_goes_away_is_told_and_made_again(tmp_path: Path) -> None:
+    store = stores.connect(str(tmp_path / "mirror"), {}, IMPATIENT)
+    store.put("leases/one", b"1")
+    shutil.rmtree(tmp_path / "mirror")
+
+    with pytest.raises(StoreRefused, match="is gone"):
+        store.put("leases/one", b"2")
+    store.put("leases/one", b"3")
+
+    assert store.get("leases/one") == b"3"
+
+
+def test_a_folder_that_cannot_be_looked_at_is_told(tmp_path: Path) -> None:
+    store = stores.connect(str(tmp_path / "mirror"), {}, IMPATIENT)
+    store.put("leases", b"a file where a folder should be")
+
+    with pytest.raises(StoreRefused, match="Not a directory"):
+        store.head("leases/one")
 
 
 @pytest.mark.parametrize(
