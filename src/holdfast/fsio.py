@@ -315,7 +315,7 @@ def _put(path: Path, data: bytes, *, replace: bool) -> None:
         put(DISK, temporary, data)
         DISK.rename(temporary, path, replace=replace)
     except BaseException:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # what went wrong first is what is raised
             DISK.remove(temporary)
         raise
     DISK.sync_folder(path.parent)

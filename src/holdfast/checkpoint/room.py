@@ -63,7 +63,7 @@ def limits(descriptor: int, *, root: Path = Path("/"), pid: int | str = "self") 
 def _cgroups(root: Path, pid: int | str) -> list[Path]:
     """Our cgroups and all above them, as far as this namespace shows them."""
     found: dict[Path, None] = {}
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # no such process, or no cgroups: nothing but the machine bounds us
         for line in (root / f"proc/{pid}/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers and "memory" not in controllers.split(","):

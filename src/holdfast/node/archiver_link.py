@@ -53,7 +53,7 @@ def connect(run: RunDir, *, alone: bool) -> ShimLink | None:
     try:
         return ShimLink(run)
     except OSError:
-        pass
+        pass  # none listens: start one
     try:
         process.start_shim(run, alone=alone)
         return ShimLink(run)

@@ -36,7 +36,7 @@ def oom_count(pid: int | str = "self") -> OomCount:
 def _cgroup_files(pid: int | str) -> list[Path]:
     """Candidates for `memory.events` (v2) and `memory.oom_control` (v1), as this namespace may see them."""
     found = []
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # the process is gone: the machine's count is what is left
         for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers == "":

@@ -45,6 +45,6 @@ class Headroom:
     def release(self) -> None:
         """Give back what was not used of the trainer's and our own files. No trainer may live."""
         for path in self._until.keys() - {self._run.archiver_log, self._run.shim_log}:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # a file that is gone keeps nothing
                 os.truncate(path, path.stat().st_size)
         self._until.clear()

@@ -94,17 +94,17 @@ class Observer:
         """Events that the library and the archiver wrote and the journal does not have."""
         yield from self._library(state)
         for line in self._archiver.new():
-            with suppress(KeyError, TypeError, ValueError):
+            with suppress(KeyError, TypeError, ValueError):  # a line of another version
                 yield from _archived(line, state, self._since_s)
 
     def _library(self, state: State) -> Iterator[ev.Event]:
-        with suppress(OSError):
+        with suppress(OSError):  # nothing recorded yet
             for path in sorted(self._run.records.glob("rank-*.jsonl")):
                 if path.name not in self._ranks:
                     self._ranks[path.name] = Tail(path, word='"event"')
         for name, lines in self._ranks.items():
             for line in lines.new():
-                with suppress(KeyError, TypeError, ValueError):
+                with suppress(KeyError, TypeError, ValueError):  # as above
                     yield from self._recorded(line, state, first=name == "rank-00000.jsonl")
 
     def _recorded(self, line: dict[str, Any], state: State, *, first: bool) -> Iterator[ev.Event]:
@@ -160,7 +160,7 @@ class Observer:
             parts += [f"left {_duration((total - step) * step_s)}"] if step_s > 0 and total > step else []
         free = os.statvfs(self._run.root)
         parts.append(f"disk {free.f_bavail * free.f_frsize / 1e9:.1f} GB free")
-        with suppress(OSError):
+        with suppress(OSError):  # a full disk: it is only a line for people
             stamp = time.strftime("%Y-%m-%d %H:%M:%S")
             logfile.write_line(self._run.output, f"[holdfast {stamp}] {', '.join(parts)}")
 
@@ -168,7 +168,7 @@ class Observer:
         """Once a second make the records durable that grew; a slow disk delays only this thread."""
         sizes: dict[Path, int] = {}
         while not self._stop.wait(1.0):
-            with suppress(OSError):
+            with suppress(OSError):  # a size that was not noted is synced the next time
                 for path in self._run.records.glob("rank-*.jsonl"):
                     size = path.stat().st_size
                     if sizes.get(path) != size:

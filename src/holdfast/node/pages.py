@@ -40,7 +40,7 @@ class Pages:
         return found
 
     def _map_new(self) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # no rank has made the folder yet, or a page is half made: the next look
             for path in self._folder.iterdir():
                 if path.name.startswith("rank-") and path.name not in self._pages:
                     self._pages[path.name] = Page(path)

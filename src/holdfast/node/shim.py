@@ -321,7 +321,7 @@ class Shim:
         """The shim before us died between starting a trainer and writing it down."""
         mark = f"HOLDFAST_RUN_DIR={self.run_dir}".encode()
         for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):  # noqa: PTH208 - names only
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # gone meanwhile, or another user's
                 marks = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
                 attempts = [int(entry[17:]) for entry in marks if entry.startswith(b"HOLDFAST_ATTEMPT=")]
                 if mark in marks and attempts and os.getsid(pid) == pid:
@@ -331,7 +331,7 @@ class Shim:
     # -- the socket
 
     def _accept(self, listener: socket.socket) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # who called has hung up
             sock, _ = listener.accept()
             sock.setblocking(False)
             link = Link(sock)
@@ -616,7 +616,7 @@ class SlotFiles:
     def remove(self, rank: int | None = None) -> None:
         """The files of one rank, or of all; their memory lives on while anyone holds a descriptor."""
         of_rank = "*" if rank is None else f"*-{rank:05d}-*"
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the folder is away, and its files with it
             for path in self.folder.glob(f"{self.run}-{of_rank}"):
                 path.unlink(missing_ok=True)
 
@@ -633,7 +633,7 @@ def _own_file(path: Path) -> int:
 
 def _json_lines(path: Path) -> list[Message]:
     found = []
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # not there before the first entry
         for line in path.read_bytes().splitlines():
             with contextlib.suppress(ValueError):  # a torn last line
                 found.append(json.loads(line))

@@ -84,7 +84,7 @@ def connect(run: RunDir, secrets: Mapping[str, str], slots: Slots, *, within_s: 
     """A link to the run's shim, which is started when there is none. Raises HoldfastError after `within_s`."""
     deadline_s = time.monotonic() + within_s
     while True:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # none listens: start one
             return ShimLink(run.runtime / "shim.sock", slots)
         try:
             process.start_shim(run, secrets=secrets)

@@ -69,7 +69,7 @@ class Records:
 
     def close(self) -> None:
         """No record may follow."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # as above
             os.write(self._descriptor, self._waiting)
         os.close(self._descriptor)
 
