@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from holdfast.errors import UsageError
 from holdfast.formats.base import Choice, Unreadable
 
 SAYS = "one file for torch.load(weights_only=True): every registered object by name"
+_ZIP = b"PK\3\4"
 SUFFIXES: tuple[str, ...] = (".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -36,7 +36,7 @@ def export(checkpoint: Checkpoint, into: Path, choice: Choice) -> list[str]:
 def read(source: Path) -> dict[str, Any]:
     """What the file holds, by `weights_only=True` alone. Raises Unreadable, OSError."""
     with source.open("rb") as file:
-        zipped = zipfile.is_zipfile(file)
+        zipped = file.read(len(_ZIP)) == _ZIP  # as torch.load decides; zipfile raises for some damage at the end
     found = load(source, source.name, mmap=zipped)
     if not isinstance(found, dict):
         raise Unreadable(f"{source.name} holds a {type(found).__name__}, not a dictionary of weights")

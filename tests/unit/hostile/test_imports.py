@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -84,6 +85,16 @@ def test_a_good_file_with_some_bytes_changed_is_read_or_refused(
         base.named(form).read(spoiled)
     except (HoldfastError, OSError) as error:
         assert str(error)
+
+
+def test_a_file_that_says_it_is_one_of_several_is_read_or_refused(good: dict[str, Path], tmp_path: Path) -> None:
+    raw = bytearray(good["pt"].read_bytes())
+    locator = raw.index(b"PK\6\7")  # of the ZIP64 end record
+    raw[locator + 16] = 2  # disks in all; zipfile raises for it where it should say whether it is a zip file
+    (tmp_path / "one.pt").write_bytes(raw)
+
+    with contextlib.suppress(HoldfastError):
+        assert list(base.named("pt").read(tmp_path / "one.pt")) == ["model"]
 
 
 @pytest.fixture(scope="module")
