@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from holdfast.plan import Keep
 
 _ANSWER_S = 600.0  # a save in progress comes first
-_KEPT_LIVE = 2  # the newest, and one to fall back to
 
 
 def pin(target: Target, info: CheckpointInfo, reason: str) -> None:
@@ -44,11 +43,12 @@ def unpin(target: Target, info: CheckpointInfo) -> None:
 
 def remove(target: Target, info: CheckpointInfo) -> None:
     """Remove one. Raises UsageError when it is pinned, being read, or one of the newest two; OSError."""
+    from holdfast.checkpoint.retention import LEAST
     from holdfast.checkpoint.target import every
 
-    if info.position in {one.position for one in [one for one in every(target) if one.live][-_KEPT_LIVE:]}:
+    if info.position in {one.position for one in [one for one in every(target) if one.live][-LEAST:]}:
         raise UsageError(
-            f"{target.name}@{name_of(info)} is one of the newest {_KEPT_LIVE}, which a resume needs",
+            f"{target.name}@{name_of(info)} is one of the newest {LEAST}, which a resume needs",
             hint="holdfast rm removes the whole run",
         )
 
@@ -64,10 +64,11 @@ def prunable(target: Target, than_s: float, keep_last: int) -> list[CheckpointIn
     """Checkpoints older than the unix time `than_s` that no pin, rule for the best or need of a resume holds."""
     from holdfast.checkpoint import collect
     from holdfast.checkpoint.folder import Folder
+    from holdfast.checkpoint.retention import LEAST
     from holdfast.checkpoint.target import every
 
     old = collect.prune(Folder(target.root), _keep(target), than_s=than_s, dry_run=True)
-    held = {info.position for info in [info for info in every(target) if info.live][-max(keep_last, _KEPT_LIVE) :]}
+    held = {info.position for info in [info for info in every(target) if info.live][-max(keep_last, LEAST) :]}
     return [info for info in old if info.position not in held]
 
 
