@@ -4,8 +4,9 @@
 peace: same final weights, every step in the records and in the output, a repeated step never with another loss, and no
 more steps done twice than lie between two copies in memory.
 
-At each moment one process of ours is left that holds the copies: to kill all of them before the first is back is the
-end of everything at once, after which only the disk has a state and only `resume` brings the run back.
+At each moment a shim, supervisor or archiver is left that holds the copies: to kill all of them before the first is
+back is the end of everything at once, after which only the disk has a state and only `resume` brings the run back. A
+trainer holds them too, but one whose worker was killed goes any moment by itself.
 """
 
 from __future__ import annotations
@@ -118,9 +119,12 @@ def stepping(run: LiveRun) -> bool:
 
 
 def someone_holds(run: LiveRun, *, besides: Identity) -> bool:
-    """Whether another process of ours holds the slots, or lives while nobody has any yet."""
+    """Whether another process of ours holds the slots, or lives while nobody has any yet, the trainer neither."""
     ours = [found for role in NODE if (found := run.process(role)) is not None]
     holders = [found for found in ours if _holds_slots(found)]
+    trainer = run.trainer()
+    if not holders and trainer is not None and _holds_slots(trainer):
+        return False
     return any(found != besides for found in holders or ours)
 
 

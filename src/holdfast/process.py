@@ -133,7 +133,10 @@ def send(link: socket.socket, message: Mapping[str, Any], fds: Sequence[int] = (
 
 def receive(link: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """Receive one message. Raises ConnectionResetError at the end, ValueError, and OSError as the socket does."""
-    raw, fds, _, _ = socket.recv_fds(link, MESSAGE_BYTES, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+    try:
+        raw, fds, _, _ = socket.recv_fds(link, MESSAGE_BYTES, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:  # it died with something of ours unread: told once, before what it had sent
+        raw, fds, _, _ = socket.recv_fds(link, MESSAGE_BYTES, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
     if not raw:
         raise ConnectionResetError("the other side hung up")
     message = json.loads(raw)

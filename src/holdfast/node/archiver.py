@@ -153,7 +153,8 @@ class Archiver:
     # -- the shim
 
     def _reconnect(self) -> None:
-        self._linker.submit(lambda: connect(self._run, alone=self._alone), self._connected)
+        given = dict(self._given)  # unchanged until there is a link
+        self._linker.submit(lambda: connect(self._run, given, alone=self._alone), self._connected)
 
     def _connected(self, link: ShimLink | None) -> None:
         if link is None:
@@ -161,11 +162,6 @@ class Archiver:
         self._link = link
         self._take_secrets(link.hello)
         self._selector.register(link.sock, selectors.EVENT_READ, self._from_shim)
-        try:
-            for rank, fds in self._given.items():
-                link.offer(rank, fds)
-        except OSError:
-            self._lost_shim()
 
     def _from_shim(self) -> None:
         while self._link is not None:
@@ -183,6 +179,7 @@ class Archiver:
             self._selector.unregister(self._link.sock)
             self._link.close()
             self._link = None
+            self._complete = False
             self._shim_lost_s = time.monotonic()
             self._reconnect()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from holdfast import process
@@ -19,22 +19,23 @@ ANSWER_S = 5.0
 class ShimLink:
     """A connection to the shim that said hello. Non-blocking from then on."""
 
-    def __init__(self, run: RunDir) -> None:
-        """Raises OSError when no shim listens."""
+    def __init__(self, run: RunDir, slots: Mapping[int, list[int]]) -> None:
+        """Connect, offer the `slots` we keep, by rank, and say hello. Raises OSError when no shim listens."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self.sock.settimeout(ANSWER_S)
             self.sock.connect(str(run.runtime / "shim.sock"))
-            process.send(self.sock, {"op": "hello", "role": "archiver"})
-            self.hello: dict[str, Any] = process.receive(self.sock)[0]
+            for rank, fds in slots.items():  # first: the hello says that there is no more to come
+                self._ask({"op": "offer", "role": "archiver", "rank": rank}, fds)
+            self.hello = self._ask({"op": "hello", "role": "archiver"})
             self.sock.setblocking(False)
         except BaseException:
             self.sock.close()
             raise
 
-    def offer(self, rank: int, fds: list[int]) -> None:
-        """Let a new shim have the slots that an earlier one made. Raises OSError."""
-        process.send(self.sock, {"op": "offer", "rank": rank}, fds)
+    def _ask(self, message: dict[str, Any], fds: Sequence[int] = ()) -> dict[str, Any]:
+        process.send(self.sock, message, fds)
+        return process.receive(self.sock)[0]
 
     def receive(self) -> tuple[dict[str, Any], list[int]] | None:
         """The next message with its descriptors, None when there is none yet. Raises ConnectionError at the end."""
@@ -48,15 +49,15 @@ class ShimLink:
         self.sock.close()
 
 
-def connect(run: RunDir, *, alone: bool) -> ShimLink | None:
+def connect(run: RunDir, slots: Mapping[int, list[int]], *, alone: bool) -> ShimLink | None:
     """A link to the shim that lives, else to one we start; None when neither works now."""
     try:
-        return ShimLink(run)
+        return ShimLink(run, slots)
     except OSError:
         pass  # none listens: start one
     try:
         process.start_shim(run, alone=alone)
-        return ShimLink(run)
+        return ShimLink(run, slots)
     except (HoldfastError, OSError) as error:  # LeaseHeld: somebody else was quicker, and is about to listen
         print(f"archiver: no shim yet: {error}", file=sys.stderr)
         return None

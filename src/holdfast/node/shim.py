@@ -18,6 +18,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import selectors
 import shutil
 import signal
@@ -27,8 +28,9 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ MESSAGE_BYTES = 192 * 1024
 SLOTS_PER_RANK = 3
 LONGEST_DELAY_S = 5.0
 SETTLED_S = 10.0  # a child that lived this long is brought back at once
-OFFERS_S = 2.0  # how long a new shim waits for the slots that others hold before it makes its own
+OFFERS_S = 5.0  # how long a new shim waits for the offers of those it adopted before it makes slots of its own
 FIRST_RANK_S = 60.0  # alone: how long to wait for the first rank
 OURS = ("supervisor", "archiver")
 
@@ -66,12 +68,24 @@ class Link:
     rank: int = -1
 
 
+class Source(IntEnum):
+    """Where a set comes from; a greater one beats a lesser."""
+
+    FOUND = 0  # opened again, with doorbells that nobody else has
+    KEPT = 1  # offered by archiver or supervisor
+    RANK = 2  # handed out to a rank, or offered by one: what it uses
+
+
 @dataclass(slots=True)
 class Slots:
-    """The descriptors of one rank, in `SlotSet.fds` order. `final` once made here or offered by a rank."""
+    """The descriptors of one rank, in `SlotSet.fds` order."""
 
     fds: list[int]
-    final: bool
+    source: Source
+
+    def same_memory(self, fds: list[int]) -> bool:
+        """Whether these are the same slots, whatever the doorbells."""
+        return [os.fstat(each).st_ino for each in fds[2:]] == [os.fstat(each).st_ino for each in self.fds[2:]]
 
 
 def start_ticks(pid: int) -> tuple[int, str] | None:
@@ -150,7 +164,7 @@ class Shim:
         self._watch_signals()
         self._remember_exits()
         self._adopt()
-        self._open_slot_files()
+        self._find_slots()
         listener.setblocking(False)
         self.selector.register(listener, selectors.EVENT_READ, lambda: self._accept(listener))
         while not self._over():
@@ -341,7 +355,7 @@ class Shim:
         fds: list[int] = []
         try:
             raw, fds, _, _ = socket.recv_fds(link.sock, MESSAGE_BYTES, 16, socket.MSG_CMSG_CLOEXEC)
-        except BlockingIOError:
+        except (BlockingIOError, ConnectionResetError):  # a reset is told once, before what the dead have sent
             return
         except OSError:
             raw = b""
@@ -367,7 +381,7 @@ class Shim:
             "spawn": lambda: self._spawn(message),
             "finish": self._finish,
             "slots": lambda: self._ask_slots(link, message),
-            "offer": lambda: self._offer(link, int(message["rank"]), fds),
+            "offer": lambda: self._offer(message, fds),
             "secrets": lambda: self._secrets(message["values"]),
         }
         if op not in handlers:
@@ -418,8 +432,6 @@ class Shim:
             self._push("archiver", {"event": "trainer", "alive": "trainer" in self.children or self.alone})
             if self.finishing:
                 self._push("archiver", {"event": "finish"})
-        if all(role in self.links for role in self._wanted()):  # their offers are on the way
-            self.offers_until_s = min(self.offers_until_s, time.monotonic() + 0.2)
         return None
 
     def _recognise(self, link: Link) -> None:
@@ -485,37 +497,52 @@ class Shim:
 
     # -- slots
 
-    def _open_slot_files(self) -> None:
-        """Files of `memory_dir` that outlived every process of the run; who lives offers its set all the same."""
+    def _find_slots(self) -> None:
+        """What living processes hold, and files of `memory_dir`; who lives offers its set all the same.
+
+        Nobody has to offer: a rank does so at a step only, and may die before its next one.
+        """
+        for rank, memfds in living_memory(self._memory_name()).items():
+            self._take(rank, _bells() + memfds, Source.FOUND)
         for rank in self.files.ranks() if self.files is not None else ():
-            fds, _ = self._make_slots(rank, in_files=True)
-            self._take(rank, fds, final=False)
+            if rank not in self.slots:
+                fds, _ = self._make_slots(rank, in_files=True)
+                self._take(rank, fds, Source.FOUND)
+
+    def _memory_name(self) -> str:
+        return f"holdfast-{self.runtime.name}"
+
+    def _offers_to_come(self) -> bool:
+        """Whether one that we adopted has not said hello: what the last shim sent it may lie in its socket alone."""
+        adopted = [child.role for child in self.children.values() if child.role in OURS and child.popen is None]
+        return time.monotonic() < self.offers_until_s and any(role not in self.links for role in adopted)
 
     def _ask_slots(self, link: Link, message: Message) -> Message | None:
         rank, in_files = int(message["rank"]), bool(message.get("files", True))
         told = ""
         if rank not in self.slots or not in_files:
-            if time.monotonic() < self.offers_until_s and rank not in self.slots:
+            if rank not in self.slots and self._offers_to_come():
                 self.waiting.append((link, message))
                 return None
             fds, told = self._make_slots(rank, in_files=in_files)
-            self._take(rank, fds, final=True)
+            self._take(rank, fds, Source.RANK)
+        self.slots[rank].source = Source.RANK
         self._send(link, {"ok": True, "rank": rank, "warning": told}, self.slots[rank].fds)
         return None
 
     def _make_slots(self, rank: int, *, in_files: bool) -> tuple[list[int], str]:
         """Doorbells and slots of a rank; a sentence when they are not the files they should be."""
-        bells = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2)]
         told = ""
         if self.files is not None and in_files:
             try:
-                return bells + self.files.open(rank), ""
+                return _bells() + self.files.open(rank), ""
             except OSError as error:
                 told = f"checkpoint.memory_dir cannot be used: {error.strerror or error}: {self.files.folder}"
         elif self.files is not None:
             self.files.remove(rank)
-        names = (f"holdfast-{self.run_dir.name}-{rank}-{slot}" for slot in range(SLOTS_PER_RANK))
-        return [*bells, *(os.memfd_create(name) for name in names)], told
+        made = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        names = (f"{self._memory_name()}-{rank}-{made}-{slot}" for slot in range(SLOTS_PER_RANK))
+        return [*_bells(), *(os.memfd_create(name) for name in names)], told
 
     def _answer_waiting(self) -> None:
         waiting, self.waiting = self.waiting, []
@@ -523,18 +550,21 @@ class Shim:
             if link.sock.fileno() >= 0:
                 self._ask_slots(link, message)
 
-    def _offer(self, link: Link, rank: int, fds: list[int]) -> Message:
+    def _offer(self, message: Message, fds: list[int]) -> Message:
+        rank = int(message["rank"])
+        source = Source.KEPT if message.get("role") in OURS else Source.RANK
         held = self.slots.get(rank)
-        from_rank = link.role not in OURS
-        if fds and (held is None or (from_rank and not held.final)):
-            self._take(rank, list(fds), final=from_rank)
+        # What archiver and supervisor keep may be older than what was found, or be the same with the rank's doorbells.
+        wanted = held is None or (source > held.source and (source is Source.RANK or held.same_memory(fds)))
+        if fds and wanted:
+            self._take(rank, list(fds), source)
             fds.clear()
         return {"ok": True}
 
-    def _take(self, rank: int, fds: list[int], *, final: bool) -> None:
+    def _take(self, rank: int, fds: list[int], source: Source) -> None:
         for descriptor in self.slots[rank].fds if rank in self.slots else ():
             os.close(descriptor)
-        self.slots[rank] = Slots(fds, final)
+        self.slots[rank] = Slots(fds, source)
         for role in OURS:
             self._push(role, {"event": "slots", "rank": rank}, fds)
 
@@ -564,6 +594,52 @@ class Shim:
                 log.write(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
         except OSError as error:
             print(f"shim.jsonl: {error}", file=sys.stderr)  # a full disk must not end us; memory still has it
+
+
+def _bells() -> list[int]:
+    return [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2)]
+
+
+def living_memory(name: str) -> dict[int, list[int]]:
+    """Rank → its slots in memory, the newest set that any process of this user has open, opened again.
+
+    name: how the memfds of a run begin; `-<rank>-<when made>-<slot>` follows. Sets that lack a slot are left out.
+    """
+    pattern = re.compile(rf"/memfd:{re.escape(name)}-(\d+)-(\d+)-(\d+) \(deleted\)")
+    sets: dict[tuple[int, int], dict[int, int]] = {}  # rank and when made → slot → descriptor
+    for path in _descriptors_of_all():
+        with contextlib.suppress(OSError):  # it has ended, or hides what it has
+            match = pattern.fullmatch(str(path.readlink()))
+            if match is None:
+                continue
+            rank, made, slot = (int(number) for number in match.groups())
+            found = sets.setdefault((rank, made), {})
+            if slot not in found:
+                found[slot] = _open_again(path, match[0])
+    newest: dict[int, list[int]] = {}
+    for (rank, _), found in sorted(sets.items(), reverse=True):
+        if rank not in newest and sorted(found) == list(range(SLOTS_PER_RANK)):
+            newest[rank] = [found[slot] for slot in range(SLOTS_PER_RANK)]
+        else:
+            for descriptor in found.values():
+                os.close(descriptor)
+    return newest
+
+
+def _descriptors_of_all() -> Iterator[Path]:
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended, or is another user's
+                yield from (process / "fd").iterdir()
+
+
+def _open_again(path: Path, name: str) -> int:
+    """Open what another process has open. Raises OSError, also when that is not `name`, or not ours, by now."""
+    descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    if str(Path(f"/proc/self/fd/{descriptor}").readlink()) != name or os.fstat(descriptor).st_uid != os.geteuid():
+        os.close(descriptor)
+        raise OSError(errno.EPERM, f"{path} is not {name} of ours")
+    return descriptor
 
 
 def _lives(pid: int, ticks: int) -> bool:

@@ -27,7 +27,7 @@ class ShimLink:
     """A connection that said hello. `pushes` fills while waiting for answers and in `pump`."""
 
     def __init__(self, path: Path, slots: Slots) -> None:
-        """Connect, say hello, and offer the `slots` we keep. Raises OSError when nobody listens."""
+        """Connect, offer the `slots` we keep, and say hello. Raises OSError when nobody listens."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.pushes: deque[dict[str, Any]] = deque()
         self._slots = slots
@@ -36,9 +36,9 @@ class ShimLink:
             self.sock.connect(str(path))
             raw = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
             self.pid = int(struct.unpack("=iII", raw)[0])
+            for rank, fds in slots.items():  # first: the hello says that there is no more to come
+                self.ask({"op": "offer", "role": "supervisor", "rank": rank}, fds)
             self.hello = self.ask({"op": "hello", "role": "supervisor"})
-            for rank, fds in list(slots.items()):
-                self.ask({"op": "offer", "rank": rank}, fds)
         except BaseException:
             self.sock.close()
             raise
@@ -76,7 +76,9 @@ class ShimLink:
             self.sock.settimeout(ANSWER_S)
 
     def close(self) -> None:
-        """Hang up."""
+        """Hang up, with what the shim has sent in hand: it may be dead, and its slots nowhere else."""
+        with contextlib.suppress(OSError, ValueError):
+            self.pump()
         self.sock.close()
 
 

@@ -105,6 +105,7 @@ class SlotSets:
         known = next((one for one in held if one.memory == memory_of(given)), None)
         if known is not None:
             known.renew(given)
+            held.append(held.pop(held.index(known)))  # the last one given is the one in use
         else:
             held.append(RankSlots(given, self._growth, self._after))
 

@@ -224,9 +224,9 @@ class Supervisor:
 
     def _shim_lost(self) -> None:
         if self.link is not None:
-            pushes = list(self.link.pushes)
             self.selector.unregister(self.link.sock)
             self.link.close()
+            pushes = list(self.link.pushes)
             self.link = None
             for push in pushes:
                 self._push(push)

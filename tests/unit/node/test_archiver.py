@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,23 +52,28 @@ class FakeShim:
         self._listener.listen()
         self._listener.settimeout(20)
 
-    def welcome(self, *, hand_out: bool = True) -> None:
-        """Let the archiver say hello and give it every rank's slots."""
+    def welcome(
+        self, *, hand_out: bool = True, offers: int = 0, meanwhile: Callable[[], object] = lambda: None
+    ) -> list[SlotSet]:
+        """Let the archiver offer what it keeps and say hello, and give it every rank's slots."""
         if self.link is not None:
             self.link.close()
         self.link, _ = self._listener.accept()
         self.link.settimeout(20)
+        meanwhile()
+        offered = [self.take_offer() for _ in range(offers)]
         assert process.receive(self.link)[0] == {"op": "hello", "role": "archiver"}
         process.send(self.link, {"ok": True})
         for one in self.sets if hand_out else []:
             process.send(self.link, {"event": "slots", "rank": one.rank}, one.fds())
         process.send(self.link, {"event": "trainer", "alive": True})
+        return offered
 
     def take_offer(self) -> SlotSet:
         """What the archiver brings to a new shim."""
         assert self.link is not None
         message, fds = process.receive(self.link)
-        assert message["op"] == "offer"
+        assert (message["op"], message["role"]) == ("offer", "archiver")
         process.send(self.link, {"ok": True})
         return SlotSet.of(message["rank"], fds)
 
@@ -257,12 +262,39 @@ def test_a_new_shim_is_offered_the_slots(run: RunDir, shim: FakeShim) -> None:
         restore(run)
         save(shim, seed=1, sequence=1, step=1)
         shim.restart()
-        shim.welcome(hand_out=False)
-        offered = shim.take_offer()
+        offered = shim.welcome(hand_out=False, offers=1)[0]
 
         assert [os.fstat(fd).st_ino for fd in offered.slots] == [os.fstat(fd).st_ino for fd in shim.sets[0].slots]
         save(shim, 1, seed=2, sequence=2, step=2)
     assert [event["step"] for event in events(run, "committed")] == [1, 2]
+
+
+def test_a_restore_waits_for_the_sets_of_the_next_shim(run: RunDir, shim: FakeShim) -> None:
+    message = {"op": "restore", "rank": 0, "world": 1, "attempt": 2, "claim": "b", "want": "newest"}
+    other = _make_set(0)
+    slots = [Slot(descriptor) for descriptor in other.slots]
+    with archiver(run), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        shim.welcome()
+        restore(run)
+        seal(slots[0], seed=1, sequence=1, step=7)
+        mine, shim.sets = shim.sets, [other]
+
+        def begin() -> None:
+            client.connect(str(run.runtime / "archiver.sock"))
+            process.send(client, message)
+            assert ask(run, op="status")["ok"]  # it has read our request
+
+        shim.restart()
+        shim.welcome(offers=1, meanwhile=begin)
+        client.settimeout(30)
+        answer, _ = process.receive(client)
+        shim.sets = mine
+
+    assert answer["step"] == 7
+    for slot in slots:
+        slot.close()
+    for descriptor in other.fds():
+        os.close(descriptor)
 
 
 def test_a_full_disk_fails_the_save_and_the_next_one_works(run: RunDir, shim: FakeShim) -> None:
