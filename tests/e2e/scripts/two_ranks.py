@@ -23,7 +23,7 @@ def main() -> None:
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     loader = DataLoader(data, batch_size=16, sampler=DistributedSampler(data))
     ballast = nn.Linear(1, int(os.environ.get("BALLAST_MB", "0")) << 17)  # what makes a save take longer than a step
-    run = holdfast.Run(model=model, optimizer=optimizer, loader=loader, ballast=ballast)
+    run = holdfast.Run(model=model, optimizer=optimizer, ballast=ballast, loader=loader)
     for x, y in run.steps(loader, epochs=5):
         loss = ((model(x) - y) ** 2).mean()
         loss.backward()
