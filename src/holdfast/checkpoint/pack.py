@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import mmap
 import struct
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from blake3 import blake3
 from holdfast.checkpoint import canonical, codecs
 from holdfast.checkpoint.canonical import Damaged, is_count, is_hash
 from holdfast.checkpoint.parallel import ordered
+from holdfast.checkpoint.scratch import Scratch
 from holdfast.fsio import BLOCK, Bytes, Disk, File
 
 MAX_PACK_BYTES = 64 << 20
@@ -36,6 +36,7 @@ _RECORD_MAGIC = b"HLFREC01"
 _PACK_MAGIC = b"HLFPACK1"
 _HEADER = struct.Struct("<8sII32sQQ")  # magic, version, codec, chunk id, raw bytes, stored bytes
 _TRAILER = struct.Struct("<8sQ32s")  # magic, footer bytes, footer hash
+_scratch = Scratch()
 _FOOTER_PER_RECORD = 160  # an upper bound of one record's JSON, in bytes
 
 
@@ -242,24 +243,13 @@ def check_whole(file: File, name: str) -> Layout:
     return layout
 
 
-_local = threading.local()
-
-
-def _scratch(size: int) -> memoryview:
-    """Page-aligned memory of this thread, overwritten by its next call."""
-    held: mmap.mmap | None = getattr(_local, "map", None)
-    if held is None or len(held) < size:
-        held = _local.map = mmap.mmap(-1, max(size, 4 << 20))
-    return memoryview(held)[:size]
-
-
 def read_record(file: File, record: Record, sink: memoryview | None, what: str) -> None:
     """Read one record; check header, hash and padding. Raises Damaged, OSError.
 
     sink: writable memory of `sink_bytes` for the raw chunk and its zeros.
     """
     straight = sink if record.codec == codecs.NONE else None
-    own = _scratch(BLOCK + (0 if straight is not None else record.padded_bytes))
+    own = _scratch.take(BLOCK + (0 if straight is not None else record.padded_bytes))
     with own, own[:BLOCK] as block, own[BLOCK:] if straight is None else straight[:] as payload:
         unpacked = _read_checked(file, record, block, payload, what)
     if sink is not None and unpacked is not None:

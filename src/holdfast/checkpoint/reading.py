@@ -8,8 +8,6 @@ checkpoint is open its manifest is locked, so that no retention takes it away.
 from __future__ import annotations
 
 import contextlib
-import mmap
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -23,8 +21,11 @@ from holdfast.checkpoint.canonical import Damaged
 from holdfast.checkpoint.dtypes import item_bytes
 from holdfast.checkpoint.manifest import Manifest, PackEntry
 from holdfast.checkpoint.parallel import ordered
+from holdfast.checkpoint.scratch import Scratch
 from holdfast.checkpoint.survey import CheckpointInfo
 from holdfast.fsio import DISK, Disk
+
+_scratch = Scratch()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ class Checkpoint:
             records = pack.find(pack.read_layout(file, entry.name), entry.name, chunks)
 
             def one(record: pack.Record) -> None:
-                payload = _scratch(record.sink_bytes)
+                payload = _scratch.take(record.sink_bytes)
                 pack.read_record(file, record, payload, f"pack {entry.name[:12]}")
                 for stored, target in wanted[record.offset]:
                     _hand_out(payload, stored, target)
@@ -226,14 +227,3 @@ def _hand_out(payload: memoryview, stored: Stored, target: Wanted) -> None:
 
 def _bytes_of(buffer: Any) -> memoryview:
     return memoryview(buffer).cast("B")
-
-
-_local = threading.local()
-
-
-def _scratch(size: int) -> memoryview:
-    """Page-aligned memory of this thread, overwritten by its next call."""
-    held: mmap.mmap | None = getattr(_local, "map", None)
-    if held is None or len(held) < size:
-        held = _local.map = mmap.mmap(-1, max(size, 4 << 20))
-    return memoryview(held)[:size]
