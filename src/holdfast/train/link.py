@@ -154,8 +154,11 @@ class Link:
         """A slot that may be written, mapped at its present size; None while the archiver has them all.
 
         A FREE one if there is memory for it, else the oldest copy that a newer one has replaced. The only slot there
-        is memory for may be taken for a save whatever it holds, but never for a copy that stays in memory.
+        is memory for may be taken for a save whatever it holds, but never for a copy that stays in memory. While copies
+        are kept there, one save at a time is with the archiver, so that two slots are left for them to alternate.
         """
+        if not for_memory and self._setting.memory.on and any(slot.get("state") == State.SEALED for slot in self.slots):
+            return None
         slot = self._free() or oldest_spare(self.slots)
         if slot is None and not for_memory and self.slots_grown() == 1:
             slot = next((slot for slot in self.slots if slot.get("state") == State.HELD), None)
