@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 from holdfast.checkpoint import folder, manifest, pack, survey
 from holdfast.checkpoint.canonical import Damaged
+from holdfast.checkpoint.growing import Growing, growing
 from holdfast.checkpoint.known import KnownPacks
 from holdfast.checkpoint.lineage import Position
 from holdfast.checkpoint.manifest import Manifest, PackEntry
@@ -79,7 +80,7 @@ def verify(root: Path, info: CheckpointInfo, disk: Disk = DISK) -> list[str]:
 
 def _pack_problems(root: Path, disk: Disk, found: Manifest, index: int) -> list[str]:
     try:
-        _check_pack(root, disk, found, index, _needed(found, index), {})
+        _check_pack(root, disk, found, index, _needed(found, index), pack.no_sink)
     except (Damaged, OSError) as error:
         return [str(error)]
     return []
@@ -90,16 +91,18 @@ def choose(
     want: Want = "newest",
     *,
     attempt: Callable[[CheckpointInfo], list[str]] | None = None,
+    parsed: dict[str, CheckpointInfo] | None = None,
     disk: Disk = DISK,
 ) -> Chosen:
     """The checkpoint to continue from, with none of its bytes unread.
 
-    attempt: reads a candidate and says what is wrong with it, empty for nothing; by default `verify`.
+    attempt: reads a candidate and says what is wrong with it, empty for nothing; by default `verify`. parsed: as in
+    `survey.take`.
     Newest falls back along the live line. Raises NoValidCheckpoint when there are checkpoints and none is intact, or
     the one asked for is not.
     """
     attempt = attempt or (lambda info: verify(root, info, disk))
-    found = survey.take(root, disk)
+    found = survey.take(root, disk, parsed)
     said: list[str] = list(found.problems) if want == "newest" else []
     tried = 0
     for candidate in _candidates(found, want):
@@ -174,46 +177,47 @@ def _fill(
     part = found.ranks[rank]
     chunks, end = _places(part["chunks"])
     table = {**part["table"], "chunks": chunks}
-    _reserve(slot, end + len(json.dumps(table)))
-    with ExitStack() as views:
-        sinks = [_Sinks() for _ in found.packs]
-        for stored, placed in zip(part["chunks"], chunks, strict=True):
-            at = placed["offset"]
-            view = views.enter_context(slot.view[at : at + align(stored["bytes"])])
-            sinks[stored["pack"]].add(stored["offset"], view)
+    sinks = [_Sinks() for _ in found.packs]
+    for stored, placed in zip(part["chunks"], chunks, strict=True):
+        sinks[stored["pack"]].add(stored["offset"], placed["offset"], align(stored["bytes"]))
+    with growing(slot, end) as memory:
         for index, into in enumerate(sinks):
             wanted = _needed(found, index) if whole else into.first.keys()
             if wanted:
-                layout = _check_pack(root, disk, found, index, wanted, into.first)
-                into.copy()
+                layout = _check_pack(root, disk, found, index, wanted, into.of(memory))
                 read += [(found.packs[index], layout)] if len(wanted) == len(layout.records) else []
-    slot.write_table(table, end)
+    for into in sinks:
+        into.copy(slot)
+    _write_table(slot, table, end)
     return read
 
 
-def _reserve(slot: Slot, size_bytes: int) -> None:
+def _write_table(slot: Slot, table: dict[str, Any], at: int) -> None:
     try:
-        slot.reserve(size_bytes)
+        slot.write_table(table, at)
     except OSError as error:
-        raise StoreRefused(f"there is no memory for a slot of {size_bytes} bytes: {error.strerror}") from error
+        raise StoreRefused(f"there is no memory for a slot with a table at {at}: {error.strerror}") from error
 
 
 class _Sinks:
-    """Where the chunks of one pack go. Several may be the same record: it is read once and copied."""
+    """Where in the slot the chunks of one pack go. Several may be the same record: it is read once and copied."""
 
     def __init__(self) -> None:
-        self.first: dict[int, memoryview] = {}
-        self._again: list[tuple[memoryview, memoryview]] = []
+        self.first: dict[int, tuple[int, int]] = {}  # offset of the record -> offset in the slot, size in bytes
+        self._again: list[tuple[int, int, int]] = []  # from, to, size
 
-    def add(self, offset: int, view: memoryview) -> None:
-        if offset in self.first:
-            self._again.append((self.first[offset], view))
+    def add(self, record: int, offset: int, size_bytes: int) -> None:
+        if record in self.first:
+            self._again.append((self.first[record][0], offset, size_bytes))
         else:
-            self.first[offset] = view
+            self.first[record] = (offset, size_bytes)
 
-    def copy(self) -> None:
-        for source, target in self._again:
-            target[:] = source
+    def of(self, growing: Growing) -> pack.SinkOf:
+        return lambda record: growing.memory(*self.first[record]) if record in self.first else None
+
+    def copy(self, slot: Slot) -> None:
+        for source, target, size in self._again:
+            slot.view[target : target + size] = slot.view[source : source + size]
 
 
 def _places(stored: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
@@ -232,7 +236,7 @@ def _needed(found: Manifest, index: int) -> set[int]:
 
 
 def _check_pack(
-    root: Path, disk: Disk, found: Manifest, index: int, wanted: Collection[int], sinks: dict[int, memoryview]
+    root: Path, disk: Disk, found: Manifest, index: int, wanted: Collection[int], sinks: pack.SinkOf
 ) -> pack.Layout:
     """Read records of one pack, by offset, and hold the pack against the manifest. Raises Damaged, OSError.
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from blake3 import blake3
 
@@ -221,15 +221,21 @@ def _is_possible(record: Record) -> bool:
     return record.codec in codecs.CODECS and 0 < record.stored_bytes < record.raw_bytes <= MAX_CHUNK_BYTES
 
 
-def check(file: File, name: str, records: Sequence[Record], sinks: Mapping[int, memoryview] | None = None) -> None:
+SinkOf: TypeAlias = Callable[[int], memoryview | None]  # record offset → where its chunk is to go on the way, if at all
+
+
+def no_sink(_offset: int) -> None:
+    """To check, and keep nothing."""
+
+
+def check(file: File, name: str, records: Sequence[Record], sink_of: SinkOf = no_sink) -> None:
     """Read these records of the pack called `name` and compare every byte of them. Raises Damaged, OSError.
 
-    sinks: record offset → writable memory of `sink_bytes` for its chunk on the way.
+    sink_of: gives writable memory of `sink_bytes`; called on several threads, once for each record.
     """
-    sinks = sinks or {}
 
     def one(record: Record) -> None:
-        read_record(file, record, sinks.get(record.offset), f"pack {name[:12]}")
+        read_record(file, record, sink_of(record.offset), f"pack {name[:12]}")
 
     with closing(ordered(one, records)) as done:
         for _ in done:

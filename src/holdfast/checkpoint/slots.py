@@ -38,6 +38,7 @@ HEADER_BYTES = PAGE
 MAGIC = 0x31544F4C_53464C48  # b"HLFSLOT1", little endian
 SLOTS_PER_RANK = 3
 TABLE_VERSION = 1
+_STEP_BYTES = 16 << 20  # what a slot grows by at once
 _MESSAGE_AT = 2048  # UTF-8 text of a failure, NUL-terminated, to the end of the header page
 
 
@@ -138,12 +139,18 @@ class Slot:
 
         Only the owner calls it, and it never shrinks. Nobody may hold a slice of `view`.
         """
+        self.extend(size_bytes)
+        self.refresh()
+
+    def extend(self, size_bytes: int, reached: Callable[[int], object] = lambda _size_bytes: None) -> None:
+        """As `reserve`, but the new memory is not mapped, and it grows by steps: `reached` is told of each."""
         size, have = align(size_bytes), os.fstat(self.descriptor).st_size
         if size > have:
             with self._growth(self.descriptor, size - have):
-                os.posix_fallocate(self.descriptor, 0, size)
-            self.close()
-            self._map_now()
+                for at in range(have, size, _STEP_BYTES):
+                    end = min(at + _STEP_BYTES, size)
+                    os.posix_fallocate(self.descriptor, at, end - at)
+                    reached(end)
 
     def get(self, name: str) -> int:
         """The header word called `name`."""

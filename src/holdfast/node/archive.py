@@ -48,7 +48,7 @@ class Archive:
         """Ready the folder and remember the newest checkpoint; what does not work now is tried again when needed."""
         try:
             self.open()
-            live = [info for info in survey.take(self.folder.root).checkpoints if info.live]
+            live = [info for info in survey.of(self.folder).checkpoints if info.live]
         except (HoldfastError, OSError) as error:
             self._log.write("warning", id="checkpoint-folder", message=sentence_of(error))
             return

@@ -74,7 +74,7 @@ class Restoring:
     def _restore(self, request: Mapping[str, Any], now_s: float) -> Reply:
         self._archive.open()
         self._archive.scan()
-        found = survey.take(self._archive.folder.root)
+        found = survey.of(self._archive.folder)
         held = found.lease if found.lease is not None and found.lease.claim == request["claim"] else None
         if held is None:
             self._archive.fail_incomplete("the attempt that began this save is over")
@@ -144,7 +144,8 @@ class Restoring:
 
         slot.refresh()
         try:
-            return load.choose(self._archive.folder.root, want, attempt=into_slot)
+            folder = self._archive.folder
+            return load.choose(folder.root, want, attempt=into_slot, parsed=folder.parsed, disk=folder.disk)
         except BaseException:
             slot.set(state=State.FREE)
             raise

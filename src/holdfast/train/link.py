@@ -21,7 +21,7 @@ from holdfast.process import identity, receive, request, send, start_shim
 from holdfast.train.setting import Setting
 
 DEADLINE_S = 60.0  # for one of ours to come back
-_RETRY_S = 0.05
+_RETRY_S = 0.01
 _CHECK_S = 1.0
 _REPLY_S = 10.0
 

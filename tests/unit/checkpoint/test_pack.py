@@ -66,7 +66,7 @@ def test_what_is_written_is_read_and_scanned(payloads: list[bytes], width: int) 
 
     found = pack.read_layout(file, name)
     sinks = {record.offset: sink_for(record) for record in found.records}
-    pack.check(file, name, found.records, sinks)
+    pack.check(file, name, found.records, sinks.get)
 
     assert [bytes(sinks[r.offset][: r.raw_bytes]) for r in found.records] == payloads
     assert not any(any(sinks[r.offset][r.raw_bytes :]) for r in found.records)
