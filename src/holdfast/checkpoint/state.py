@@ -26,6 +26,7 @@ try:
 except ImportError:  # the trainer's environment may be without it
     np = None  # type: ignore[assignment]
 
+_STRIDED, _TENSOR = torch.strided, torch.Tensor
 _EXACT_INT = 1 << 53  # JSON readers other than Python's keep integers up to here
 _STORABLE_KEYS = (type(None), bool, int, float, str, bytes, tuple, torch.dtype, torch.device)
 
@@ -93,12 +94,15 @@ class _Writer:
         self.tensors: dict[str, torch.Tensor] = {}
         self.notes: list[str] = []
         self._at: dict[int, str] = {}  # address -> name of the first tensor there
-        self._storages: dict[int, list[str]] = {}  # address of the storage -> names of what is kept of it
+        self._storages: dict[int, str] = {}  # address of the storage -> name of the first tensor kept of it
+        self._together: dict[int, list[str]] = {}  # the same -> all names, where it is more than one
         self._nodes: list[dict[str, Any]] = []  # of all tensors
         self._open: set[int] = set()  # containers being written, against cycles
 
     def tree(self, value: Any, where: _Where) -> Any:
         kind = type(value)
+        if kind is _TENSOR:  # what a large state is made of
+            return _write_tensor(self, value, where)
         if value is None or kind is bool or kind is str:
             return value
         if kind is int:
@@ -129,8 +133,11 @@ class _Writer:
             while name in self.tensors:
                 name += "'"
             if address:
-                self._at[address] = known = name
-                self._storages.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
+                self._at[address] = name
+                storage = address - int(tensor.storage_offset()) * tensor.itemsize
+                first = self._storages.setdefault(storage, name)
+                if first is not name:
+                    self._together.setdefault(storage, [first]).append(name)
             self.tensors[name] = tensor
             known = name
         node: dict[str, Any] = {"$": "tensor", "ref": known}
@@ -139,14 +146,11 @@ class _Writer:
 
     def share(self) -> None:
         """Keep a tensor that is part of another one as a window on it."""
-        if len(self._storages) == len(self.tensors):
-            return
         found: dict[str, tensors.Window] = {}
-        for names in self._storages.values():
-            if len(names) > 1:
-                seen, apart = tensors.windows([(name, self.tensors[name]) for name in names])
-                found.update(seen)
-                self.notes += [f"{one} and {other} share memory in part, and come back apart" for one, other in apart]
+        for names in self._together.values():
+            seen, apart = tensors.windows([(name, self.tensors[name]) for name in names])
+            found.update(seen)
+            self.notes += [f"{one} and {other} share memory in part, and come back apart" for one, other in apart]
         for node in self._nodes if found else ():
             window = found.get(node["ref"])
             if window is not None:
@@ -209,11 +213,11 @@ def _key(writer: _Writer, key: Any, where: _Where) -> Any:
 
 
 def _write_tensor(writer: _Writer, value: torch.Tensor, where: _Where) -> Any:
-    if value.layout is not torch.strided:
+    if value.layout is not _STRIDED:
         return _write_sparse(writer, value, where)
     if value.is_quantized:
         return _write_quantised(writer, value, where)
-    if value.is_nested or value.device.type == "meta":
+    if value.is_nested or value.is_meta:
         raise CannotStore(where.path, _tensor_kind(value), "convert it to a dense tensor in state_dict()")
     address = value.data_ptr()
     if not address and value.numel():

@@ -77,9 +77,11 @@ def kinds(name: str, value: Any, tensor_names: Sequence[str]) -> dict[str, str]:
         return dict.fromkeys(tensor_names, "optimizer")
     if not isinstance(value, torch.nn.Module):
         return dict.fromkeys(tensor_names, "other")
-    known = {f"{name}/{key}": "frozen" for key, _ in value.named_buffers(remove_duplicate=False)}
-    for key, parameter in value.named_parameters(remove_duplicate=False):
-        known[f"{name}/{key}"] = "trainable" if parameter.requires_grad else "frozen"
+    named = value.named_parameters(remove_duplicate=False)
+    known = {f"{name}/{key}": "trainable" if parameter.requires_grad else "frozen" for key, parameter in named}
+    if any(tensor not in known for tensor in tensor_names):
+        buffers = {f"{name}/{key}": "frozen" for key, _ in value.named_buffers(remove_duplicate=False)}
+        known = {**buffers, **known}
     return {tensor: known.get(tensor, "other") for tensor in tensor_names}
 
 
@@ -88,7 +90,7 @@ def parameters(objects: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]
     seen: set[int] = set()
     for name, value in objects.items():
         if isinstance(value, torch.nn.Module):
-            named = [(f"{name}/{key}", parameter) for key, parameter in value.named_parameters()]
+            named = [(f"{name}/{key}", parameter) for key, parameter in value.named_parameters(remove_duplicate=False)]
         elif isinstance(value, torch.optim.Optimizer):
             groups = enumerate(value.param_groups)
             named = [(f"{name}/{g}/{i}", p) for g, group in groups for i, p in enumerate(group["params"])]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from holdfast.checkpoint.collector import at_rest
 from holdfast.checkpoint.slots import TABLE_VERSION, Result, Slot, State, align
 from holdfast.checkpoint.snapshot import Layout, Spec, Stored, copy_in, copy_out, plan
 from holdfast.checkpoint.state import Encoded, encode
@@ -120,16 +119,21 @@ class Saver:
         self._ended += self._newly_ended()  # what the slot says of its last save goes now
         slot.set(state=State.WRITING, result=Result.NONE, result_sequence=0, tries=0)
         try:
-            with _collector_at_rest():
-                encoded = encode(values)
-                self._plan(encoded, kinds_of)
-                table = self._table_text(encoded, head)
-                slot.reserve(align(self._layout.end + len(table), _ROOM_BYTES))  # mapped anew, it would lose its lock
-                copying, note = self._copy(slot, encoded.tensors, head, lazily=lazily)
-            slot.write_table_text(table, self._layout.end)
+            with at_rest():
+                return self._write(slot, values, kinds_of, head, lazily=lazily)
         except BaseException:
             slot.set(state=State.FREE)
             raise
+
+    def _write(
+        self, slot: Slot, values: Mapping[str, Any], kinds_of: KindsOf, head: Mapping[str, Any], *, lazily: bool
+    ) -> tuple[_Copying, tuple[str, ...]]:
+        encoded = encode(values)
+        self._plan(encoded, kinds_of)
+        table = self._table_text(encoded, head)
+        slot.reserve(align(self._layout.end + len(table), _ROOM_BYTES))  # mapped anew, it would lose its lock
+        copying, note = self._copy(slot, encoded.tensors, head, lazily=lazily)
+        slot.write_table_text(table, self._layout.end)
         return copying, (*encoded.notes, *([note] if note else []))
 
     def _plan(self, encoded: Encoded, kinds_of: KindsOf) -> None:
@@ -257,15 +261,3 @@ class Saver:
             self._link.wait_ring(min(left_s, _POLL_S))
             meanwhile()
         return True
-
-
-@contextlib.contextmanager
-def _collector_at_rest() -> Iterator[None]:
-    """The tree of a large state is many small objects that all stay: walking them again and again doubles its time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()

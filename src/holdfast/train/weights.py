@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from holdfast.checkpoint.collector import at_rest
 from holdfast.checkpoint.matching import STRICT, Described, Difference, Lenient, match
 from holdfast.errors import HoldfastError, UsageError
 
@@ -59,7 +60,7 @@ def load_weights(
     Raises WeightsMismatch with a list of the differences; Damaged, after which the module may be partly overwritten.
     """
     lenient = Lenient(missing=allow_missing, unused=allow_unused, dtype=allow_dtype)
-    with _opened(target) as checkpoint:
+    with at_rest(), _opened(target) as checkpoint:
         from holdfast.checkpoint import rebuild
 
         entries = entries_of(rebuild.tree_of(checkpoint, name), name)
