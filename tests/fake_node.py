@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import shutil
 import socket
 import threading
 from dataclasses import dataclass, field
@@ -106,6 +107,7 @@ class FakeNode:
         os.close(self.waker)
         os.close(self.stopping)
         self.selector.close()
+        shutil.rmtree(self.run.runtime)
 
     def _serve(self) -> None:
         while True:

@@ -52,14 +52,15 @@ def end(run: RunDir) -> None:
 
 
 def _starting(run: RunDir) -> bool:
-    """Whether somebody holds the run's lock, or is about to: a shim that has not written itself down yet."""
+    """Whether somebody holds the run's lock, or is about to: one of ours that is not written down yet."""
     with run.lock.open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-    marks = f"node\0shim\0{run.root}\0".encode()
-    return any(marks in _command(entry) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    marks = [f"node\0{role}\0{run.root}\0".encode() for role in ("shim", "supervisor", "archiver")]
+    commands = [_command(entry) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return any(mark in command for mark in marks for command in commands)
 
 
 def _command(entry: Path) -> bytes:

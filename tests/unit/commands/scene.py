@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
@@ -161,4 +162,4 @@ def supervised(run: RunDir, said: dict[str, Any], **fake: Any) -> Iterator[FakeS
         finally:
             server.shutdown()
             thread.join()
-            socket_path.unlink()
+            shutil.rmtree(run.runtime)

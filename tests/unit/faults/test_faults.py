@@ -46,6 +46,7 @@ def victims(monkeypatch: pytest.MonkeyPatch) -> Iterator[Victims]:
     for child in children.values():
         child.kill()
         child.communicate()
+    shutil.rmtree(run.runtime)
     shutil.rmtree(folder)
 
 

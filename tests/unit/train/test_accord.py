@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from holdfast.train.setting import Setting
 
 
 @pytest.fixture
-def ranks(tmp_path: Path) -> list[tuple[Accord, Page]]:
+def ranks(tmp_path: Path) -> Iterator[list[tuple[Accord, Page]]]:
     """Two ranks of a run of their own script, both at step 6."""
     run = RunDir(tmp_path / "digits")
     run.root.mkdir()
@@ -24,7 +26,8 @@ def ranks(tmp_path: Path) -> list[tuple[Accord, Page]]:
         page.begin(pid=1, start_ticks=1, rank=rank, world=2, attempt=1)
         page.set(step=6)
         made.append((Accord(Setting(run=run, alone=True, rank=rank, world=2), page), page))
-    return made
+    yield made
+    shutil.rmtree(run.runtime)
 
 
 def asked(ranks: list[tuple[Accord, Page]], *words: str) -> list[tuple[int, ...]]:
