@@ -40,14 +40,15 @@ def prune(into: Folder, keep: Keep, *, than_s: float, dry_run: bool = False) -> 
 
 
 def remove(into: Folder, position: Position) -> CheckpointInfo:
-    """Remove one checkpoint. Raises OSError; UsageError when it is pinned, in use, the last one, or not there."""
+    """Remove one checkpoint. Raises OSError; UsageError when it is pinned, `safe`, in use, or not there."""
     found = survey.of(into)
     info = _at(found, position)
     if info.pinned:
         raise UsageError(f"{info} is pinned", hint="holdfast ckpt unpin first")
-    whole = [one.position for one in candidates(into, found) if one.live and one.whole]
-    if info.live and not set(whole) - {position}:
-        raise UsageError(f"{info} is the only one to continue from", hint="holdfast rm removes the whole run")
+    if position in retention.safe(candidates(into, found)):
+        raise UsageError(
+            f"{info} is one of the newest {LEAST}, which a resume needs", hint="holdfast rm removes the whole run"
+        )
     if not _remove(into, found, [info]):
         raise UsageError(f"{info} is being read", hint="try again when that is done")
     return info

@@ -66,7 +66,7 @@ def choose(found: Sequence[Candidate], keep: Keep, *, now_s: float = 0.0) -> set
 
 
 def safe(found: Iterable[Candidate]) -> set[Position]:
-    """What no rule, age, budget or `prune` takes: the pinned, the newest live one, and the newest `LEAST` live ones.
+    """What no rule, age, budget, `prune` or `rm` takes: the pinned, the newest live one, the newest `LEAST` live ones.
 
     Of the latter as many that are verified, and as many that are whole for all we know.
     """

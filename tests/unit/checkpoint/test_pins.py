@@ -60,25 +60,36 @@ def test_what_is_not_pinned_cannot_be_unpinned(folder: Folder) -> None:
         pins.unpin(folder, TWO)
 
 
-def test_one_can_be_removed_and_the_newest_is_not_missed_then(folder: Folder) -> None:
-    assert collect.remove(folder, THREE).step == 3
+def test_one_can_be_removed_and_is_not_missed_then(folder: Folder) -> None:
+    assert collect.remove(folder, ONE).step == 1
 
-    assert steps(folder) == [1, 2]
+    assert steps(folder) == [2, 3]
     assert load.choose(folder.root).fell_back == ()
 
 
 def test_what_must_stay_is_not_removed_by_hand(folder: Folder) -> None:
     pins.pin(folder, ONE, "x", 5.0)
-    collect.remove(folder, TWO)
 
     with pytest.raises(UsageError, match="is pinned"):
         collect.remove(folder, ONE)
-    with pytest.raises(UsageError, match="no checkpoint of term 1, sequence 2"):
-        collect.remove(folder, TWO)
     pins.unpin(folder, ONE)
     collect.remove(folder, ONE)
-    with pytest.raises(UsageError, match="only one to continue from"):
-        collect.remove(folder, THREE)
+    with pytest.raises(UsageError, match="no checkpoint of term 1, sequence 1"):
+        collect.remove(folder, ONE)
+    for position in (TWO, THREE):
+        with pytest.raises(UsageError, match="one of the newest 2, which a resume needs"):
+            collect.remove(folder, position)
+
+
+def test_what_is_verified_stays_when_newer_ones_are_not(folder: Folder) -> None:
+    """They are whole for all that is known, and nobody has read them yet."""
+    for info in load.checkpoints(folder.root)[1:]:
+        for entry in info.packs:
+            folder.known.forget(entry.name)
+
+    with pytest.raises(UsageError, match="which a resume needs"):
+        collect.remove(folder, ONE)
+    assert steps(folder) == [1, 2, 3]
 
 
 def test_what_is_being_read_stays_with_its_packs_until_the_next_time(folder: Folder) -> None:

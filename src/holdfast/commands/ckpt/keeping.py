@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from holdfast.commands.ckpt.selection import name_of
 from holdfast.errors import HoldfastError, UsageError
 
 if TYPE_CHECKING:
@@ -42,15 +41,7 @@ def unpin(target: Target, info: CheckpointInfo) -> None:
 
 
 def remove(target: Target, info: CheckpointInfo) -> None:
-    """Remove one. Raises UsageError when it is pinned, being read, or one of the newest two; OSError."""
-    from holdfast.checkpoint.retention import LEAST
-    from holdfast.checkpoint.target import every
-
-    if info.position in {one.position for one in [one for one in every(target) if one.live][-LEAST:]}:
-        raise UsageError(
-            f"{target.name}@{name_of(info)} is one of the newest {LEAST}, which a resume needs",
-            hint="holdfast rm removes the whole run",
-        )
+    """Remove one. Raises UsageError when it is pinned, being read, or one that a resume needs; OSError."""
 
     def ourselves(folder: Folder) -> None:
         from holdfast.checkpoint import collect
@@ -64,11 +55,10 @@ def prunable(target: Target, than_s: float, keep_last: int) -> list[CheckpointIn
     """Checkpoints older than the unix time `than_s` that no pin, rule for the best or need of a resume holds."""
     from holdfast.checkpoint import collect
     from holdfast.checkpoint.folder import Folder
-    from holdfast.checkpoint.retention import LEAST
     from holdfast.checkpoint.target import every
 
     old = collect.prune(Folder(target.root), _keep(target), than_s=than_s, dry_run=True)
-    held = {info.position for info in [info for info in every(target) if info.live][-max(keep_last, LEAST) :]}
+    held = {info.position for info in [info for info in every(target) if info.live][-keep_last:]}
     return [info for info in old if info.position not in held]
 
 
