@@ -122,6 +122,11 @@ CATALOGUE: Mapping[str, Kind] = {
         meaning="processes of an ended attempt cannot be ended; they may hold devices",
         hint="a process in state D waits for the kernel: look at the disk or the driver",
     ),
+    "archiver-failed": Kind(
+        severity="error",
+        meaning="the archiver met something that nobody foresaw; it goes on, and what failed is tried again",
+        hint="node.log in the run's folder has the trace: please report it",
+    ),
     "process-restarted": Kind(
         severity="info",
         meaning="a process of holdfast died and was brought back; training was not touched",

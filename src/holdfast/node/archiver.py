@@ -27,6 +27,7 @@ from holdfast.node.archive import Archive
 from holdfast.node.archiver_link import ShimLink, close_all, connect, ranks_live, reply
 from holdfast.node.eventlog import EventLog
 from holdfast.node.mirroring import Mirroring
+from holdfast.node.mishaps import Mishaps
 from holdfast.node.place import ephemeral
 from holdfast.node.restoring import Restoring
 from holdfast.node.upkeep import OPERATIONS, Upkeep
@@ -39,6 +40,7 @@ SHIM_GONE_S = 30.0  # without a shim and without a trainer for so long, nobody w
 SLOTS_S = 20.0  # how long a restore waits for its rank's slots to arrive from the shim
 UPKEEP_S = 10.0  # a pack is read, or some are written anew, this often at most: 6.4 MB/s
 NICENESS = 10
+UNKNOWN = 1  # how many slots wait when the look at them failed: the next tick looks again
 
 Message = dict[str, Any]
 
@@ -52,13 +54,15 @@ class Archiver:
         log = EventLog(run.archiver_log)
         self._archive = Archive(plan.checkpoint, log, Room(run.runtime / "slots.lock"), plan.name)
         self._upkeep = Upkeep(self._archive, log)
-        self._mirroring = Mirroring(run, plan, log) if plan.checkpoint.mirror is not None else None
+        mishaps = Mishaps(log)
+        self._mirroring = Mirroring(run, plan, log, mishaps) if plan.checkpoint.mirror is not None else None
         self._restoring = Restoring(self._archive, log, self._mirroring)
-        self._worker, self._linker = Worker("archive"), Worker("link")
+        self._worker, self._linker = Worker("archive", mishaps.tell), Worker("link", mishaps.tell)
         self._selector = selectors.DefaultSelector()
         self._link: ShimLink | None = None
         self._shim_lost_s = time.monotonic()
         self._given: dict[int, list[int]] = {}  # rank → our own descriptors of its slots, the doorbell first
+        self._held: set[int] = set()  # ranks whose slots the archive has taken; the others it gets once more
         self._complete = False  # the shim has handed out every set it has
         self._restores: list[tuple[socket.socket, Message, float]] = []  # wait for slots until
         self._drains: list[socket.socket] = []
@@ -87,13 +91,15 @@ class Archiver:
     def _tick(self) -> None:
         now_s = time.monotonic()
         if now_s >= self._scan_due_s:
+            for rank in self._given.keys() - self._held if self._worker.outstanding == 0 else ():
+                self._hand_over(rank)
             self._scan()
         if now_s >= self._upkeep_due_s and self._worker.outstanding == 0:
             self._upkeep_due_s = now_s + UPKEEP_S
             self._worker.submit(self._upkeep.idle, lambda _: None)
         for waiting in self._restores[:]:
             client, request, until_s = waiting
-            if (self._complete and request.get("rank") in self._given) or now_s > until_s:
+            if (self._complete and request.get("rank") in self._held) or now_s > until_s:
                 self._restores.remove(waiting)
                 self._restore_now(client, request)
         if self._mirroring is not None and self._link is not None and not self._leaving:
@@ -110,7 +116,7 @@ class Archiver:
         if not self._scanning:
             self._scanning = True
             self._scan_due_s = time.monotonic() + TICK_S
-            self._worker.submit(self._archive.scan, self._looked)
+            self._worker.submit(self._archive.scan, self._looked, failed=UNKNOWN)
 
     def _looked(self, waiting: int) -> None:
         self._scanning = False
@@ -203,14 +209,32 @@ class Archiver:
             self._mirroring.secrets = dict(message.get("secrets", {}))
 
     def _hold(self, rank: int, fds: list[int]) -> None:
-        """Keep a rank's slots: our own descriptors for doorbell and next shim, the given ones for the worker."""
+        """Keep a rank's slots: these descriptors for doorbell and next shim, others of the same for the worker."""
         old = self._given.pop(rank, [])
         if old:
             self._selector.unregister(old[0])
             close_all(old)
-        own = self._given[rank] = [os.dup(descriptor) for descriptor in fds]
-        self._selector.register(own[0], selectors.EVENT_READ, lambda: self._rung(own[0]))
-        self._worker.submit(lambda: self._archive.add_slots(SlotSet.of(rank, fds)), lambda _: self._scan())
+        self._given[rank] = fds
+        self._held.discard(rank)
+        self._selector.register(fds[0], selectors.EVENT_READ, lambda: self._rung(fds[0]))
+        self._hand_over(rank)
+
+    def _hand_over(self, rank: int) -> None:
+        fds = [os.dup(descriptor) for descriptor in self._given[rank]]
+
+        def take() -> bool:
+            try:
+                self._archive.add_slots(SlotSet.of(rank, fds))
+            except BaseException:
+                close_all(fds)
+                raise
+            return True
+
+        self._worker.submit(take, lambda taken: self._taken(rank) if taken else None, failed=False)
+
+    def _taken(self, rank: int) -> None:
+        self._held.add(rank)
+        self._scan()
 
     def _rung(self, bell: int) -> None:
         os.eventfd_read(bell)
@@ -246,7 +270,7 @@ class Archiver:
             self._restores.append((client, request, time.monotonic() + SLOTS_S))
             self._tick()
         elif op == "drain":
-            self._worker.submit(self._archive.scan, lambda waiting: self._drained(client, waiting))
+            self._worker.submit(self._archive.scan, lambda waiting: self._drained(client, waiting), failed=UNKNOWN)
         elif op == "status":
             reply(client, self._status())
         elif op in OPERATIONS:

@@ -30,6 +30,7 @@ from holdfast.mirror.fence import BEAT_S, Fence, Owner, Superseded, refuse_if_al
 from holdfast.mirror.keeper import Keeper
 from holdfast.mirror.view import View
 from holdfast.node.eventlog import EventLog
+from holdfast.node.mishaps import Mishaps
 from holdfast.node.worker import Worker
 from holdfast.plan import Keep, MirrorPlan, Plan
 from holdfast.runs import RunDir
@@ -47,13 +48,13 @@ class _TooLate(Exception):
 class Mirroring:
     """One run's mirror. The archiver calls everything but `bring` on its own thread."""
 
-    def __init__(self, run: RunDir, plan: Plan, log: EventLog) -> None:
+    def __init__(self, run: RunDir, plan: Plan, log: EventLog, mishaps: Mishaps) -> None:
         assert plan.checkpoint.mirror is not None
         self._run, self._plan, self._log = run, plan, log
         self._mirror: MirrorPlan = plan.checkpoint.mirror
         self._root = Path(plan.checkpoint.dir)
         self.secrets: dict[str, str] = {}
-        self.workers = (Worker("mirror"), Worker("pulse"))
+        self.workers = (Worker("mirror", mishaps.tell), Worker("pulse", mishaps.tell))
         self._state = _read(run.mirror, self._mirror.url)
         self._keeper: Keeper | None = None
         self._sent_origin = False
@@ -78,7 +79,7 @@ class Mirroring:
         logs = self._mirror.logs and now_s >= self._due_s + LOGS_S
         if (self._wanted or logs) and now_s >= self._due_s and not rounds.outstanding:
             self._wanted = False
-            rounds.submit(self._round, self._after)
+            rounds.submit(self._round, self._after, failed=False)
         if now_s >= self._beat_s + BEAT_S and not pulse.outstanding:
             self._beat_s = now_s
             pulse.submit(self._beat, lambda _: None)
@@ -107,7 +108,7 @@ class Mirroring:
             self._log.write("warning", id="mirror-superseded", message=str(error))
         except _TooLate:
             return False
-        except (HoldfastError, OSError) as error:  # anything at all, or the archiver would end with it
+        except (HoldfastError, OSError) as error:
             self._away(error)
             return False
         return True

@@ -42,7 +42,7 @@ class Upkeep:
         try:
             self._archive.open()
             return {"ok": True, **self._do(request)}
-        except (HoldfastError, OSError) as error:
+        except Exception as error:
             code = error.exit_code if isinstance(error, HoldfastError) else HoldfastError.exit_code
             return {"ok": False, "exit_code": code, "error": sentence_of(error), "hint": getattr(error, "hint", "")}
 
@@ -78,7 +78,7 @@ class Upkeep:
             if not self._read_oldest(found, time.monotonic()):
                 self._repack(found)
             self._tell_damage(found)
-        except (HoldfastError, OSError) as error:
+        except Exception as error:
             self._tell("no-upkeep", sentence_of(error))
 
     def _read_oldest(self, found: Survey, now_s: float) -> bool:

@@ -168,6 +168,36 @@ def test_without_a_shim_it_stays_while_a_rank_lives_and_saves_before_it_leaves(r
     assert [info.step for info in load.checkpoints(run.checkpoints)] == [1, 2]
 
 
+CLUMSY = """
+import sys; from pathlib import Path; from holdfast.node import archive, archiver
+def clumsily(name, *how_often):
+    done, failures = getattr(archive.Archive, name), iter(how_often)
+    def do(*given):
+        for failure in failures:
+            raise KeyError(f"{name} {failure}")
+        return done(*given)
+    setattr(archive.Archive, name, do)
+clumsily("begin", "once"), clumsily("add_slots", "once", "twice"), clumsily("scan", "once")
+sys.exit(archiver.main(Path(sys.argv[1])))
+"""
+
+
+def test_a_job_that_fails_in_an_unforeseen_way_is_told_and_tried_again(run: RunDir, shim: FakeShim) -> None:
+    with archiver(run, CLUMSY) as popen:
+        shim.welcome()
+        assert restore(run)["ok"]
+        save(shim, seed=1, sequence=1, step=1)
+        assert ask(run, op="drain") == {"ok": True}
+        assert popen.poll() is None
+        shim.finish()
+        assert popen.wait(20) == 0
+
+    said = [line["message"] for line in events(run, "warning") if line["id"] == "archiver-failed"]
+    failures = ("begin once", "scan once", "add_slots once", "add_slots twice")
+    assert sorted(said) == sorted(f"a job of the thread archive failed: KeyError: '{one}'" for one in failures)
+    assert [info.step for info in load.checkpoints(run.checkpoints)] == [1]
+
+
 def ask(run: RunDir, **message: Any) -> dict[str, Any]:
     """One request to the archiver, once it listens."""
 

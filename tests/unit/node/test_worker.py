@@ -1,12 +1,10 @@
-"""One thread, in order, and no error is lost."""
+"""One thread, in order, and no error is lost or ends it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from typing import Any
-
-import pytest
 
 from holdfast.node.worker import Worker
 from tests.waiting import until
@@ -21,7 +19,7 @@ def settled(worker: Worker) -> Callable[[], bool]:
 
 
 def test_jobs_run_in_order_and_results_come_back() -> None:
-    worker, results = Worker("test"), list[Any]()
+    worker, results = Worker("test", print), list[Any]()
     for number in range(5):
         worker.submit(lambda number=number: number * 2, results.append)  # type: ignore[misc]
     until(settled(worker))
@@ -30,10 +28,12 @@ def test_jobs_run_in_order_and_results_come_back() -> None:
     os.close(worker.wake)
 
 
-def test_what_a_job_raises_is_raised_where_it_is_collected() -> None:
-    worker = Worker("test")
-    worker.submit(lambda: 1 // 0, print)
+def test_what_a_job_raises_is_told_and_the_next_one_runs() -> None:
+    told, results = list[Any](), list[Any]()
+    worker = Worker("test", lambda name, error: told.append((name, type(error))))
+    worker.submit(lambda: 1 // 0, results.append, failed="none")
+    worker.submit(lambda: 5, results.append)
+    until(settled(worker))
 
-    with pytest.raises(ZeroDivisionError):
-        until(settled(worker))
+    assert (told, results) == ([("test", ZeroDivisionError)], ["none", 5])
     os.close(worker.wake)
