@@ -51,6 +51,7 @@ class Saves:
         self._pulse, self._records, self._occasions = pulse, records, occasions
         self._began = self._last = Point(0, 0, time.monotonic())
         self._best: float | None = None  # value of `keep.best` with which a checkpoint was made
+        self._hoped: dict[int, float] = {}  # the values of saves in flight, by sequence
         self._accord = Accord(setting, pulse.page)
         self._pace = Pace(setting, records, restart_s=age_s(), memory=lambda: pulse.page.get("memory_blocked_ns") > 0)
         self._wanted = ""  # why this rank wants all ranks to save
@@ -90,15 +91,28 @@ class Saves:
         if self._setting.rank:
             return ""
         best = self._setting.keep_best
-        if best and self.best_with(metrics) != self._best and now.now_s - self._last.now_s >= self._pace.least_s:
+        if (
+            best
+            and self.best_with(metrics) != self.best_with({})
+            and now.now_s - self._last.now_s >= self._pace.least_s
+        ):
             return f"{best.metric} improved"
         return timed(self._setting.every, last=self._last, now=now, auto_s=self._pace.interval_s)
 
     def best_with(self, metrics: Mapping[str, float]) -> float | None:
-        """The best value of the metric of `keep.best` once a checkpoint with these metrics is made."""
+        """The best value of `keep.best` once a checkpoint with these metrics is made, and those in flight."""
+        best, found = self._setting.keep_best, self._best
+        if best is None:
+            return found
+        for value in (*self._hoped.values(), metrics.get(best.metric)):
+            if value is not None and improves(best, value, found):
+                found = value
+        return found
+
+    def _hope(self, sequence: int, metrics: Mapping[str, float]) -> None:
         best = self._setting.keep_best
-        value = metrics.get(best.metric) if best else None
-        return value if best and value is not None and improves(best, value, self._best) else self._best
+        if best and best.metric in metrics:
+            self._hoped[sequence] = metrics[best.metric]
 
     def save(
         self, head: Head, values: Callable[[], Mapping[str, Any]], kinds_of: KindsOf, *, patient: bool, lazily: bool
@@ -139,7 +153,8 @@ class Saves:
         self._pulse.page.set(blocked_ns=self._blocked_ns, save_handled=number)
         self._reasons[sequence] = (head.epoch, head.reason)
         self._records.event("sealed", step=head.step, sequence=sequence, reason=head.reason, seconds=blocked_s)
-        self._best, self._wanted, self.signalled = self.best_with(head.metrics), "", False
+        self._hope(sequence, head.metrics)
+        self._wanted, self.signalled = "", False
         self._note(notes)
         self._note_tracker(head.step)
         self._busy_told = False
@@ -182,10 +197,14 @@ class Saves:
         """Take note of saves that ended."""
         for done in self._saver.poll():
             epoch, reason = self._reasons.pop(done.sequence)
+            hoped = self._hoped.pop(done.sequence, None)
             self._ended = {done.sequence: done.error, **{s: e for s, e in self._ended.items() if s > done.sequence - 8}}
             if done.error:
                 self._failed(done.step, epoch, reason, done.error)
                 continue
+            best = self._setting.keep_best
+            if best and hoped is not None and improves(best, hoped, self._best):
+                self._best = hoped
             self._pulse.page.set(committed_step=done.step, committed_sequence=done.sequence)
             self._pace.written(done.archived_s)
             if self._setting.every.auto and self._setting.rank == 0:

@@ -73,6 +73,22 @@ def test_a_metric_that_improves_on_all_before_saves(node: FakeNode) -> None:
     assert [0.5, 0.4] == [kept.table["metrics"]["loss"] for kept in node.kept]
 
 
+def test_a_value_whose_save_failed_is_not_the_best_so_far(node: FakeNode) -> None:
+    ask(node, keep=BEST, overhead=ANY)
+    node.refuse = "the disk is full"
+    run = holdfast.Run()
+    for _ in run.steps(loader(4)):
+        node.archive_now()
+        if run.step == 1:
+            node.refuse = ""
+        run.log(loss=0.5)
+    run._session.settle()
+    node.archive_now()
+    drop(run)
+
+    assert [(2, "loss improved")] == saves(node)
+
+
 def test_the_best_so_far_survives_a_restart(node: FakeNode) -> None:
     ask(node, keep=BEST, overhead=ANY)
     train(holdfast.Run(), node, [0.5])
