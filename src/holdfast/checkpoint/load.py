@@ -34,10 +34,14 @@ Want: TypeAlias = Literal["newest", "nothing"] | dict[str, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """What to continue from; `info` None for a start from nothing. `fell_back`: a sentence for each one passed over."""
+    """What to continue from; `info` None for a start from nothing. `fell_back`: a sentence for each one passed over.
+
+    brought: it is the other copy of one that is damaged here.
+    """
 
     info: CheckpointInfo | None
     fell_back: tuple[str, ...] = ()
+    brought: bool = False
 
 
 def checkpoints(root: Path, disk: Disk = DISK) -> list[CheckpointInfo]:
@@ -91,13 +95,15 @@ def choose(
     want: Want = "newest",
     *,
     attempt: Callable[[CheckpointInfo], list[str]] | None = None,
+    another: Callable[[Position], CheckpointInfo | None] = lambda position: None,
     parsed: dict[str, CheckpointInfo] | None = None,
     disk: Disk = DISK,
 ) -> Chosen:
     """The checkpoint to continue from, with none of its bytes unread.
 
-    attempt: reads a candidate and says what is wrong with it, empty for nothing; by default `verify`. parsed: as in
-    `survey.take`.
+    attempt: reads a candidate and says what is wrong with it, empty for nothing; by default `verify`. another: brings
+    another copy of a damaged one into the folder, tried before anything older; None when there is none. parsed: as
+    in `survey.take`.
     Newest falls back along the live line. Raises NoValidCheckpoint when there are checkpoints and none is intact, or
     the one asked for is not.
     """
@@ -111,6 +117,9 @@ def choose(
         if not wrong and isinstance(candidate, CheckpointInfo):
             return Chosen(info=candidate, fell_back=tuple(said))
         said.append(f"{_named(candidate)} was passed over: {'; '.join(wrong[:3])}")
+        copy = another(candidate.position)
+        if copy is not None and not attempt(copy):
+            return Chosen(info=copy, fell_back=tuple(said), brought=True)
     if tried or isinstance(want, dict):
         run = next((info.run for info in found.checkpoints), root.parent.name)
         raise NoValidCheckpoint(run, tried, why=" · ".join(said[:3]) or f"none at {json.dumps(want)}")

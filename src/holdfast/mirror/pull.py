@@ -6,6 +6,7 @@ A pull that was killed goes on where it stopped: packs that are whole here are n
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +15,16 @@ from pathlib import Path
 
 from holdfast.checkpoint import lease, load, manifest, survey
 from holdfast.checkpoint.canonical import Damaged
+from holdfast.checkpoint.commit import publish
 from holdfast.checkpoint.folder import Folder
 from holdfast.checkpoint.known import read_back
+from holdfast.checkpoint.lineage import Position
 from holdfast.checkpoint.load import Chosen, Want
-from holdfast.checkpoint.manifest import PackEntry
+from holdfast.checkpoint.manifest import Manifest, PackEntry
 from holdfast.checkpoint.survey import CheckpointInfo
 from holdfast.errors import StoreRefused
 from holdfast.fsio import get, put
-from holdfast.mirror.catalog import read_whole
+from holdfast.mirror.catalog import find, read_whole
 from holdfast.mirror.view import ROOT, View
 
 DOWNLOADS = 4  # packs at once
@@ -52,10 +55,43 @@ def choose(
 
 def pull(view: View, info: CheckpointInfo, into: Folder, progress: Progress) -> None:
     """Bring one checkpoint. Raises Damaged, FileNotFoundError for what is not on the mirror, StoreRefused, OSError."""
-    raw = get(view, info.path, limit_bytes=manifest.MAX_MANIFEST_BYTES)
-    found = manifest.parse(info.path.name, raw)
+    found = manifest.parse(info.path.name, get(view, info.path, limit_bytes=manifest.MAX_MANIFEST_BYTES))
+    _bring_packs(view, found, into, progress)
+    bring_leases(view, into)
+    _publish(into, found)
+
+
+def replace(view: View, position: Position, into: Folder) -> CheckpointInfo | None:
+    """Bring the checkpoint at `position` in place of the folder's own, which is damaged; None when there is none.
+
+    It is on a line that the folder knows, so no lease comes with it, and the right to write stays where it is.
+    Raises Damaged, FileNotFoundError, StoreRefused, OSError.
+    """
+    found = find(view, position)
+    if found is None:
+        return None
+    _bring_packs(view, found, into, lambda done, total: None)
+    made = _publish(into, found)
+    return survey.info_of(made, manifest.folder(into.root) / made.file_name)
+
+
+def _publish(into: Folder, found: Manifest) -> Manifest:
+    """Commit what was brought, so that it is preferred to what the folder has at its position."""
+    seen = survey.of(into)
+    others = [
+        one
+        for one in (*seen.checkpoints, *seen.doubles)
+        if one.position == found.position and one.path.name != found.file_name
+    ]
+    if others:
+        found = dataclasses.replace(found, rewritten=1 + max(one.rewritten for one in others))
+    publish(into, found)
+    return found
+
+
+def _bring_packs(view: View, found: Manifest, into: Folder, progress: Progress) -> None:
     missing = [entry for entry in found.packs if not _is_here(into, entry)]
-    _check_room(into.root, sum(entry.size_bytes for entry in missing) + len(raw))
+    _check_room(into.root, sum(entry.size_bytes for entry in missing) + len(found.raw))
     total = sum(entry.size_bytes for entry in found.packs)
     done = total - sum(entry.size_bytes for entry in missing)
     with ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="download") as pool:
@@ -69,9 +105,6 @@ def pull(view: View, info: CheckpointInfo, into: Folder, progress: Progress) -> 
             for fetched in waiting:
                 fetched.cancel()
     progress(total, total)
-    bring_leases(view, into)
-    with suppress(FileExistsError):
-        into.put(f"manifests/{info.path.name}", raw)
 
 
 def bring_leases(view: View, into: Folder) -> None:

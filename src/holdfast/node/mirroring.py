@@ -24,7 +24,7 @@ from holdfast.checkpoint.lineage import Position
 from holdfast.checkpoint.load import Want
 from holdfast.checkpoint.retention import LEAST, Candidate, choose
 from holdfast.checkpoint.survey import CheckpointInfo
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, StoreRefused
 from holdfast.mirror import origin, pull
 from holdfast.mirror.fence import BEAT_S, Fence, Owner, Superseded, refuse_if_alive
 from holdfast.mirror.keeper import Keeper
@@ -235,9 +235,26 @@ class Mirroring:
             self._log.write("fell_back", message=f"on the mirror, {sentence}")
         if chosen.info is None:
             return False
-        told = {"term": chosen.info.term, "sequence": chosen.info.sequence, "step": chosen.info.step}
-        self._log.write("fetched", **told, url=store.url, seconds=time.monotonic() - began_s)
+        self._tell_fetched(chosen.info, began_s)
         return True
+
+    def replace(self, into: Folder, position: Position) -> CheckpointInfo | None:
+        """Bring what is damaged in the folder; None when the mirror has no such checkpoint.
+
+        Raises Damaged, FileNotFoundError, StoreRefused, OSError.
+        """
+        began_s = time.monotonic()
+        store = stores.connect(self._mirror.url, self._environ())
+        if store.head("format.json") is None:  # a mount that is missing looks like this
+            raise StoreRefused(f"there is no mirror at {self._mirror.url}")
+        brought = pull.replace(View(store, {}), position, into)
+        if brought is not None:
+            self._tell_fetched(brought, began_s)
+        return brought
+
+    def _tell_fetched(self, info: CheckpointInfo, began_s: float) -> None:
+        told = {"term": info.term, "sequence": info.sequence, "step": info.step, "url": self._mirror.url}
+        self._log.write("fetched", **told, seconds=time.monotonic() - began_s)
 
 
 def lost(root: Path, attempt: int) -> bool:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from holdfast.checkpoint import load, survey
 from holdfast.checkpoint.canonical import Damaged, is_count
+from holdfast.checkpoint.folder import Folder
 from holdfast.checkpoint.lease import Lease, Memory
 from holdfast.checkpoint.lease import write as write_lease
 from holdfast.checkpoint.lineage import Position
@@ -118,7 +119,7 @@ class Restoring:
         return {
             **_answer(lease, found, info.sequence if info is not None else 0),
             "slot": index if info is not None else None,
-            "tier": "disk",
+            "tier": "mirror" if chosen.brought else "disk",
             "step": info.step if info is not None else 0,
             "epoch": info.epoch if info is not None else 0,
             "time_s": info.time_s if info is not None else 0.0,
@@ -144,8 +145,11 @@ class Restoring:
 
         slot.refresh()
         try:
-            folder = self._archive.folder
-            return load.choose(folder.root, want, attempt=into_slot, parsed=folder.parsed, disk=folder.disk)
+            folder, other = self._archive.folder, _Copies(self._archive.folder, self._mirroring)
+            chosen = load.choose(
+                folder.root, want, attempt=into_slot, another=other.at, parsed=folder.parsed, disk=folder.disk
+            )
+            return replace(chosen, fell_back=(*chosen.fell_back, *other.said))
         except BaseException:
             slot.set(state=State.FREE)
             raise
@@ -168,6 +172,32 @@ class Restoring:
         self._fell_back = {lease.claim: sentences}
         for sentence in sentences:
             self._log.write("fell_back", message=sentence)
+
+
+class _Copies:
+    """The mirror's copies of what is damaged here, until it does not answer."""
+
+    def __init__(self, folder: Folder, mirroring: Mirroring | None) -> None:
+        self.said: list[str] = []
+        self._folder, self._mirroring = folder, mirroring
+
+    def at(self, position: Position) -> CheckpointInfo | None:
+        """Bring that one."""
+        if self._mirroring is None:
+            return None
+        named = f"the mirror's copy of term {position.term}, sequence {position.sequence}"
+        try:
+            brought = self._mirroring.replace(self._folder, position)
+        except (Damaged, FileNotFoundError) as error:
+            self.said.append(f"{named} was passed over: {error}")
+            return None
+        except (HoldfastError, OSError) as error:
+            self.said.append(f"{named} was not had: {sentence_of(error)}")
+            self._mirroring = None
+            return None
+        if brought is None:
+            self.said.append(f"{named} was never sent")
+        return brought
 
 
 def _same(owner: RankSlots, memory: Memory) -> Copy:
