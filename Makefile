@@ -69,6 +69,8 @@ safety: $(PEERS)/.peers ## every checkpoint engine, every fault; result in bench
 	$(PEERS)/bin/python -W ignore -m bench.safety --keep
 
 checkpoints: $(PEERS)/.peers ## time and bytes of saving and restoring, engine beside engine; results in bench/results/
+	$(PEERS)/bin/python -W ignore -m bench.snapshot --keep
+	$(PEERS)/bin/python -W ignore -m bench.write --dir $(HOME)
 	$(PEERS)/bin/python -W ignore -m bench.save --keep --state-mb 100
 	$(PEERS)/bin/python -W ignore -m bench.save --keep --state-mb 600 --steps 60 --saves 6
 	$(PEERS)/bin/python -W ignore -m bench.save --keep --state-mb 4000 --steps 300 --saves 4 --rounds 1

@@ -11,17 +11,24 @@ BLOCK = 8 << 20
 
 
 def write_s(folder: Path, size_bytes: int) -> float:
-    """Seconds to write so many bytes into a new file with O_DIRECT and fsync it, as dd does; the file is removed."""
+    """Seconds to write so many bytes into a new file with O_DIRECT and fsync it; the file is removed.
+
+    They come from as much memory, as those of a state do: one small block again and again would come from a cache.
+    """
     path = folder / "raw"
-    block = mmap.mmap(-1, BLOCK)
-    block.write(os.urandom(1 << 20) * (BLOCK >> 20))
+    source = memoryview(mmap.mmap(-1, size_bytes))
+    some = os.urandom(1 << 20)
+    for offset in range(0, size_bytes, len(some)):
+        part = source[offset : offset + len(some)]
+        part[:] = some[: len(part)]
+    whole = size_bytes // mmap.PAGESIZE * mmap.PAGESIZE
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT, 0o600)
     try:
         began_s = time.perf_counter()
-        for _ in range(-(-size_bytes // BLOCK)):
-            os.write(descriptor, block)
+        for offset in range(0, whole, BLOCK):
+            os.write(descriptor, source[offset : min(offset + BLOCK, whole)])
         os.fsync(descriptor)
-        return (time.perf_counter() - began_s) * size_bytes / (-(-size_bytes // BLOCK) * BLOCK)
+        return (time.perf_counter() - began_s) * size_bytes / whole
     finally:
         os.close(descriptor)
         path.unlink()

@@ -51,7 +51,7 @@ def main() -> int:
         durable = {name: _durability(bench, engine, wanted=given.audit) for name, engine in chosen.items()}
     rows = [_row(name, found[name], durable[name]) for name in chosen]
     facts = {"state_bytes": size, "steps": given.steps, "raw_durable_write_s": statistics.median(raw), "absent": absent}
-    verdicts = targets(rows, facts)
+    verdicts = targets(rows)
     console = Console(width=None if sys.stdout.isatty() else 180)
     console.print(table(rows, facts))
     for sentence in verdicts:
@@ -186,7 +186,7 @@ def _row(name: str, rounds: Sequence[Facts], durable: str) -> Facts:
     }
 
 
-def targets(rows: Sequence[Facts], facts: Facts) -> list[str]:
+def targets(rows: Sequence[Facts]) -> list[str]:
     """A sentence for each target of holdfast: met or not, with the numbers."""
     measured = {row["engine"]: row for row in rows if "failed" not in row}
     ours = measured.get(OURS)
@@ -199,9 +199,6 @@ def targets(rows: Sequence[Facts], facts: Facts) -> list[str]:
     for name, row in measured.items():
         if not name.startswith("holdfast"):
             said.append(_target("added in all", ours["added_s"], name, row["added_s"], 1.0))
-    if ours["write_s"]:
-        raw = facts["raw_durable_write_s"]
-        said.append(_target("durable write", ours["write_s"], "direct write with fsync", raw, 1 / 0.85))
     return said
 
 
