@@ -91,7 +91,7 @@ class Keep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MirrorPlan:
-    """`checkpoint.mirror`, resolved. No credential is ever in it. All `every_` None: each commit."""
+    """`checkpoint.mirror`, resolved. No credential is ever in it. All `every_` None: each commit, or `auto`."""
 
     url: str
     every_s: float | None = None

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from holdfast import fsio, stores
+from holdfast import fsio, journal, lifecycle, stores
 from holdfast.checkpoint import pins, survey
 from holdfast.checkpoint.folder import Folder
 from holdfast.checkpoint.lineage import Position
@@ -25,11 +25,13 @@ from holdfast.checkpoint.load import Want
 from holdfast.checkpoint.retention import LEAST, Candidate, choose
 from holdfast.checkpoint.survey import CheckpointInfo
 from holdfast.errors import HoldfastError, StoreRefused
+from holdfast.goodput import Failures
 from holdfast.mirror import origin, pull
 from holdfast.mirror.fence import BEAT_S, Fence, Owner, Superseded, refuse_if_alive
 from holdfast.mirror.keeper import Keeper
 from holdfast.mirror.view import View
 from holdfast.node.eventlog import EventLog
+from holdfast.node.mirror_pace import MirrorPace
 from holdfast.node.mishaps import Mishaps
 from holdfast.node.worker import Worker
 from holdfast.plan import Keep, MirrorPlan, Plan
@@ -56,6 +58,8 @@ class Mirroring:
         self.secrets: dict[str, str] = {}
         self.workers = (Worker("mirror", mishaps.tell), Worker("pulse", mishaps.tell))
         self._state = _read(run.mirror, self._mirror.url)
+        auto = plan.checkpoint.every.auto and not is_paced(self._mirror)
+        self._pace = MirrorPace(log, plan.checkpoint.max_overhead_ratio) if auto else None
         self._keeper: Keeper | None = None
         self._sent_origin = False
         self._sent_logs: dict[str, int] = {}
@@ -127,7 +131,8 @@ class Mirroring:
                 self._log.write("warning", id="mirror-without-code", message=told)
         live = [info for info in found.checkpoints if info.live]
         there = self._look(keeper)
-        for info in outstanding(live, there, self._mirror, self._plan.checkpoint.keep, last=last):
+        auto_s = self._pace.interval_s if self._pace is not None else 0.0
+        for info in outstanding(live, there, self._mirror, self._plan.checkpoint.keep, last=last, auto_s=auto_s):
             self._push(keeper, info)
         keeper.retire(policy(self._plan.checkpoint.keep, pins.pinned(self._root)))
         self._look(keeper)
@@ -153,11 +158,13 @@ class Mirroring:
         return set(held)
 
     def _push(self, keeper: Keeper, info: CheckpointInfo) -> None:
-        began_s = time.monotonic()
+        began_s, processor_s = time.monotonic(), time.process_time()
         pushed = keeper.push(info, self._in_time)
         told = {"term": info.term, "sequence": info.sequence, "step": info.step, "time_s": info.time_s}
         seconds = time.monotonic() - began_s
         self._log.write("mirrored", **told, seconds=seconds, packs=pushed.packs, sent_bytes=pushed.sent_bytes)
+        if self._pace is not None and pushed.packs:
+            self._pace.sent(seconds, time.process_time() - processor_s, _seen(self._run))
 
     def _in_time(self, done: int, total: int) -> None:
         if self._stop_s is not None and time.monotonic() > self._stop_s:
@@ -263,18 +270,28 @@ def lost(root: Path, attempt: int) -> bool:
     return attempt > 1 and found.lease is None and not found.checkpoints and not found.unreadable
 
 
+def _seen(run: RunDir) -> Failures:
+    """What the journal tells of failures. A run without a supervisor has none: nothing was seen then."""
+    try:
+        state = lifecycle.fold(journal.read(run.journal)[0])
+    except (OSError, ValueError):
+        return Failures()
+    lives_s = max(0.0, time.time() - state.started.t) if state.started is not None else 0.0
+    return replace(state.seen, trained_s=state.seen.trained_s + lives_s)
+
+
 def outstanding(
-    live: list[CheckpointInfo], there: set[Position], mirror: MirrorPlan, keep: Keep, *, last: bool
+    live: list[CheckpointInfo], there: set[Position], mirror: MirrorPlan, keep: Keep, *, last: bool, auto_s: float = 0.0
 ) -> list[CheckpointInfo]:
     """What is to be sent now, the newest first; then what retention keeps for good. Pure.
 
-    last: the end of the run; the newest is due whatever the cadence says.
+    last: the end of the run; the newest is due whatever the cadence says. auto_s: as for `is_due`.
     """
     if not live:
         return []
     newest = live[-1]
     before = max((info for info in live if info.position in there), key=lambda info: info.position, default=None)
-    due = last or newest.final or before is None or is_due(mirror, newest, before)
+    due = last or newest.final or before is None or is_due(mirror, newest, before, auto_s)
     wanted = [newest] if due else []
     judged = [_candidate(info, whole=True, pinned=info.pinned) for info in live]
     recent = set() if last else {info.position for info in live[-LEAST:]}  # kept for being new: the cadence decides
@@ -283,10 +300,18 @@ def outstanding(
     return [info for info in wanted if info.position not in there]
 
 
-def is_due(mirror: MirrorPlan, newest: CheckpointInfo, before: CheckpointInfo) -> bool:
-    """Whether `mirror.every` asks for the newest checkpoint after the one that was sent before. Pure."""
-    if mirror.every_s is None and mirror.every_steps is None and mirror.every_epochs is None:
-        return newest.position > before.position
+def is_paced(mirror: MirrorPlan) -> bool:
+    """Whether the run file says how often."""
+    return any(limit is not None for limit in (mirror.every_s, mirror.every_steps, mirror.every_epochs))
+
+
+def is_due(mirror: MirrorPlan, newest: CheckpointInfo, before: CheckpointInfo, auto_s: float = 0.0) -> bool:
+    """Whether the newest checkpoint is asked for after the one that was sent before. Pure.
+
+    auto_s: how far apart they are in time, in seconds, where `mirror.every` says nothing; 0 for each commit.
+    """
+    if not is_paced(mirror):  # a clock that was set back counts, too
+        return newest.position > before.position and abs(newest.time_s - before.time_s) >= auto_s
     passed = (newest.time_s - before.time_s, newest.step - before.step, newest.epoch - before.epoch)
     asked = (mirror.every_s, mirror.every_steps, mirror.every_epochs)
     return any(limit is not None and done >= limit for done, limit in zip(passed, asked, strict=True))

@@ -108,7 +108,9 @@ class Mirror(Section):
     """A second place, on another machine; a URL alone will do."""
 
     url: Text = Field(description="where, as the object store names it", examples=["s3://bucket/runs/${run}"])
-    every: Trigger | None = Field(None, description="how often; each commit when not given", examples=["30m"])
+    every: Trigger | None = Field(
+        None, description="how often; when not given each commit, with `every: auto` as it decides", examples=["30m"]
+    )
     bandwidth: Rate | None = Field(None, description="upper bound", examples=["200MB/s"])
     logs: bool = Field(False, description="the log goes there too")
 

@@ -184,6 +184,9 @@ def test_cadence_and_retention_say_what_is_sent(ours: Machine) -> None:
     assert [] == sent(rare, {3, 1})
     assert is_due(rare, newest, first)
     assert not is_due(rare, newest, second)
+    assert is_due(each, newest, second, 60.0)
+    assert not is_due(each, newest, second, 61.0)
+    assert not is_due(each, second, newest, 0.0)
     assert is_due(MirrorPlan(url="x", every_steps=10), newest, second)
     assert not is_due(MirrorPlan(url="x", every_epochs=1), newest, second)
     assert state_of(ours.root)[0] == 50
