@@ -18,6 +18,8 @@ from pathlib import Path
 
 from holdfast import fsio, runs, workspace
 from holdfast.errors import RunFileError, UsageError
+from holdfast.events import RunCreated
+from holdfast.journal import Journal
 from holdfast.plan import Facts, Plan, make, path_of
 from holdfast.runs import RunDir
 from holdfast.spec import Spec, dump
@@ -119,6 +121,13 @@ def create(order: Order, name: str, record: Callable[[RunDir, Plan], None]) -> t
     finally:
         os.close(lock)
     return run, plan
+
+
+def record_created(run: RunDir, plan: Plan) -> None:
+    """The first line of the journal, which is the supervisor's from then on."""
+    journal = Journal(run.journal)
+    journal.append(RunCreated(t=time.time(), run=run.id, plan=plan.digest))
+    journal.close()
 
 
 def _claim(name: str, *, exactly: bool) -> tuple[RunDir, int]:

@@ -9,44 +9,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from holdfast import runs
-from holdfast.commands.arguments import Callback, complete_runs, say
+from holdfast.commands.arguments import complete_runs, say
 from holdfast.commands.attach import attach
 from holdfast.commands.liveness import ENDED, POLL_S, live, sending, status_of, when_over
+from holdfast.commands.resumable import At, Elsewhere, source
+from holdfast.commands.secrets import secrets_of
 from holdfast.errors import HoldfastError, LeaseHeld, UsageError
 from holdfast.runs import RunDir, plan_of
 
-if TYPE_CHECKING:
-    from holdfast.commands.resume_elsewhere import Elsewhere
-
-At = int | str | None  # a step, "best", or None for the newest
 _ANSWER_S = 15.0
-
-
-def run_at(text: str) -> tuple[RunDir, At]:
-    """The parts of RUN, RUN@STEP or RUN@best. Raises RunNotFound, UsageError."""
-    name, at_sign, at = text.rpartition("@")
-    if not at_sign:
-        return runs.find(text), None
-    if at != "best" and not at.isdecimal():
-        raise UsageError(f"{text!r}: after @ comes a step or best, not {at!r}", hint=f"holdfast ckpt ls {name}")
-    return runs.find(name), at if at == "best" else int(at)
-
-
-def target_argument(**options: Any) -> Callable[[Callback], Callback]:
-    """A RUN[@STEP|@best]; becomes what `run_at` returns."""
-    return click.argument("target", metavar="RUN[@STEP|@best]", type=run_at, shell_complete=complete_runs, **options)
-
-
-def source(text: str) -> tuple[RunDir, At] | Elsewhere:
-    """A run here, or a mirror. Raises RunNotFound, UsageError."""
-    from holdfast.commands.resume_elsewhere import parse
-
-    return parse(text) or run_at(text)
 
 
 @click.command("resume")
@@ -82,11 +58,11 @@ def command(
     return attach(run, from_byte=shown)
 
 
-def _resume_elsewhere(source: Elsewhere, secrets: Sequence[str], argv: Sequence[str], *, detach: bool) -> int:
+def _resume_elsewhere(given: Elsewhere, secrets: Sequence[str], argv: Sequence[str], *, detach: bool) -> int:
     from holdfast.commands import resume_elsewhere
     from holdfast.process import start_shim
 
-    run, values = resume_elsewhere.resume(source, secrets=secrets, argv=argv)
+    run, values = resume_elsewhere.resume(given, secrets=secrets, argv=argv)
     start_shim(run, secrets=values)
     if detach:
         click.echo(run.id)
@@ -116,17 +92,6 @@ def resume(run: RunDir, at: At) -> None:
         raise UsageError(f"{run.id} is {before} already", hint=f"holdfast attach {run.id}")
     else:
         start_shim(run, secrets=secrets_of(plan, os.environ))
-
-
-def secrets_of(plan: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
-    """The run's secrets that can be had: from `{file:}` and `{command:}`, and from the caller's environment.
-
-    Raises SecretUnavailable. What is still missing the supervisor will say.
-    """
-    from holdfast.credentials import fetch
-
-    given = {name: environ[name] for name in plan.get("secret_names", ()) if name in environ}
-    return {**fetch(plan.get("secret_recipes", {})), **given}
 
 
 def cut_off(status: Mapping[str, Any], living: bool) -> bool:

@@ -13,12 +13,12 @@ import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast.commands.progress import bar
-from holdfast.commands.resume import At
+from holdfast.commands.resumable import At, Elsewhere
+from holdfast.commands.secrets import secret_values
 from holdfast.errors import NoValidCheckpoint, UsageError
 from holdfast.runs import RunDir
 
@@ -30,35 +30,12 @@ if TYPE_CHECKING:
     from holdfast.stores import Store
 
 
-@dataclass(frozen=True, slots=True)
-class Elsewhere:
-    """A mirror, and which of its checkpoints."""
-
-    url: str
-    at: At
-
-
-def parse(text: str) -> Elsewhere | None:
-    """URL, URL@STEP or URL@best; None for what is the name or the folder of a run. Raises UsageError."""
-    url, at_sign, at = text.rpartition("@")
-    if not at_sign or not (at == "best" or at.isdecimal()):
-        url, at = text, ""
-    if "://" in text:
-        from holdfast import stores
-
-        stores.check(url)
-    elif not (url.startswith("/") and (Path(url) / "run" / "plan.json").is_file()):
-        return None
-    return Elsewhere(url, at if at == "best" else int(at) if at else None)
-
-
 def resume(source: Elsewhere, *, secrets: Sequence[str], argv: Sequence[str]) -> tuple[RunDir, dict[str, str]]:
     """Make the run here, its checkpoint in place and the mirror taken over; its directory and its secrets.
 
     Raises HeldElsewhere or Superseded (11), NoValidCheckpoint (12), StoreRefused (14), UsageError.
     """
     from holdfast import creation, spec, stores
-    from holdfast.commands.run import secret_values
     from holdfast.mirror.origin import Origin
 
     origin = Origin(stores.connect(source.url, os.environ, stores.IMPATIENT))
@@ -83,7 +60,7 @@ def resume(source: Elsewhere, *, secrets: Sequence[str], argv: Sequence[str]) ->
 def _fill(run: RunDir, plan: Plan, store: Store, at: At, before: Mapping[str, Any]) -> None:
     """The first line of the journal, and the checkpoint, with a lease that says where this line begins."""
     from holdfast.checkpoint.folder import Folder
-    from holdfast.commands.run import record_created
+    from holdfast.creation import record_created
     from holdfast.mirror.view import View
 
     record_created(run, plan)

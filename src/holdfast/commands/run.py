@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from holdfast.commands.secrets import secret_values
 from holdfast.errors import RunFileError, UsageError
 from holdfast.runs import RunDir, home
 
 if TYPE_CHECKING:
     from holdfast.plan import Plan
-    from holdfast.spec import Source, Spec
+    from holdfast.spec import Source
 
 DEFAULT_FILE = "holdfast.yaml"
 
@@ -82,7 +82,7 @@ def command(
         return _show(planned, copied=order.copy, as_json=as_json)
     values = secret_values(declared, planned, secrets, os.environ)
     _check_mirror(planned, values)
-    run, plan = creation.create(order, called, record_created)
+    run, plan = creation.create(order, called, creation.record_created)
     _warn(plan)
     return _start(run, values, detach=detach, as_json=as_json)
 
@@ -111,18 +111,6 @@ def read_sources(files: Sequence[str], argv: Sequence[str]) -> tuple[list[Source
         raise UsageError(f"there is no {default} here and no command was given", hint="holdfast run -- python train.py")
     paths = [Path(file) for file in files] or [default]
     return [Source(str(path), _text(path)) for path in paths], paths[0].absolute().parent
-
-
-def secret_values(spec: Spec, plan: Plan, given: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
-    """The value of every secret: from --secret, from the environment, or fetched. Raises SecretUnavailable."""
-    from holdfast import credentials
-
-    values = credentials.fetch(plan.secret_recipes)
-    said = {name: value for name, equals, value in (option.partition("=") for option in given) if equals}
-    for name in spec.secrets:
-        if name not in values:
-            values[name] = said[name] if name in said else environ[name]
-    return values
 
 
 def _text(path: Path) -> str:
@@ -183,16 +171,6 @@ def _show(plan: Plan, *, copied: bool, as_json: bool) -> int:
 
     click.echo(json.dumps(plan.to_json(), indent=2) if as_json else describe(plan, copied=copied))
     return 0
-
-
-def record_created(run: RunDir, plan: Plan) -> None:
-    """The first line of the journal, which is the supervisor's from then on."""
-    from holdfast.events import RunCreated
-    from holdfast.journal import Journal
-
-    journal = Journal(run.journal)
-    journal.append(RunCreated(t=time.time(), run=run.id, plan=plan.digest))
-    journal.close()
 
 
 def _check_mirror(plan: Plan, secrets: Mapping[str, str]) -> None:

@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 from holdfast.checkpoint.commit import commit
 from holdfast.checkpoint.folder import Folder
 from holdfast.commands.dry_run import describe
-from holdfast.commands.run import command, read_sources, secret_values
+from holdfast.commands.run import command, read_sources
+from holdfast.commands.secrets import secret_values
 from holdfast.errors import HoldfastError, RunFileError, UsageError
 from holdfast.plan import Facts, Plan, make
 from holdfast.spec import Source, Spec, load

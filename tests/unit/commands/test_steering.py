@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.commands.resume import cut_off, run_at, secrets_of
+from holdfast.commands.resumable import run_at
+from holdfast.commands.resume import cut_off
 from holdfast.commands.save import verdict
+from holdfast.commands.secrets import secrets_of
 from holdfast.errors import HoldfastError, RunNotFound, StoreRefused, UsageError
 from holdfast.events import AttemptEnded, CheckpointCommitted, CheckpointFailed, RunEnded, to_json
 from holdfast.plan import CheckpointPlan

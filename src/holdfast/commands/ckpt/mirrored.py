@@ -11,7 +11,7 @@ import click
 
 from holdfast.commands.arguments import Callback
 from holdfast.commands.liveness import live
-from holdfast.commands.resume import secrets_of
+from holdfast.commands.secrets import secrets_of
 from holdfast.errors import UsageError
 from holdfast.runs import RunDir, plan_of
 
