@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +14,13 @@ from pathlib import Path
 import pytest
 
 from holdfast.checkpoint import load
+from holdfast.checkpoint.survey import CheckpointInfo
 from holdfast.mirror import pull
 from holdfast.mirror.keeper import Keeper
 from holdfast.mirror.push import UPLOADS
 from holdfast.mirror.view import ROOT, View
+from holdfast.node.mirroring import policy
+from holdfast.plan import Keep
 from holdfast.stores import Store, connect
 from holdfast.stores.file import DirectoryStore
 from holdfast.testing.crashdisk import CrashDisk, PowerCut
@@ -77,30 +81,44 @@ def test_fifty_kills_of_a_gigabyte(server: Server, tmp_path: Path) -> None:
 
 
 def test_power_fails_at_every_operation_on_a_folder(tmp_path: Path) -> None:
-    ours = Machine(tmp_path / "ours")
-    ours.begin(1)
-    infos = [ours.save(seed=seed, sequence=seed, step=10 * seed) for seed in (1, 2)]
-    expected, operation, cuts = state_of(ours.root), 0, 0
+    """Of taking a term, of sending a third checkpoint, of retiring the first, and of what all these do besides."""
+    before, ours = Machine(tmp_path / "before"), Machine(tmp_path / "ours")
+    before.begin(1, claim="a")
+    infos = [before.save(seed=seed, sequence=seed, step=10 * seed) for seed in (1, 2)]
+    shutil.copytree(before.root, ours.root)
+    ours.begin(2, base=infos[1].position)
+    newest = ours.save(seed=3, term=2, sequence=3, step=30)
+    expected, seen, operation = state_of(ours.root), set(), 0
     while True:
         disk = CrashDisk()
         disk.make_folder(MIRROR.parent)
-        Keeper(ours.root, DirectoryStore("/nas/mirror", MIRROR, disk)).push(infos[0])
+        for info in infos:
+            keeper_on(disk, before).push(info)
         disk.stop_at = len(disk.operations) + operation
         try:
-            Keeper(ours.root, DirectoryStore("/nas/mirror", MIRROR, disk)).push(infos[1])
+            send_and_retire(keeper_on(disk, ours), newest)
         except PowerCut:
-            cuts += 1
+            operation += 1
         else:
             break
         for after in (disk.reboot(), disk.reboot(keep_all=True), disk.reboot(random.Random(operation))):
-            store = DirectoryStore("/nas/mirror", MIRROR, after)
-            view = View(store, {})
+            view = View(DirectoryStore("/nas/mirror", MIRROR, after), {})
             found = load.checkpoints(ROOT, view)
-            assert [10] == [info.step for info in found][:1]
+            seen.add(tuple(info.step for info in found))
             assert all(load.verify(ROOT, info, view) == [] for info in found)
-        bare = Machine(tmp_path / f"bare-{operation}")
-        Keeper(ours.root, store).push(infos[1])
-        brought(store, bare)
-        assert expected == state_of(bare.root)
-        operation += 3  # of the eight operations of a put each is met in turn
-    assert cuts > 5
+        send_and_retire(keeper_on(after, ours), newest)
+        assert [20, 30] == [info.step for info in keeper_on(after, ours).there()]
+    bare = Machine(tmp_path / "bare")
+    brought(DirectoryStore("/nas/mirror", MIRROR, after), bare)
+    assert expected == state_of(bare.root)
+    assert {(10, 20), (10, 20, 30), (20, 30)} == seen
+    assert operation > 80
+
+
+def keeper_on(disk: CrashDisk, machine: Machine) -> Keeper:
+    return Keeper(machine.root, DirectoryStore("/nas/mirror", MIRROR, disk))
+
+
+def send_and_retire(keeper: Keeper, info: CheckpointInfo) -> None:
+    keeper.push(info)
+    keeper.retire(policy(Keep(last=2)), grace_s=0.0)

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,14 @@ from holdfast import process
 from holdfast.checkpoint import load
 from holdfast.checkpoint.slots import Result, Slot, SlotSet, State
 from holdfast.heartbeat import Page, page_path
+from holdfast.mirror import pull
+from holdfast.mirror.push import UPLOADS
+from holdfast.mirror.view import View
 from holdfast.runs import RunDir, make_runtime
+from holdfast.stores import connect
+from tests.labs import faultproxy
+from tests.labs.servers import BUCKET, Server
+from tests.mirrors import Machine, state_of
 from tests.needs import need
 from tests.slotparts import contents, seal
 from tests.waiting import until
@@ -274,6 +282,47 @@ def test_killed_in_the_middle_of_a_save_the_next_one_saves_the_slot(run: RunDir,
         info = load.checkpoints(run.checkpoints)[-1]
         assert load.verify(run.checkpoints, info) == []
         assert slot.get("result") == Result.COMMITTED
+
+
+SMALL_PACKS = """
+import sys; from pathlib import Path; from holdfast.mirror import throttle; from holdfast.node.archiver import main
+throttle.BURST_S = 0.05
+sys.exit(main(Path(sys.argv[1])))
+"""
+
+
+def test_killed_while_it_sends_to_the_mirror_it_goes_on_where_it_was(
+    run: RunDir, shim: FakeShim, moto: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, bare, url = Machine(run.checkpoints), Machine(tmp_path / "bare"), f"s3://{BUCKET}/{uuid.uuid4()}"
+    ours.begin(1)
+    ours.save(seed=1, sequence=1, step=10, sizes=(1_000_000,) * 16)
+    write_plan(run, ours.root, mirror={"url": url, "bytes_per_s": 8_000_000})
+    with faultproxy.between(moto.port) as proxy:
+        for name, value in moto.environ(port=proxy.port, home=tmp_path).items():
+            monkeypatch.setenv(name, value)
+
+        def sent() -> int:
+            with proxy.lock:
+                return sum("/packs/" in path for path in proxy.puts)
+
+        for _ in range(3):
+            goal = sent() + 2
+            with archiver(run, SMALL_PACKS) as popen:
+                shim.welcome()
+                until(lambda: sent() >= goal, 30)  # noqa: B023 - used at once
+                popen.send_signal(signal.SIGKILL)
+                popen.wait()
+            assert events(run, "mirrored") == []
+        with archiver(run, SMALL_PACKS):
+            shim.welcome()
+            until(lambda: events(run, "mirrored"), 60)
+        store = connect(url, moto.environ(home=tmp_path))
+        assert sent() <= len(store.list("packs/")) + 3 * UPLOADS
+    folder = bare.folder()
+    pull.choose(View(store, {}), folder, "newest")
+    folder.leave()
+    assert state_of(ours.root) == state_of(bare.root)
 
 
 def test_a_second_archiver_leaves(run: RunDir, shim: FakeShim) -> None:
