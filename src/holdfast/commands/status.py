@@ -90,9 +90,15 @@ def mirror(status: dict[str, Any]) -> str:
         return ""
     if known["superseded"]:
         return f"{known['url']}, taken over by another machine"
-    away = " and cannot be reached" if known["unreachable_since_s"] else ""
-    standing = "behind" if known["behind"] else "up to date" if known["held"] else "nothing yet"
-    return f"{known['url']}, {standing}{away}"
+    away = ", cannot be reached" if known["unreachable_since_s"] else ""
+    return f"{known['url']}, {_standing_of(known)}{away}"
+
+
+def _standing_of(mirror: dict[str, Any]) -> str:
+    if mirror["unsent"]:
+        there = "" if mirror["held"] else "nothing yet, "
+        return f"{there}{plural(mirror['unsent'], 'checkpoint')} behind, the oldest {age(mirror['unsent_s'])}"
+    return "behind" if mirror["behind"] else "up to date" if mirror["held"] else "nothing yet"
 
 
 def metrics(status: dict[str, Any]) -> str:

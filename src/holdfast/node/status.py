@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from holdfast import journal, process
+from holdfast.checkpoint import manifest
+from holdfast.checkpoint.lineage import Position
 from holdfast.events import AttemptEnded, FindingRaised
 from holdfast.heartbeat import Beat, Phase
 from holdfast.lifecycle import OVER, Policy, RunState, State, fold
@@ -66,7 +71,7 @@ def compose(
         "epoch": max((beat.epoch for beat in beats), default=ended.epoch if ended else int(record.get("epoch", 0))),
         "metrics": metrics,
         "checkpoint": _checkpoint(state, now_s),
-        "mirror": _mirror(run, plan, state),
+        "mirror": _mirror(run, plan, state, now_s),
         "intervals": {chosen.tier: chosen.seconds for chosen in state.intervals},
         "memory": _memory(state, beats, now_s),
         "restored": _restored(state),
@@ -123,23 +128,39 @@ def _restored(state: State) -> dict[str, Any] | None:
     return {"attempt": found.attempt, "step": found.step, "tier": found.tier} if found and found.tier else None
 
 
-def _mirror(run: RunDir, plan: Plan, state: State) -> dict[str, Any] | None:
-    """Where the mirror stands: its newest position, whether that is the newest of all, since when it is away."""
+def _mirror(run: RunDir, plan: Plan, state: State, now_s: float) -> dict[str, Any] | None:
+    """Where the mirror stands: how many it holds, how many newer ones it lacks and how long, since when it is away."""
     if plan.checkpoint.mirror is None:
         return None
     try:
         known = json.loads(run.mirror.read_bytes())
     except (OSError, ValueError):
         known = {}
-    held = [tuple(one) for one in known.get("held", [])]
-    newest = state.committed and (state.committed.term, state.committed.sequence)
+    held = [Position(*one) for one in known.get("held", [])]
+    newest = state.committed and Position(state.committed.term, state.committed.sequence)
+    behind = newest is not None and newest not in held
+    unsent = _unsent(Path(plan.checkpoint.dir), max(held, default=Position(0, 0))) if behind else []
     return {
         "url": plan.checkpoint.mirror.url,
         "held": len(held),
-        "behind": newest is not None and newest not in held,
+        "behind": behind,
+        "unsent": len(unsent),
+        "unsent_s": max(0.0, now_s - min(unsent)) if unsent else None,
         "unreachable_since_s": known.get("unreachable_since_s"),
         "superseded": bool(known.get("superseded")),
     }
+
+
+def _unsent(root: Path, after: Position) -> list[float]:
+    """When each checkpoint of the folder behind a position was committed, in unix seconds; nothing is read."""
+    found: dict[Position, float] = {}
+    with suppress(OSError):  # a folder that is away, or a manifest that is just being removed
+        for entry in os.scandir(manifest.folder(root)):
+            position = manifest.position_of(entry.name)
+            if position is not None and position > after:
+                at_s = entry.stat().st_mtime
+                found[position] = min(at_s, found.get(position, at_s))
+    return list(found.values())
 
 
 def _attempts(state: State) -> list[dict[str, Any]]:

@@ -1,0 +1,55 @@
+"""Where the mirror stands, as `status` tells it from files alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from holdfast.checkpoint.survey import CheckpointInfo
+from holdfast.commands.status import mirror
+from holdfast.events import CheckpointCommitted
+from holdfast.lifecycle import State
+from holdfast.node.status import compose
+from holdfast.plan import CheckpointPlan, MirrorPlan, Plan
+from holdfast.runs import RunDir
+from tests.mirrors import Machine
+
+NOW = 1_764_000_000.0
+
+
+@pytest.fixture
+def infos(tmp_path: Path) -> list[CheckpointInfo]:
+    """Three checkpoints, committed 300, 200 and 100 s ago."""
+    machine, made = Machine(tmp_path / "checkpoints"), []
+    for sequence in (1, 2, 3):
+        made.append(machine.save(seed=sequence, sequence=sequence, step=10 * sequence))
+        os.utime(made[-1].path, (NOW, NOW - 400 + 100 * sequence))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("held", "unsent", "said"),
+    [
+        ([], 3, "/nas/x, nothing yet, 3 checkpoints behind, the oldest 5 min ago"),
+        ([[1, 1]], 2, "/nas/x, 2 checkpoints behind, the oldest 3 min 20 s ago, cannot be reached"),
+        ([[1, 1], [1, 3]], 0, "/nas/x, up to date"),
+    ],
+)
+def test_how_many_the_mirror_lacks_and_for_how_long(
+    tmp_path: Path, infos: list[CheckpointInfo], held: list[list[int]], unsent: int, said: str
+) -> None:
+    run = RunDir(tmp_path / "digits")
+    run.root.mkdir()
+    away_s = NOW if "reached" in said else None
+    run.mirror.write_text(json.dumps({"url": "/nas/x", "held": held, "unreachable_since_s": away_s}))
+    checkpoint = CheckpointPlan(dir=str(tmp_path / "checkpoints"), mirror=MirrorPlan(url="/nas/x"))
+    plan = Plan(run="digits", name="digits", dir=str(run.root), argv=("true",), cwd="/", checkpoint=checkpoint)
+    last = {"step": 30, "term": 1, "sequence": 3, "size_bytes": 0, "reason": "", "seconds": 0.0, "manifest": ""}
+
+    told = compose(run, plan, State(committed=CheckpointCommitted(t=NOW, **last)), [], now_s=NOW, live=True)  # type: ignore[arg-type]
+
+    assert (unsent, unsent > 0) == (told["mirror"]["unsent"], told["mirror"]["behind"])
+    assert said == mirror(told)
