@@ -12,6 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -66,11 +67,7 @@ def preview(order: Order, name: str) -> Plan:
         _check_interpreter(path_of(order.spec.environment.python, order.spec, facts))
     if not isinstance(order.spec.run, str):
         _check_program(order.spec.run[0], plan.env.get("PATH", os.defpath), workdir)
-    if (Path(plan.checkpoint.dir) / "format.json").exists():
-        raise UsageError(
-            f"{plan.checkpoint.dir} holds the checkpoints of another run",
-            hint="put ${run} into checkpoint.dir, or continue that run with holdfast resume",
-        )
+    _refuse_used(Path(plan.checkpoint.dir))
     return plan
 
 
@@ -102,7 +99,8 @@ def next_id(name: str) -> str:
 def create(order: Order, name: str, record: Callable[[RunDir, Plan], None]) -> tuple[RunDir, Plan]:
     """Make the run; `record` writes the first journal line. Leaves nothing behind when it fails.
 
-    Raises UsageError when the home cannot be written or `order.id` is taken, and what the snapshot raises.
+    Raises UsageError when the home or checkpoint.dir cannot be written or is another run's, when `order.id` is taken,
+    and what the snapshot raises.
     """
     run, lock = _claim(order.id or name, exactly=order.id is not None)
     try:
@@ -113,8 +111,9 @@ def create(order: Order, name: str, record: Callable[[RunDir, Plan], None]) -> t
         _write(run.spec, dump(order.spec))
         run.lib.mkdir(mode=0o700)
         (run.lib / "holdfast").symlink_to(Path(__file__).resolve().parent)
-        record(run, plan)
-        fsio.create(run.plan, json.dumps(plan.to_json(), indent=1).encode())
+        with _checkpoints_of(run, Path(plan.checkpoint.dir)):
+            record(run, plan)
+            fsio.create(run.plan, json.dumps(plan.to_json(), indent=1).encode())
     except BaseException:
         shutil.rmtree(run.root, ignore_errors=True)
         raise
@@ -178,6 +177,46 @@ def _lock(run: RunDir) -> int | None:
 def _candidates(name: str) -> Iterator[str]:
     yield name
     yield from (f"{name}-{number}" for number in count(2))
+
+
+@contextmanager
+def _checkpoints_of(run: RunDir, root: Path) -> Iterator[None]:
+    """Make `root` the checkpoint folder of `run`, of no other from now on; given back when what is inside fails.
+
+    One inside the run's own folder cannot be another's.
+    """
+    if root.is_relative_to(run.root):
+        yield
+        return
+    from holdfast.checkpoint.folder import Folder
+
+    folder = Folder(root)
+    try:
+        folder.own()  # two runs that begin at once would both find it unused, and the one continue from the other
+        try:
+            _refuse_used(root)
+            folder.open()
+        finally:
+            folder.leave()
+    except OSError as error:
+        raise UsageError(
+            f"checkpoint.dir {root} cannot be written: {error.strerror or error}",
+            hint="name a folder that this user can write",
+        ) from error
+    try:
+        yield
+    except BaseException:
+        if not any((root / "manifests").iterdir()):
+            (root / "format.json").unlink(missing_ok=True)
+        raise
+
+
+def _refuse_used(root: Path) -> None:
+    if (root / "format.json").exists():
+        raise UsageError(
+            f"{root} holds the checkpoints of another run",
+            hint="put ${run} into checkpoint.dir, or continue that run with holdfast resume",
+        )
 
 
 def _folder() -> Path:

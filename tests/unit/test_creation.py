@@ -192,6 +192,34 @@ def test_checkpoints_of_another_run_are_not_taken_over(project: Path) -> None:
         preview(order(project, "run: x\ncheckpoint: {dir: ckpt}"), "digits")
 
 
+def test_of_two_runs_made_for_one_checkpoint_folder_the_second_is_refused(project: Path, tmp_path: Path) -> None:
+    text = f"run: x\ncheckpoint: {{dir: {tmp_path}/ckpt}}"
+    create(order(project, text), "first", nothing)
+
+    with pytest.raises(UsageError, match="ckpt holds the checkpoints of another run"):
+        create(order(project, text), "second", nothing)
+
+    assert [run.id for run in runs.every()] == ["first"]
+
+
+def test_a_run_that_could_not_be_made_gives_its_checkpoint_folder_back(project: Path, tmp_path: Path) -> None:
+    def fails(run: RunDir, plan: Plan) -> None:
+        raise RuntimeError("no journal")
+
+    wanted = order(project, f"run: x\ncheckpoint: {{dir: {tmp_path}/ckpt}}")
+    with pytest.raises(RuntimeError, match="no journal"):
+        create(wanted, "digits", fails)
+
+    create(wanted, "digits", nothing)
+
+
+def test_a_checkpoint_folder_that_cannot_be_written_is_refused(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"checkpoint\.dir .*/file/ckpt cannot be written: Not a directory"):
+        create(order(project, f"run: x\ncheckpoint: {{dir: {tmp_path}/file/ckpt}}"), "digits", nothing)
+    assert list(runs.every()) == []
+
+
 def test_a_preview_shows_the_id_that_would_be_given(project: Path) -> None:
     create(order(project), "digits", nothing)
     assert preview(order(project), "digits").run == "digits-2"
