@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.checkpoint.reading import Checkpoint, TensorInfo, Wanted, batches
+from holdfast.checkpoint.contents import TensorInfo
+from holdfast.checkpoint.reading import Checkpoint, Wanted, batches
 
 _BATCH_BYTES = 16 << 20
 _FLOAT8 = {  # bits of the exponent, its bias; whether there are infinities

@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from holdfast.checkpoint import folder, manifest, pack, survey
+from holdfast.checkpoint import contents, folder, manifest, pack, survey
 from holdfast.checkpoint.canonical import Damaged
 from holdfast.checkpoint.growing import Growing, growing
 from holdfast.checkpoint.known import KnownPacks
@@ -77,6 +77,7 @@ def verify(root: Path, info: CheckpointInfo, disk: Disk = DISK) -> list[str]:
     """Read all of a checkpoint and say what is wrong with it, a sentence each; empty means intact."""
     try:
         with reading(root, info, disk) as found:
+            contents.of_all(found)
             return [said for index in range(len(found.packs)) for said in _pack_problems(root, disk, found, index)]
     except (Damaged, OSError, OverflowError) as error:
         return [str(error)]
@@ -183,6 +184,8 @@ def _fill(
     read = []
     if rank >= len(found.ranks):
         raise Damaged(f"the checkpoint has {len(found.ranks)} ranks, there is none for rank {rank}")
+    for one in range(len(found.ranks)) if whole else [rank]:
+        contents.check_rank(found, one)
     part = found.ranks[rank]
     chunks, end = _places(part["chunks"])
     table = {**part["table"], "chunks": chunks}

@@ -8,17 +8,17 @@ checkpoint is open its manifest is locked, so that no retention takes it away.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from holdfast.checkpoint import boxes, load, manifest, pack
+from holdfast.checkpoint import boxes, contents, load, manifest, pack
 from holdfast.checkpoint.boxes import Box
 from holdfast.checkpoint.canonical import Damaged
-from holdfast.checkpoint.dtypes import item_bytes
+from holdfast.checkpoint.contents import Stored, TensorInfo
 from holdfast.checkpoint.manifest import Manifest, PackEntry
 from holdfast.checkpoint.parallel import ordered
 from holdfast.checkpoint.scratch import Scratch
@@ -26,39 +26,6 @@ from holdfast.checkpoint.survey import CheckpointInfo
 from holdfast.fsio import DISK, Disk
 
 _scratch = Scratch()
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """One box of a tensor and where its bytes lie: `offset` into the chunk at `record` of pack number `pack`."""
-
-    box: Box
-    pack: int
-    record: int
-    chunk_id: str
-    chunk_bytes: int
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """A tensor as stored: `boxes` in the order of the table; `kind` is frozen, trainable, optimizer or other."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    kind: str
-    boxes: tuple[Stored, ...]
-
-    @property
-    def item_bytes(self) -> int:
-        """Of one element."""
-        return item_bytes(self.dtype)
-
-    @property
-    def size_bytes(self) -> int:
-        """Of the whole tensor."""
-        return boxes.whole(self.shape).count * self.item_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +50,13 @@ class Checkpoint:
 
         Raises Damaged when parts of one are missing or contradict each other.
         """
-        return _together([self.of_rank(rank) for rank in range(self.info.world)])
+        return contents.of_all(self.manifest)
 
     def of_rank(self, rank: int) -> Mapping[str, TensorInfo]:
         """What one rank stored, which may be parts of tensors. Raises Damaged."""
         if not 0 <= rank < self.info.world:
             raise Damaged(f"{self.info} has {self.info.world} ranks, there is none for rank {rank}")
-        return _stored(self.manifest.ranks[rank]["chunks"])
+        return contents.of_rank(self.manifest, rank)
 
     def state(self, rank: int = 0) -> dict[str, Any]:
         """The typed tree of one rank, in which tensors are named; `checkpoint.state.decode` makes objects of it."""
@@ -162,50 +129,6 @@ def batches(tensors: Iterable[TensorInfo], batch_bytes: int) -> Iterator[list[tu
                 batch, size = [], 0
     if batch:
         yield batch
-
-
-def _stored(chunks: list[dict[str, Any]]) -> dict[str, TensorInfo]:
-    """The tensors that a rank's chunks name, each with the boxes it has there. Raises Damaged."""
-    found: dict[str, TensorInfo] = {}
-    parts: dict[str, list[Stored]] = {}
-    for chunk in chunks:
-        for entry in chunk["tensors"]:
-            name, box = entry["name"], Box(tuple(entry["index"]), tuple(entry["shape"]))
-            if box.count * item_bytes(entry["dtype"]) != entry["bytes"]:
-                raise Damaged(f"tensor {name[:100]!r} has {entry['bytes']} bytes for {box.count} of {entry['dtype']}")
-            tensor = TensorInfo(name, entry["dtype"], tuple(entry["global_shape"]), chunk["kind"], ())
-            if found.setdefault(name, tensor) != tensor:
-                raise Damaged(f"tensor {name[:100]!r} is stored with two shapes, types or kinds")
-            place = (chunk["pack"], chunk["offset"], chunk["id"], chunk["bytes"], entry["offset"])
-            parts.setdefault(name, []).append(Stored(box, *place))
-    return {name: replace(tensor, boxes=tuple(parts[name])) for name, tensor in found.items()}
-
-
-def _together(ranks: Sequence[Mapping[str, TensorInfo]]) -> dict[str, TensorInfo]:
-    """Whole tensors. A replica is taken from the first rank that has it, shards from all. Raises Damaged."""
-    found: dict[str, TensorInfo] = {}
-    whole: set[str] = set()
-    for rank in ranks:
-        for name, tensor in rank.items():
-            if name not in whole:
-                found[name] = _joined(found[name], tensor) if name in found else tensor
-                if _is_whole(found[name]):
-                    whole.add(name)
-    if torn := [name for name in found if name not in whole]:
-        raise Damaged(f"tensor {torn[0][:100]!r} is not stored whole: parts of it are missing or overlap")
-    return found
-
-
-def _is_whole(tensor: TensorInfo) -> bool:
-    return boxes.fill([stored.box for stored in tensor.boxes], boxes.whole(tensor.shape))
-
-
-def _joined(one: TensorInfo, other: TensorInfo) -> TensorInfo:
-    """Both ranks' boxes, those that both have once."""
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
-        raise Damaged(f"tensor {one.name[:100]!r} is stored by two ranks with two shapes or types")
-    known = {stored.box for stored in one.boxes}
-    return replace(one, boxes=one.boxes + tuple(stored for stored in other.boxes if stored.box not in known))
 
 
 def _needed(one: Wanted) -> list[Stored]:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from holdfast.checkpoint import boxes
-from holdfast.checkpoint.reading import Checkpoint, TensorInfo, Wanted
+from holdfast.checkpoint.contents import TensorInfo
+from holdfast.checkpoint.reading import Checkpoint, Wanted
 from holdfast.checkpoint.state import UnreadableState, decode, dtype_named
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.units import show_size

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from holdfast.checkpoint.contents import TensorInfo
 from holdfast.checkpoint.matching import bare
-from holdfast.checkpoint.reading import Checkpoint, TensorInfo
+from holdfast.checkpoint.reading import Checkpoint
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.fsio import DISK
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from holdfast.checkpoint.reading import Checkpoint, TensorInfo
+from holdfast.checkpoint.contents import TensorInfo
+from holdfast.checkpoint.reading import Checkpoint
 from holdfast.errors import UsageError
 from holdfast.formats import safetensors
 from holdfast.formats.base import Choice, Unreadable, weights

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from holdfast.checkpoint.reading import Checkpoint, TensorInfo
+from holdfast.checkpoint.contents import TensorInfo
+from holdfast.checkpoint.reading import Checkpoint
 from holdfast.errors import UsageError
 from holdfast.formats.base import Choice, Unreadable, weights
 

@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from holdfast.checkpoint import lease, load, pack
+from holdfast.checkpoint import lease, load, manifest, pack
 from holdfast.checkpoint.commit import Committed, commit
 from holdfast.checkpoint.folder import Folder, format_problems, hint_at_latest
 from holdfast.checkpoint.lease import Lease
 from holdfast.checkpoint.lineage import Position
 from holdfast.errors import NoValidCheckpoint
 from tests.slotparts import contents, new_slot, part_of
+from tests.tensorparts import save
 
 SIZES = (300,)
 SLOT = new_slot()
@@ -160,3 +162,20 @@ def test_every_flipped_byte_of_the_hint_is_harmless(saved: tuple[Folder, Committ
     for at in range(len(whole)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         assert resumed(saved[0].root) == (20, ())
+
+
+def test_parts_of_a_tensor_that_overlap_are_never_loaded(tmp_path: Path) -> None:
+    """As many elements as there should be, each part with the right hash: only the places are wrong."""
+    older = save(tmp_path, {"w": torch.arange(1 << 20)}, sequence=1, step=10)
+    newer = save(tmp_path, {"w": torch.arange(1 << 20)}, sequence=2, step=20)
+    found = manifest.parse(newer.path.name, newer.path.read_bytes())
+    boxes = [entry for chunk in found.ranks[0]["chunks"] for entry in chunk["tensors"]]
+    boxes[-1].update(index=boxes[0]["index"])
+    newer.path.unlink()
+    newer.path.with_name(found.file_name).write_bytes(found.raw)
+
+    _, forged = load.checkpoints(tmp_path)
+    with pytest.raises(load.Damaged, match="'w' is not stored whole"):
+        load.fill(tmp_path, forged, 0, new_slot(), whole=False)
+    assert "overlap" in load.verify(tmp_path, forged)[0]
+    assert load.choose(tmp_path).info == older

@@ -13,7 +13,7 @@ from holdfast.commands.wording import clock, columns, number, plural, printable
 from holdfast.units import show_size
 
 if TYPE_CHECKING:
-    from holdfast.checkpoint.reading import TensorInfo
+    from holdfast.checkpoint.contents import TensorInfo
     from holdfast.checkpoint.target import Target
 
 _HEADINGS = ("TENSOR", "TYPE", "SHAPE", "KIND", "SIZE")

@@ -12,7 +12,7 @@ from holdfast.commands.arguments import json_option, print_json, say
 from holdfast.commands.ckpt.progress import bar
 from holdfast.commands.ckpt.selection import name_of, target, target_argument
 from holdfast.commands.wording import plural
-from holdfast.errors import HoldfastError, NoValidCheckpoint, UsageError
+from holdfast.errors import NoValidCheckpoint, UsageError
 
 if TYPE_CHECKING:
     from holdfast.checkpoint.survey import CheckpointInfo
@@ -55,23 +55,11 @@ def _problems(meant: Sequence[Target], *, every_run: bool) -> dict[str, list[str
         for one, infos in found.items():
             begin = f"{one.name}@" if every_run else ""
             for info in infos:
-                problems[begin + name_of(info)] = load.verify(one.root, info) or _torn(one, info)
+                problems[begin + name_of(info)] = load.verify(one.root, info)
                 advance(info.size_bytes)
             if one.at is None and (wrong := load.problems(one.root)):
                 problems[f"{one.name}: folder" if every_run else "folder"] = wrong
     return problems
-
-
-def _torn(one: Target, info: CheckpointInfo) -> list[str]:
-    """What is wrong with the tensors of a checkpoint whose bytes are right: only an enemy or a bug leaves that."""
-    from holdfast.checkpoint.reading import open_checkpoint
-
-    try:
-        with open_checkpoint(one.root, info) as checkpoint:
-            _ = checkpoint.tensors
-    except (HoldfastError, OSError) as error:
-        return [str(error)]
-    return []
 
 
 def _total(infos: Iterable[CheckpointInfo]) -> int:
