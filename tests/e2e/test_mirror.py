@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.checkpoint import load
 from holdfast.errors import LeaseHeld, NoValidCheckpoint, StoreRefused
+from holdfast.mirror.view import ROOT, View
 from holdfast.runs import RunDir
+from holdfast.stores import connect
 from tests.e2e.box import Box
 from tests.labs import faultproxy
+from tests.labs.nfs import nfs_mount
 from tests.labs.servers import BUCKET, Server, free_port
 from tests.waiting import until
 
@@ -41,10 +45,14 @@ def begin(box: Box, mirror: str, *options: str, **env: str) -> RunDir:
 
 
 def mirrored(run: RunDir, step: int) -> bool:
-    lines = (
-        [json.loads(line) for line in run.archiver_log.read_text().splitlines()] if run.archiver_log.exists() else []
-    )
-    return any(line["event"] == "mirrored" and line["step"] >= step for line in lines)
+    return logged(run, "mirrored", step)
+
+
+def logged(run: RunDir, event: str, step: int) -> bool:
+    """Whether the archiver has told such an event of that step or a later one."""
+    raw = run.archiver_log.read_bytes() if run.archiver_log.exists() else b""
+    found = [json.loads(line) for line in raw.splitlines(keepends=True) if line.endswith(b"\n")]
+    return any(one["event"] == event and one["step"] >= step for one in found)
 
 
 def final(run: RunDir) -> str:
@@ -86,6 +94,32 @@ def test_a_dead_machines_run_ends_on_another_bit_for_bit(box: Box, other: Box, e
     assert expected == final(there)
     first = json.loads((there.records / "rank-00000.jsonl").read_text().splitlines()[0])
     assert 10 <= first["step"]
+
+
+def test_on_nfs_a_sender_that_is_killed_again_and_again_leaves_whole_checkpoints(
+    box: Box, other: Box, expected: str, tmp_path: Path
+) -> None:
+    with nfs_mount(tmp_path / "nfs") as nfs:
+        url = f"file://{nfs.path}/digits"
+        run = begin(box, url, STEP_S="0.2")
+        for step in (5, 10, 15, 20, 25):
+            until(lambda: logged(run, "committed", step), 60, what=lambda: box.tail(run))  # noqa: B023 - used at once
+            box.kill(run, "archiver")  # which has begun to send it
+        until(lambda: mirrored(run, 25), 60, what=lambda: box.tail(run))
+        box.close()
+        shutil.rmtree(run.root)
+        for sign in (nfs.path / "digits" / "leases").glob("*.alive"):
+            os.utime(sign, (sign.stat().st_mtime - 100, sign.stat().st_mtime - 100))
+
+        done = other.holdfast("resume", url, "-d")
+
+        assert 0 == done.returncode, done.stderr
+        there = RunDir(other.home / "runs" / "digits")
+        assert "succeeded" == other.wait_for(there, "succeeded", "failed")["state"], other.tail(there)
+        assert expected == final(there)
+        store = View(connect(url, {}), {})
+        assert [said for info in load.checkpoints(ROOT, store) for said in load.verify(ROOT, info, store)] == []
+        other.close()
 
 
 def test_over_s3_with_its_credentials_as_secrets(box: Box, other: Box, rclone: Server, expected: str) -> None:

@@ -37,6 +37,12 @@ class _Stat(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in _STAT_NAMES]
 
 
+class _Timeval(ctypes.Structure):
+    """struct timeval."""
+
+    _fields_ = [("seconds", ctypes.c_long), ("microseconds", ctypes.c_long)]
+
+
 class _Url(ctypes.Structure):
     """struct nfs_url."""
 
@@ -178,8 +184,10 @@ class NfsFileSystem(mfusepy.Operations):
     def chmod(self, path: str, mode: int) -> int:
         return self._client.call("chmod", path.encode(), mode)
 
-    def utimens(self, path: str, times: Any = None) -> int:
-        return 0
+    def utimens(self, path: str, times: tuple[int, int] | None = None) -> int:
+        wanted = times or (time.time_ns(),) * 2
+        pair = (_Timeval * 2)(*((at // 10**9, at % 10**9 // 1000) for at in wanted))
+        return self._client.call("utimes", path.encode(), pair)
 
     def statfs(self, path: str) -> dict[str, int]:
         return {"f_bsize": 4096, "f_frsize": 4096, "f_blocks": 1 << 24, "f_bfree": 1 << 23, "f_bavail": 1 << 23}
