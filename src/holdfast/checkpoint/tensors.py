@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+EXTRA_STATE = "_extra_state"  # how torch calls what a module adds by `get_extra_state`
 _RAW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
 _QUANTISED = {"quint8": torch.uint8, "qint8": torch.int8, "qint32": torch.int32}  # by name: torch will drop them
 _COMPRESSED = {torch.sparse_csr: "csr", torch.sparse_csc: "csc", torch.sparse_bsr: "bsr", torch.sparse_bsc: "bsc"}
@@ -25,6 +26,15 @@ def raw(tensor: torch.Tensor) -> torch.Tensor:
 def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """Memory for a contiguous tensor on the CPU."""
     return torch.empty(tuple(shape), dtype=_RAW[dtype.itemsize]).view(dtype)
+
+
+def lacks_memory(value: Any) -> str:
+    """Why nothing can be read into a tensor, empty when something can: torch passes over one on the meta device."""
+    if not isinstance(value, torch.Tensor):
+        return ""
+    if torch.nn.parameter.is_lazy(value):
+        return "is not initialised yet"
+    return "is on the meta device" if value.is_meta else ""
 
 
 def fills_memory(tensor: torch.Tensor) -> bool:

@@ -194,7 +194,7 @@ def _order(parts: list[Sealed]) -> tuple[int, int]:
 
 def _abandoned(waiting: list[list[Sealed]]) -> list[list[Sealed]]:
     """Saves that lack a rank which has sealed a later moment already: it will not come."""
-    newest: dict[int, tuple[int, int, bool]] = {}
+    newest: dict[int, tuple[int, int, int]] = {}
     for part in (part for parts in waiting for part in parts):
         newest[part.owner.rank] = max(_moment(part), newest.get(part.owner.rank, _moment(part)))
 
@@ -205,9 +205,10 @@ def _abandoned(waiting: list[list[Sealed]]) -> list[list[Sealed]]:
     return [parts for parts in waiting if is_lost(parts)]
 
 
-def _moment(part: Sealed) -> tuple[int, int, bool]:
+def _moment(part: Sealed) -> tuple[int, int, int]:
     """What a save is of, comparable between ranks: their sequences are not."""
-    return part.table["term"], part.table["step"], part.table["save_id"].endswith("-turn")
+    later = part.table["save_id"].split("-")[2:]
+    return part.table["term"], part.table["step"], int(later[0]) if later and later[0].isdecimal() else 0
 
 
 def _read(owner: Any, slot: Slot) -> Sealed | str:

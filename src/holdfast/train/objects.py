@@ -12,6 +12,7 @@ import torch
 from holdfast.checkpoint.matching import Described, Lenient, match
 from holdfast.checkpoint.snapshot import Owned, SlotTensors
 from holdfast.checkpoint.state import decode
+from holdfast.checkpoint.tensors import EXTRA_STATE, lacks_memory
 from holdfast.errors import UsageError
 from holdfast.train.indices import has_state
 
@@ -137,15 +138,33 @@ def load(name: str, value: Any, tree: Any, tensors: SlotTensors, *, lenient: Len
 
 def _load_module(name: str, module: torch.nn.Module, tree: Any, tensors: SlotTensors, lenient: Lenient) -> None:
     here = module.state_dict()
+    for key, value in here.items():
+        if why := lacks_memory(value):
+            raise StateMismatch(
+                f"{name}/{key} {why}, so it cannot take its stored values",
+                hint="give it memory before Run: module.to_empty(device=…), or a batch through it",
+            )
     stored = {str(key): node for key, node in tree["items"]}
     names = _check(name, {key: _stored(node, tensors) for key, node in stored.items()}, here, lenient)
-    source: Mapping[str, torch.Tensor] = Owned(tensors)
-    if type(module).load_state_dict is torch.nn.Module.load_state_dict:  # copies, and keeps nothing
-        whole = [(key, node["ref"]) for key, node in stored.items() if key in names and _is_whole(node)]
-        source = _Straight(tensors, {ref: here[names[key]] for key, ref in whole})
-    state = type(here)((names[key], decode(node, source)) for key, node in stored.items() if key in names)
+    owned, whole = Owned(tensors), []
+    if _keeps_nothing(module):
+        whole = [key for key in names if _is_whole(stored[key]) and not key.endswith(EXTRA_STATE)]
+    straight = _Straight(tensors, {stored[key]["ref"]: here[names[key]] for key in whole})
+    copied = frozenset(whole)
+    state = type(here)(
+        (names[key], decode(node, straight if key in copied else owned)) for key, node in stored.items() if key in names
+    )
     vars(state)["_metadata"] = getattr(here, "_metadata", {})  # versions of the modules' formats, which are those here
     module.load_state_dict(state, strict=len(state) == len(here))
+
+
+def _keeps_nothing(module: torch.nn.Module) -> bool:
+    """Whether loading is torch's own, which copies tensors; other code may keep them, and the slot is used again."""
+    return type(module).load_state_dict is torch.nn.Module.load_state_dict and all(
+        type(part)._load_from_state_dict.__module__.startswith("torch.nn.modules.")  # noqa: SLF001 (what others override)
+        and not part._load_state_dict_pre_hooks  # noqa: SLF001
+        for part in module.modules()
+    )
 
 
 class _Straight(Mapping[str, torch.Tensor]):

@@ -21,6 +21,7 @@ from holdfast.train.records import tell
 from holdfast.train.setting import Setting
 
 _ROOM_BYTES = 1 << 20  # a slot grows by whole steps of this, so that a longer table does not move it
+_MOST_LATER = 64  # moments at one step that have numbers of their own
 _POLL_S = 0.5  # doorbells may get lost with the process that would have rung
 
 
@@ -32,8 +33,13 @@ class Head:
     epoch: int
     reason: str
     metrics: Mapping[str, float]
-    turn: bool = False  # at the end of an epoch, where the step may have been saved already
+    later: int = 0  # how many moments to save at, equal in all ranks, have been at this step before
     final: bool = False
+
+    @property
+    def boundary(self) -> int:
+        """A number that rises from one such moment to the next."""
+        return self.step * (_MOST_LATER + 1) + min(self.later, _MOST_LATER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +222,7 @@ class Saver:
     def _head(self, head: Head, sequence: int) -> dict[str, Any]:
         return {
             "version": TABLE_VERSION,
-            "save_id": f"{self.term}-{head.step}{'-turn' if head.turn else ''}",
+            "save_id": f"{self.term}-{head.step}{f'-{head.later}' if head.later else ''}",
             "rank": self._setting.rank,
             "world": self._setting.world,
             "run": self._setting.run.id,

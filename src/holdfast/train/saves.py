@@ -163,10 +163,8 @@ class Saves:
     def _slot_for(self, head: Head, *, patient: bool) -> Slot | None:
         """A slot to write; None when this boundary has no save. Several ranks find the same answer."""
         slot = self._link.free_slot()
-        boundary = 2 * head.step + head.turn
-        decided = self._accord.decides(
-            boundary, head.step, ready=patient or slot is not None, meanwhile=self._pulse.beat
-        )
+        ready = patient or slot is not None
+        decided = self._accord.decides(head.boundary, head.step, ready=ready, meanwhile=self._pulse.beat)
         if patient:
             return slot or self.free_slot()
         if decided is False:

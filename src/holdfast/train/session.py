@@ -91,6 +91,7 @@ class Session:
         self._terminated = self._raised = self._finished = False
         self._resume: _Resume | None = None
         self._sequence: int | None = None  # of the newest save of this process
+        self._later = 0  # moments to save at since the end of the last step: every rank counts the same
         make_runtime(setting.run)
         self._link = Link(setting)
         self._records = Records(
@@ -302,6 +303,7 @@ class Session:
         feed, left = self._open, self._left
         self._open = self._left = None
         self.step += 1
+        self._later = 0
         if self._resume is not None:
             self._never_taken_up()
         for loop in self._loops:
@@ -332,6 +334,7 @@ class Session:
         self._flush_log()
         self.epoch += 1
         self.in_epoch = False
+        self._later += 1
         self._boundary(At(TURN))
 
     def _boundary(self, at: At, *, whole: bool = True) -> None:
@@ -352,7 +355,7 @@ class Session:
         saved = bool(reason) and self._save(reason, at)
         if not saved and self._copies.is_due(self.step, now_s):
             self._pending.flush()
-            head, lazily = self._head("memory", at), self._may_be_lazy(at)
+            head, lazily = self._head("memory"), self._may_be_lazy(at)
             self._copies.make(head, lambda: self._values(at), self.content.kinds, lazily=lazily)
         self._copies.resume_clock()
 
@@ -375,11 +378,12 @@ class Session:
         self.settle()
         self._asked = reason
         if self._open is None and not self.in_epoch and not self.ticking:
+            self._later += 1
             self._save(reason, At(OUTSIDE))
 
     def _save(self, reason: str, at: At, *, final: bool = False, patient: bool = False) -> bool:
         self._pending.flush()
-        head, values = self._head(reason, at, final=final), lambda: self._values(at)
+        head, values = self._head(reason, final=final), lambda: self._values(at)
         lazily = self._may_be_lazy(at) and not (final or patient)
         sequence = self._saves.save(head, values, self.content.kinds, patient=patient, lazily=lazily)
         if sequence is None:
@@ -392,9 +396,9 @@ class Session:
         """Whether the loop's next batch comes next, or its end, and not code that may write anything."""
         return at.kind == LOOP and not self.ticking
 
-    def _head(self, reason: str, at: At, *, final: bool = False) -> Head:
-        metrics, turn = dict(self._pending.metrics), at.kind == TURN
-        return Head(step=self.step, epoch=self.epoch, reason=reason, metrics=metrics, turn=turn, final=final)
+    def _head(self, reason: str, *, final: bool = False) -> Head:
+        metrics = dict(self._pending.metrics)
+        return Head(step=self.step, epoch=self.epoch, reason=reason, metrics=metrics, later=self._later, final=final)
 
     def _values(self, at: At) -> dict[str, Any]:
         run = {"step": self.step, "epoch": self.epoch, "seed": self.seed, "kind": at.kind, "loader": at.loader}
@@ -431,6 +435,7 @@ class Session:
             self.take_up()  # nothing is left to train: what follows draws from where the finished training stood
         self._flush_log()
         loop = self._loops[-1].name if self._loops else ""
+        self._later += 1
         self._make_durable("final", At(LOOP, loop) if loop else At(at_kind), final=True)
         if not self._finished:
             self._records.event("finished", step=self.step)
@@ -439,7 +444,9 @@ class Session:
 
     def _make_durable(self, reason: str, at: At, *, final: bool) -> None:
         self._pending.flush()
-        if self._marked() != self._mark or self._saves.failed(self._sequence):
+        # What is new in one rank only, as what rank 0 alone has logged, must not make it save without the others.
+        several = self.setting.world > 1
+        if several or self._marked() != self._mark or self._saves.failed(self._sequence):
             self._save(reason, at, final=final, patient=True)
         if self._sequence is not None:
             self._saves.await_durable(self._sequence, self.step)

@@ -11,6 +11,7 @@ import torch
 
 from holdfast.checkpoint.collector import at_rest
 from holdfast.checkpoint.matching import STRICT, Described, Difference, Lenient, match
+from holdfast.checkpoint.tensors import EXTRA_STATE, lacks_memory
 from holdfast.errors import HoldfastError, UsageError
 
 _BATCH_BYTES = 256 << 20  # of tensors that cannot be read straight into a module's memory
@@ -65,6 +66,7 @@ def load_weights(
 
         entries = entries_of(rebuild.tree_of(checkpoint, name), name)
         here = module.state_dict()
+        _refuse_without_memory(name, here)
         stored = {key: _stored(checkpoint, node) for key, node in entries.items()}
         names, differs = match(stored, {key: _described(v) for key, v in here.items()}, lenient, prefix=f"{name}/")
         if differs:
@@ -121,7 +123,10 @@ def entries_of(tree: Any, name: str) -> dict[str, Any]:
     """The entries of a stored state_dict, key → node. Raises WeightsMismatch when it is none."""
     if not isinstance(tree, dict) or tree.get("$") not in ("dict", "odict"):
         raise WeightsMismatch(f"what is stored as {name!r} is no state_dict of a module")
-    return {key: node for key, node in tree["items"] if isinstance(key, str)}
+    strange = next((key for key, _ in tree["items"] if not isinstance(key, str)), None)
+    if strange is not None:
+        raise WeightsMismatch(f"what is stored as {name!r} has the key {str(strange)[:80]}, which no state_dict has")
+    return dict(tree["items"])
 
 
 def _described(value: Any) -> Described:
@@ -145,11 +150,24 @@ def _mismatch(name: str, said: str, differs: Difference) -> WeightsMismatch:
     return WeightsMismatch(f"{said} does not fit {name}: {differs}", hint=f"build the module as it was, or {allow}")
 
 
+def _refuse_without_memory(name: str, here: Mapping[str, Any]) -> None:
+    for key, value in here.items():
+        why = lacks_memory(value)
+        if why:
+            raise WeightsMismatch(
+                f"{name}/{key} {why}, so it cannot take weights",
+                hint="module.to_empty(device=…), or a batch through it, gives it memory",
+            )
+
+
 def _fill(module: torch.nn.Module, here: Mapping[str, Any], checkpoint: Any, wanted: Mapping[str, Any]) -> None:
     """Straight into memory where it lies plain on the CPU; the rest in batches, by a copy."""
     from holdfast.checkpoint import rebuild
 
-    plain = {key: node for key, node in wanted.items() if rebuild.is_whole(node)}
+    if not _shows_itself(module, here):
+        _give(module, rebuild.rebuild(checkpoint, wanted), strict=len(wanted) == len(here))
+        return
+    plain = {key: node for key, node in wanted.items() if rebuild.is_whole(node) and not _is_extra(key)}
     infos = {key: checkpoint.tensors[node["ref"]] for key, node in plain.items()}
     straight = {key for key in plain if _is_plain_memory(here[key]) and _described(here[key]).dtype == infos[key].dtype}
     checkpoint.read([rebuild.into(infos[key], here[key]) for key in straight])
@@ -160,7 +178,30 @@ def _fill(module: torch.nn.Module, here: Mapping[str, Any], checkpoint: Any, wan
                 here[key].copy_(held[infos[key].name])
     others = {key: node for key, node in wanted.items() if key not in plain}
     if others:
-        module.load_state_dict(rebuild.rebuild(checkpoint, others), strict=False)
+        _give(module, rebuild.rebuild(checkpoint, others), strict=False)
+
+
+def _shows_itself(module: torch.nn.Module, here: Mapping[str, Any]) -> bool:
+    """Whether the tensors of `state_dict()` are the module's own memory, and not copies that a hook of it made."""
+    own = [*module.parameters(), *module.buffers()]
+    places = {(tensor.device, tensor.data_ptr()) for tensor in own}
+    shown = (value for key, value in here.items() if isinstance(value, torch.Tensor) and not _is_extra(key))
+    return all((tensor.device, tensor.data_ptr()) in places for tensor in shown if tensor.numel())
+
+
+def _is_extra(key: str) -> bool:
+    return key.endswith(EXTRA_STATE)
+
+
+def _give(module: torch.nn.Module, values: dict[str, Any], *, strict: bool) -> None:
+    """Let the module load `values` itself. Raises WeightsMismatch for what it does not take."""
+    try:
+        refused = module.load_state_dict(values, strict=strict)
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise WeightsMismatch(f"the module does not take the weights: {error}") from error
+    unexpected = getattr(refused, "unexpected_keys", None)
+    if unexpected:
+        raise WeightsMismatch(f"the module shows {unexpected[0]!r} in its state_dict and does not load it")
 
 
 def _is_plain_memory(tensor: torch.Tensor) -> bool:

@@ -289,3 +289,16 @@ def test_what_was_taken_is_written_down(node_of: Callable[..., Node]) -> None:
 
     lines = [json.loads(line) for line in (node.root / "archiver.jsonl").read_text().splitlines()]
     assert [line["memory"] for line in lines] == [None, {"term": 1, "sequence": 1, "save_id": "1-7"}]
+
+
+def test_saves_of_two_moments_of_one_step_are_never_bound_together(node_of: Callable[..., Node]) -> None:
+    node = node_of(ranks=2)
+    [node.restore("a", rank=rank) for rank in (0, 1)]
+    seal(node.slots[0][0], rank=0, world=2, sequence=1, step=5)
+    seal(node.slots[1][0], rank=1, world=2, sequence=1, step=5, save_id="1-5-1")
+
+    assert node.archive.scan() == 1
+    assert node.slots[0][0].get("result") == Result.FAILED, "rank 1 has gone on without it"
+    seal(node.slots[0][1], rank=0, world=2, sequence=2, step=5, save_id="1-5-1")
+    assert node.archive.scan() == 0
+    assert [info.save_id for info in load.checkpoints(node.root / "checkpoints")] == ["1-5-1"]

@@ -127,3 +127,52 @@ def test_an_object_that_holds_tensors_of_another_gets_them_back(node: FakeNode) 
     load(model=again, shadow=shadow)
 
     assert equal(shadow.held, values(model))
+
+
+class Remembers(nn.Module):
+    """Keeps what it is given, as `set_extra_state` of many modules does, and loads a buffer in its own way."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.extra = {"seen": torch.full((5,), value), "more": [torch.full((3,), value)]}
+        self.register_buffer("own", torch.full((4,), value))
+
+    def get_extra_state(self) -> Any:
+        return self.extra
+
+    def set_extra_state(self, state: Any) -> None:
+        self.extra = state
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *_rest: Any) -> None:
+        self.own = state_dict[prefix + "own"]
+        self.set_extra_state(state_dict[prefix + "_extra_state"])
+
+
+class RemembersExtra(Remembers):
+    """The same with torch's own loading."""
+
+    _load_from_state_dict = nn.Module._load_from_state_dict
+
+
+@pytest.mark.parametrize("kind", [Remembers, RemembersExtra])
+def test_what_a_module_keeps_of_its_stored_state_outlives_the_slot(node: FakeNode, kind: type[Remembers]) -> None:
+    save(model=kind(1.0))
+    model = kind(2.0)
+    run = holdfast.Run(model=model)
+    kept = [model.extra["seen"], *model.extra["more"], model.own]
+    model.extra, model.own = {"seen": torch.full((5,), 3.0), "more": [torch.full((3,), 3.0)]}, torch.full((4,), 3.0)
+    for _ in range(4):  # through every slot
+        run.save()
+    run.close()
+
+    assert [set(tensor.tolist()) for tensor in kept] == [{1.0}] * 3
+
+
+@pytest.mark.parametrize("kind", ["meta", "lazy"])
+def test_a_module_without_memory_is_refused_and_not_passed_over(node: FakeNode, kind: str) -> None:
+    save(model=nn.Linear(3, 2))
+    with torch.device("meta" if kind == "meta" else "cpu"):
+        model = nn.Linear(3, 2) if kind == "meta" else nn.LazyLinear(2)
+
+    with pytest.raises(StateMismatch, match=r"meta device|not initialised"):
+        holdfast.Run(model=model)

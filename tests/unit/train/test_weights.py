@@ -246,3 +246,47 @@ def test_an_interpreter_that_cannot_verify_says_what_it_lacks(tmp_path: Path, na
 
     sentence = f"reading a checkpoint here needs {name}, which this Python lacks pip install {name}"
     assert done.stdout.splitlines() == [sentence, sentence]
+
+
+class Copying(nn.Linear):
+    """Shows copies of its weights, as a wrapper does that gathers or converts them."""
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        found = super().state_dict(*args, **kwargs)
+        return type(found)((key, value.clone()) for key, value in found.items())
+
+
+class Renaming(nn.Linear):
+    """Shows names that it does not load."""
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return {f"x.{key}": value.clone() for key, value in super().state_dict(*args, **kwargs).items()}
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        return super().load_state_dict(state_dict, strict=False)
+
+
+def test_weights_reach_a_module_that_shows_copies_of_its_own(tmp_path: Path) -> None:
+    source, module = nn.Linear(3, 2), Copying(3, 2)
+    save(tmp_path, {"model": source.state_dict()})
+
+    holdfast.load_weights(module, tmp_path)
+
+    assert torch.equal(module.weight, source.weight)
+
+
+def test_a_module_that_does_not_load_what_it_shows_is_told(tmp_path: Path) -> None:
+    save(tmp_path, {"model": Renaming(3, 2).state_dict()})
+
+    with pytest.raises(WeightsMismatch, match=r"shows 'x\.\w+' in its state_dict and does not load it"):
+        holdfast.load_weights(Renaming(3, 2), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["meta", "lazy"])
+def test_a_module_without_memory_is_refused(tmp_path: Path, kind: str) -> None:
+    save(tmp_path, {"model": nn.Linear(3, 2).state_dict()})
+    with torch.device("meta" if kind == "meta" else "cpu"):
+        module = nn.Linear(3, 2) if kind == "meta" else nn.LazyLinear(2)
+
+    with pytest.raises(WeightsMismatch, match=r"meta device|not initialised"):
+        holdfast.load_weights(module, tmp_path)
