@@ -87,11 +87,13 @@ def older(found: Sequence[Candidate], keep: Keep, *, than_s: float) -> set[Posit
 
 
 def best(found: Sequence[Candidate], rule: Best) -> list[Candidate]:
-    """The `rule.count` best by the metric, best first; of equals the newer. Those without the metric do not count."""
+    """The `rule.count` best by the metric, best first; of equals the older. Those without the metric do not count.
+
+    A value stays with a run until it is logged anew, so later checkpoints carry it, too: the first was measured.
+    """
     sign = -1.0 if rule.mode == "max" else 1.0
-    measured = [one for one in found if rule.metric in one.metrics]
-    newest_first = sorted(measured, key=lambda one: one.position, reverse=True)
-    return sorted(newest_first, key=lambda one: sign * one.metrics[rule.metric])[: rule.count]
+    measured = _ordered(one for one in found if rule.metric in one.metrics)
+    return sorted(measured, key=lambda one: sign * one.metrics[rule.metric])[: rule.count]
 
 
 def _ordered(found: Iterable[Candidate]) -> list[Candidate]:

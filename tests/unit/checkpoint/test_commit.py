@@ -117,7 +117,7 @@ def test_retention_removes_packs_that_nobody_needs_and_keeps_shared_ones(folder:
         commit(folder, [part_of(seed=seed, sequence=sequence, step=sequence, metrics={"loss": 9 - seed})])
     assert len(packs(folder)) == 3
 
-    removed = collect.retain(folder, Keep(last=2, best=Best(metric="loss", mode="max")))
+    removed = collect.retain(folder, Keep(last=2, best=Best(metric="loss", mode="min")))
 
     assert ([info.step for info in removed], steps(folder), len(packs(folder))) == ([1, 2, 3], [4, 5], 2)
     assert all(load.verify(ROOT, info, folder.disk) == [] for info in load.checkpoints(ROOT, folder.disk))

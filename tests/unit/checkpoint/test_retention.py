@@ -47,10 +47,10 @@ def test_the_best_are_kept_too() -> None:
     assert kept(found(0.5, 0.1, 0.9, None, 0.8, 0.7), keep) == [1, 2, 5, 6]
 
 
-def test_the_best_may_be_the_highest_and_of_equals_the_newer() -> None:
+def test_the_best_may_be_the_highest_and_of_equals_the_one_that_was_measured() -> None:
     keep = Keep(last=2, best=Best(metric="loss", mode="max"))
 
-    assert kept(found(0.9, 0.9, 0.1, 0.2, 0.3), keep) == [2, 4, 5]
+    assert kept(found(0.9, 0.9, 0.1, 0.2, 0.3), keep) == [1, 4, 5]
 
 
 def test_a_damaged_one_does_not_count_but_the_newest_stays_whatever_it_is() -> None:
