@@ -145,6 +145,39 @@ def test_over_s3_with_its_credentials_as_secrets(box: Box, other: Box, rclone: S
     assert "another machine" in back.stderr
 
 
+def restored(run: RunDir) -> int:
+    """The step that its first attempt began from, 0 before that is known."""
+    path = run.records / "rank-00000.jsonl"
+    lines = map(json.loads, path.read_text().splitlines() if path.exists() else ())
+    return next((int(line["step"]) for line in lines if line.get("event") == "restored"), 0)
+
+
+def test_a_step_and_the_best_of_a_bucket_are_where_another_machine_begins(
+    box: Box, other: Box, moto: Server, expected: str
+) -> None:
+    url = f"s3://{BUCKET}/{uuid.uuid4()}"
+    environ = moto.environ(home=box.root)
+    keep = "keep: {last: 20, best: {metric: val_loss, mode: min}}"
+    shutil.copy(TINY, box.work / "train.py")
+    box.write(
+        "holdfast.yaml", f"run: exec python train.py\ncheckpoint: {{every: [5 steps], mirror: '{url}', {keep}}}\n"
+    )
+    run = box.start("--name", "digits", STEP_S="0.02", **environ)
+    assert "succeeded" == box.wait_for(run, "succeeded", "failed")["state"], box.tail(run)
+    until(lambda: box.process(run, "shim") is None, 60, what="the end of the mirror")
+
+    missing = other.holdfast("resume", f"{url}@7", "-d", **environ)
+    best = other.holdfast("resume", f"{url}@best", "-d", STEP_S="0", **environ)
+
+    assert (NoValidCheckpoint.exit_code, 0) == (missing.returncode, best.returncode), missing.stderr + best.stderr
+    first, second = (RunDir(other.home / "runs" / name) for name in ("digits", "digits-2"))
+    assert "succeeded" == other.wait_for(first, "succeeded", "failed")["state"], other.tail(first)
+    assert (20, expected) == (restored(first), final(first))
+    until(lambda: other.process(first, "shim") is None, 60, what="the end of the mirror")
+    assert 0 == other.holdfast("resume", f"{url}@20", "-d", **environ).returncode
+    assert 20 == until(lambda: restored(second), 60)
+
+
 def test_an_outage_touches_nothing_and_is_caught_up(box: Box, moto: Server, expected: str) -> None:
     url = f"s3://{BUCKET}/{uuid.uuid4()}"
     with faultproxy.between(moto.port) as proxy:
