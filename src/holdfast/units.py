@@ -4,6 +4,7 @@
     64MiB 2GB 200MB/s              sizes and rates, bytes as int; MB is 10^6, MiB is 2^20
     3%                             ratios, 0.03
     1000 steps · 1 epoch · 15m     triggers; `900s if 1 step` asks for progress besides
+    1 step · 30s                   cadences
     15x3                           keepalive: every 15 s, dead after 3 unanswered
 
 Pure. A number without a unit is refused everywhere: nobody can know whether 30 means seconds or minutes.
@@ -46,6 +47,7 @@ SIZE_EXAMPLE = "write it like 64MiB or 2GB"
 RATE_EXAMPLE = "write it like 200MB/s"
 RATIO_EXAMPLE = "write it like 3%"
 TRIGGER_EXAMPLE = "write it like 15m, 1000 steps or 1 epoch"
+CADENCE_EXAMPLE = "write it like 1 step, 100 steps or 30s"
 RULE_EXAMPLE = "write it like 900s if 1 step"
 KEEPALIVE_EXAMPLE = "write it like 15x3: every 15 s, dead after 3 unanswered"
 
@@ -140,6 +142,18 @@ def parse_trigger(text: str) -> Trigger:
         hint = TRIGGER_EXAMPLE if error.hint == DURATION_EXAMPLE else error.hint
         raise BadQuantity(f"{_quote(text)} is not a trigger", hint=hint) from error
     return Trigger(seconds=_positive(seconds, text))
+
+
+def parse_cadence(text: str) -> Trigger:
+    """`checkpoint.memory`: so many steps, or a time. Raises BadQuantity."""
+    try:
+        trigger = parse_trigger(text)
+    except BadQuantity as error:
+        hint = CADENCE_EXAMPLE if error.hint in (TRIGGER_EXAMPLE, RULE_EXAMPLE) else error.hint
+        raise BadQuantity(str(error).replace("not a trigger", "not a cadence"), hint=hint) from error
+    if trigger.epochs is not None or trigger.if_steps is not None:
+        raise BadQuantity(f"{_quote(text)} is not a cadence", hint=CADENCE_EXAMPLE)
+    return trigger
 
 
 def parse_keepalive(text: str) -> Keepalive:

@@ -75,6 +75,10 @@ def test_triggers(text: str, trigger: Trigger) -> None:
         (units.parse_trigger, "0s", units.TRIGGER_EXAMPLE),
         (units.parse_trigger, "10 stps", units.TRIGGER_EXAMPLE),
         (units.parse_trigger, "900s if it rains", units.RULE_EXAMPLE),
+        (units.parse_cadence, "1 stp", units.CADENCE_EXAMPLE),
+        (units.parse_cadence, "1 epoch", units.CADENCE_EXAMPLE),
+        (units.parse_cadence, "30s if 1 step", units.CADENCE_EXAMPLE),
+        (units.parse_cadence, "5 minutes", "write m for minutes"),
         (units.parse_keepalive, "15x0", units.KEEPALIVE_EXAMPLE),
     ],
 )

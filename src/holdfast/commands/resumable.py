@@ -41,9 +41,9 @@ def elsewhere(text: str) -> Elsewhere | None:
     if not at_sign or not (at == "best" or at.isdecimal()):
         url, at = text, ""
     if "://" in text:
-        from holdfast import stores
+        from holdfast import urls
 
-        stores.check(url)
+        urls.scheme_of(url)
     elif not (url.startswith("/") and (Path(url) / "run" / "plan.json").is_file()):
         return None
     return Elsewhere(url, at if at == "best" else int(at) if at else None)

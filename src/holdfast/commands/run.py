@@ -56,7 +56,7 @@ def command(
     argv: Sequence[str],
 ) -> int:
     """Start a run from a run file, or of COMMAND, and stay with it. Ctrl-C leaves it running."""
-    from holdfast import creation, spec, stores
+    from holdfast import creation, spec, urls
 
     if as_json and not (detach or dry_run):
         raise UsageError("--json needs -d or --dry-run", hint="holdfast status --json tells of a run that is there")
@@ -77,7 +77,7 @@ def command(
     called = declared.name or creation.default_name(declared, base, from_file=bool(sources))
     planned = creation.preview(order, called)
     if planned.checkpoint.mirror is not None:
-        stores.check(planned.checkpoint.mirror.url)
+        urls.scheme_of(planned.checkpoint.mirror.url)
     if dry_run:
         return _show(planned, copied=order.copy, as_json=as_json)
     values = secret_values(declared, planned, secrets, os.environ)
@@ -188,8 +188,8 @@ def _check_mirror(plan: Plan, secrets: Mapping[str, str]) -> None:
         store = stores.connect(mirror.url, {**os.environ, **plan.env, **secrets}, stores.IMPATIENT)
         taken = bool(store.list("leases/"))
     except StoreRefused as error:
-        click.echo(f"warning: the mirror does not answer now: {error}", err=True)
-        click.echo(f"hint: {error.hint or 'the run starts, and catches up when it does'}", err=True)
+        click.echo(f"warning: the mirror cannot be used now: {error}", err=True)
+        click.echo(f"hint: {error.hint or 'the run starts, and catches up when it can'}", err=True)
         return
     if taken:
         raise UsageError(

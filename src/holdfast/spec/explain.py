@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from holdfast.spec.combine import lookup
-from holdfast.spec.document import Node, Table
+from holdfast.spec.document import Node, Scalar, Table
 from holdfast.spec.fields import WRONG, found
 from holdfast.spec.mistakes import Ledger, Mistake, Span, nearest, quote, whole
 from holdfast.spec.run_file import Spec
@@ -62,6 +62,8 @@ def dotted(path: Sequence[str | int]) -> str:
 
 
 def _mistake(error: Mapping[str, Any], path: Path, root: Table) -> Mistake:
+    while len(path) > 1 and isinstance(lookup(root, path[:-1])[0], Scalar):
+        path = path[:-1]  # a value that is short for a list or a table is called what it was called
     node, key_at = lookup(root, path)
     if error["type"] == "extra_forbidden":
         return _unknown(path, key_at)

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from holdfast import units
+from holdfast import units, urls
+from holdfast.errors import UsageError
 from holdfast.spec.mistakes import quote
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
@@ -130,9 +131,9 @@ Trigger = Annotated[
 ]
 Cadence = Annotated[
     units.Trigger | str,
-    _reads(units.parse_trigger, "auto, off, a time or a number of steps", units.TRIGGER_EXAMPLE, ("auto", "off")),
+    _reads(units.parse_cadence, "auto, off, a time or a number of steps", units.CADENCE_EXAMPLE, ("auto", "off")),
     _writes(units.write_trigger),
-    _schema(_TRIGGER, "1 step", ("auto", "off")),
+    _schema(rf"\d+\s*steps?|{_DURATION}", "1 step", ("auto", "off")),
 ]
 Keepalive = Annotated[
     units.Keepalive | str,
@@ -215,6 +216,16 @@ def _fits(name: str, spec: str) -> bool:
     return True
 
 
+def _check_url(value: str) -> str:
+    """Whatever `${name}` may stand for; a URL that begins with one is looked at when that is known."""
+    try:
+        if not value.startswith("${"):
+            urls.scheme_of(_REFERENCE.sub(r"\1", value))
+    except UsageError as error:
+        raise wrong(str(error), error.hint) from error
+    return value
+
+
 def references(text: str) -> list[str]:
     """The names of every `${name}` in a value."""
     return _REFERENCE.findall(text)
@@ -224,6 +235,7 @@ _PLAIN = {"type": "string"}
 Name = Annotated[str, _text(_check_name), WithJsonSchema({**_PLAIN, "pattern": f"^{NAME.pattern}$"})]
 Text = Annotated[str, _text(str), WithJsonSchema(_PLAIN)]
 Command = Annotated[str, _text(check_command), WithJsonSchema({**_PLAIN, "minLength": 1})]
+Url = Annotated[str, _text(_check_url), WithJsonSchema({**_PLAIN, "minLength": 1})]
 Path = Annotated[str, _text(_check_path), WithJsonSchema({**_PLAIN, "minLength": 1})]
 Signal = Annotated[str, _text(_check_signal), WithJsonSchema({"enum": list(_SIGNALS)})]
 Pattern = Annotated[str, _text(_check_pattern), WithJsonSchema({**_PLAIN, "format": "regex"})]

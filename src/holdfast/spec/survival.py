@@ -25,6 +25,7 @@ from holdfast.spec.fields import (
     Size,
     Text,
     Trigger,
+    Url,
     wrong,
 )
 
@@ -72,9 +73,9 @@ Every = Annotated[
 ]
 
 
-def _a_multiple(every: units.Trigger) -> units.Trigger:
+def _without_if(every: units.Trigger) -> units.Trigger:
     if every.if_steps is not None:
-        raise wrong(f"{units.write_trigger(every)} has no multiples", "a number of steps or epochs, or a time")
+        raise wrong(f"{units.write_trigger(every)} cannot stand here", "a number of steps or epochs, or a time")
     return every
 
 
@@ -93,7 +94,7 @@ class Keep(Section):
     best: Best | None = Field(
         None, description="the best by a metric", examples=["{metric: val_loss, mode: min, count: 1}"]
     )
-    every: Annotated[Trigger, AfterValidator(_a_multiple)] | None = Field(
+    every: Annotated[Trigger, AfterValidator(_without_if)] | None = Field(
         None, description="also the first at or after each multiple of this", examples=["10000 steps"]
     )
     max_age: Duration | None = Field(
@@ -107,8 +108,8 @@ class Keep(Section):
 class Mirror(Section):
     """A second place, on another machine; a URL alone will do."""
 
-    url: Text = Field(description="where, as the object store names it", examples=["s3://bucket/runs/${run}"])
-    every: Trigger | None = Field(
+    url: Url = Field(description="where, as the object store names it", examples=["s3://bucket/runs/${run}"])
+    every: Annotated[Trigger, AfterValidator(_without_if)] | None = Field(
         None, description="how often; when not given each commit, with `every: auto` as it decides", examples=["30m"]
     )
     bandwidth: Rate | None = Field(None, description="upper bound", examples=["200MB/s"])

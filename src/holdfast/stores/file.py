@@ -72,7 +72,10 @@ class DirectoryStore:
     def list(self, prefix: str) -> dict[str, int]:
         """Files below `prefix`, whatever depth."""
         with self._told():
-            return dict(self._below(self._root / prefix, prefix))
+            found = dict(self._below(self._root / prefix, prefix))
+            if not found and not self._disk.list(self._root):
+                self._check_mounted()
+            return found
 
     def _below(self, folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
         for name in self._disk.list(folder):
@@ -109,10 +112,17 @@ class DirectoryStore:
         try:
             self._disk.make_folder(folder)
         except FileNotFoundError as error:
-            raise StoreRefused(
-                f"{self.url}: there is no folder {folder.parent}", hint="is it mounted? else make that folder"
-            ) from error
+            raise self._not_mounted(folder.parent) from error
         self._made.add(folder)
+
+    def _check_mounted(self) -> None:
+        try:
+            self._disk.sync_folder(self._root.parent)  # fails for a folder that is not there, and changes nothing
+        except FileNotFoundError as error:
+            raise self._not_mounted(self._root.parent) from error
+
+    def _not_mounted(self, folder: Path) -> StoreRefused:
+        return StoreRefused(f"{self.url}: there is no folder {folder}", hint="is it mounted? else make that folder")
 
     @contextmanager
     def _told(self) -> Iterator[None]:

@@ -15,6 +15,8 @@ _CODE = re.compile(r"<Code>\s*(\w+)\s*</Code>")
 _BROKEN = ("http error", "error sending request", "error decoding", "connection closed", "incompletemessage")
 _ARRIVED_DAMAGED = ("BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "IncompleteBody")
 _METADATA = ("169.254.169.254", "169.254.170.2", "metadata.google.internal", "fd00:ec2::254")
+_AMAZON = "set the store's variables (for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), or its usual file"
+_GOOGLE = "set GOOGLE_APPLICATION_CREDENTIALS, or gcloud auth application-default login"
 
 # error code of the store, or HTTP status → what to do
 _HINTS = {
@@ -52,7 +54,7 @@ def read(text: str) -> Refusal:
     status = next((one[1] or one[2] for one in [_STATUS.search(text)] if one), "")
     code = next((one[1] for one in [_CODE.search(text)] if one), "")
     if any(host in text for host in _METADATA):
-        hint = "set the store's variables (for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), or its usual file"
+        hint = _GOOGLE if "google" in text else _AMAZON
         return Refusal("NoCredentials", False, "there are no credentials", hint)
     if not status:
         return _silent(text)

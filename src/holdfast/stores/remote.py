@@ -30,6 +30,8 @@ Out = TypeVar("Out")
 # A request as a whole may take as long as 64 MiB take at 128 KiB/s; what does not even connect is given up sooner.
 CLIENT: ClientConfig = {"timeout": timedelta(seconds=600), "connect_timeout": timedelta(seconds=10)}
 NO_RETRIES: RetryConfig = {"max_retries": 0}  # ours are seen, counted and bounded
+_PANIC = "pyo3_runtime"  # where PanicException lives: no module that one could import, and no Exception either
+_BROKE_DOWN = "is something odd in the URL, the endpoint, the region or the keys?"
 
 
 class RemoteStore:
@@ -122,6 +124,10 @@ class RemoteStore:
                 if isinstance(error, FileNotFoundError):
                     raise
                 raise _understood(error, self.url) from error
+            except BaseException as error:
+                if type(error).__module__ != _PANIC:
+                    raise
+                raise StoreRefused(f"{self.url}: the client broke down", hint=_BROKE_DOWN) from error
 
         try:
             return retrying(attempt, self._patience, self._rng)

@@ -29,21 +29,35 @@ def connect(url: str, environ: Mapping[str, str], patience: Patience) -> Store:
 
 
 def connect_with(url: str, config: Mapping[str, str | bool], patience: Patience) -> Store:
-    """A bucket of any S3 there is, `config` in obstore's words."""
+    """A bucket of any S3 there is, `config` in obstore's words. Raises StoreRefused for an endpoint that is no URL."""
     from obstore.store import S3Store
 
     from holdfast.stores.remote import CLIENT, NO_RETRIES, RemoteStore
 
     parts = urlsplit(url)
-    plain = str(config.get("endpoint", "")).startswith("http://")
+    endpoint = str(config.get("endpoint", ""))
+    _check_endpoint(url, endpoint)
     client = S3Store(
         parts.netloc,
         prefix=parts.path.strip("/") or None,
         config=cast("S3Config", {**config}),
-        client_options={**CLIENT, "allow_http": plain},
+        client_options={**CLIENT, "allow_http": endpoint.startswith("http://")},
         retry_config=NO_RETRIES,
     )
     return RemoteStore(url, client, patience)
+
+
+def _check_endpoint(url: str, endpoint: str) -> None:
+    """The client panics over what is no URL, so it is never given one."""
+    try:
+        parts = urlsplit(endpoint)
+        _ = parts.port
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and not any(map(str.isspace, endpoint))
+    except ValueError:
+        fits = False
+    if endpoint and not fits:
+        said = endpoint.rpartition("@")[2]  # never a password
+        raise StoreRefused(f"{url}: the endpoint {said!r} is no URL", hint="write it like https://HOST:PORT")
 
 
 def settings(environ: Mapping[str, str]) -> dict[str, str | bool]:

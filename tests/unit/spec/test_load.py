@@ -212,7 +212,7 @@ def test_what_is_not_built_is_refused_and_never_ignored(line: str) -> None:
 
 def test_only_what_has_multiples_is_kept_by_them() -> None:
     assert loaded("run: a\ncheckpoint: {keep: {every: 1 epoch}}").checkpoint.keep.every is not None
-    assert "1m if 1000 steps has no multiples" in refused("run: a\ncheckpoint: {keep: {every: 60s if 1000 steps}}")
+    assert "1m if 1000 steps cannot stand here" in refused("run: a\ncheckpoint: {keep: {every: 60s if 1000 steps}}")
 
 
 def test_references_to_unknown_names_are_found() -> None:

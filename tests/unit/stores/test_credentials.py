@@ -75,7 +75,7 @@ def test_azure_and_google_are_built_from_their_variables(tmp_path: Path) -> None
 
 
 def test_every_scheme_of_the_table_has_a_module() -> None:
-    from holdfast.stores import SCHEMES
+    from holdfast.urls import SCHEMES
 
     folder = Path(az.__file__).parent
     shared = {"__init__", "base", "refusal", "remote", "retry"}

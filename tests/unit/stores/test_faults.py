@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast import stores
+from holdfast import stores, urls
 from holdfast.errors import StoreRefused, UsageError
 from holdfast.stores import IMPATIENT, Patience, refusal
 from holdfast.stores.retry import Transient, pause_s, retrying
@@ -87,8 +87,22 @@ def test_a_port_where_nobody_listens_is_told(tmp_path: Path, moto: Server) -> No
     assert "nothing listens" in str(refused(f"s3://{BUCKET}/x", environ))
 
 
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:9", "http://", "http://a b", "http://127.0.0.1:99999", "ftp://host"])
+def test_an_endpoint_that_is_no_url_is_told_without_asking_it(endpoint: str, tmp_path: Path) -> None:
+    said = refused(f"s3://{BUCKET}/x", {"HOME": str(tmp_path), "AWS_ENDPOINT_URL": endpoint})
+    assert endpoint in str(said)
+    assert "https://HOST:PORT" in said.hint
+
+
+def test_a_client_that_breaks_down_is_told(tmp_path: Path) -> None:
+    environ = {"HOME": str(tmp_path), "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    assert "broke down" in str(refused(f"s3://{BUCKET}/x", {**environ, "AWS_REGION": "no region"}))
+
+
 def test_a_folder_that_is_not_mounted_is_told_and_not_made(tmp_path: Path) -> None:
     store = stores.connect(str(tmp_path / "nas" / "runs" / "digits"), {}, IMPATIENT)
+    with pytest.raises(StoreRefused, match="there is no folder"):
+        store.list("leases/")
     with pytest.raises(StoreRefused, match="there is no folder") as caught:
         store.put("key", b"")
     assert "mounted" in caught.value.hint
@@ -124,11 +138,16 @@ def test_a_folder_that_cannot_be_looked_at_is_told(tmp_path: Path) -> None:
         ("s3://key:secret@bucket/x", "more than a bucket"),
         ("az://box/x?sig=abc", "more than a bucket"),
         ("file://nas/x", "absolute path"),
+        ("s3//bucket/x", "neither a URL"),
+        ("s3://my bucket/x", "cannot be a bucket's name"),
+        ("s3://bucket/a//x", "from name to name"),
+        ("s3://bucket/../x", "from name to name"),
+        ("s3://bucket/x#y", "more than a bucket"),
     ],
 )
 def test_a_url_that_cannot_be_is_refused_without_its_secrets(url: str, said: str) -> None:
     with pytest.raises(UsageError, match=said) as caught:
-        stores.check(url)
+        urls.scheme_of(url)
     assert "secret@" not in str(caught.value)
     assert "abc" not in str(caught.value)
 
@@ -169,7 +188,10 @@ def test_a_wrong_clock_and_a_lack_of_rights_have_a_hint_each() -> None:
         "Server returned non-2xx status code: 403 Forbidden: <Error><Code>AccessDenied</Code></Error>"
     )
     nobody = refusal.read("Error performing PUT http://169.254.169.254/latest/api/token in 1s - HTTP error")
+    google = refusal.read("Error performing GET http://metadata.google.internal/token in 1s - HTTP error")
     assert "clock" in skewed.hint
     assert "rights" in denied.hint or "right" in denied.hint
     assert "no credentials" in nobody.why
+    assert "AWS_" in nobody.hint
+    assert "GOOGLE_" in google.hint
     assert not any(one.transient for one in (skewed, denied, nobody))
