@@ -192,8 +192,9 @@ def _tensor(
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype) or any(len(part.index) != len(whole.shape) for part in parts):
         raise Unreadable(f"{what} is of a type or shape that this torch does not know")
-    if not boxes.fill(parts, whole):
-        raise Unreadable(f"{what} is not whole: its shards leave gaps or overlap")
+    ends = [end for part in parts for end in zip(part.index, part.shape, whole.shape, strict=True)]
+    if not boxes.fill(parts, whole) or any(start + length > size for start, length, size in ends):
+        raise Unreadable(f"{what} is not whole: its shards leave gaps, overlap or stand out")
     if whole.count * kind.itemsize > sum(path.stat().st_size for path in source.iterdir() if path.is_file()):
         raise Unreadable(f"{what} of {whole.shape} is larger than all files together")
     made = torch.empty(whole.shape, dtype=kind)

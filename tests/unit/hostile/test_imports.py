@@ -87,6 +87,17 @@ def test_a_good_file_with_some_bytes_changed_is_read_or_refused(
         assert str(error)
 
 
+def test_a_shard_that_stands_out_of_an_empty_tensor_is_refused(good: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(good["dcp"], tmp_path / "dcp")
+    metadata = tmp_path / "dcp" / ".metadata"
+    raw = metadata.read_bytes()
+    begin = raw.index(b"Size\x94\x93\x94K\x03K\x04") + len(b"Size\x94\x93\x94K")
+    metadata.write_bytes(raw[:begin] + b"\0" + raw[begin + 1 :])
+
+    with pytest.raises(HoldfastError):
+        base.named("dcp").read(tmp_path / "dcp")
+
+
 def test_a_file_that_says_it_is_one_of_several_is_read_or_refused(good: dict[str, Path], tmp_path: Path) -> None:
     raw = bytearray(good["pt"].read_bytes())
     locator = raw.index(b"PK\6\7")  # of the ZIP64 end record
