@@ -66,11 +66,11 @@ class NoValidCheckpoint(HoldfastError):
 
     exit_code = 12
 
-    def __init__(self, run: str, tried: int = 0, *, why: str = "", said: str = "") -> None:
+    def __init__(self, run: str, tried: int = 0, *, why: str = "", said: str = "", hint: str = "") -> None:
         """`said` is the sentence of another process, in place of one made here."""
         super().__init__(
             said or f"run {run!r} has no valid checkpoint: {tried} tried, {tried} damaged{': ' + why if why else ''}",
-            hint=f"holdfast ckpt verify {run}",
+            hint=hint or f"holdfast ckpt verify {run}",
         )
 
 

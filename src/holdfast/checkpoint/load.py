@@ -132,7 +132,7 @@ def _candidates(found: Survey, want: Want) -> Iterator[CheckpointInfo | Unreadab
     if want == "nothing":
         return
     if isinstance(want, dict):
-        asked = [info for info in reversed(found.checkpoints) if _is_asked(info, want)]
+        asked = [info for info in reversed(found.checkpoints) if is_asked(info, want)]
         yield from sorted(asked, key=lambda info: not info.live)
         return
     every: list[CheckpointInfo | Unreadable] = [*found.checkpoints, *found.doubles, *found.unreadable]
@@ -143,7 +143,8 @@ def _candidates(found: Survey, want: Want) -> Iterator[CheckpointInfo | Unreadab
         yield from by_position[position]
 
 
-def _is_asked(info: CheckpointInfo, want: dict[str, int]) -> bool:
+def is_asked(info: CheckpointInfo, want: dict[str, int]) -> bool:
+    """Whether a `want` by step or by place means this one. Pure."""
     if "step" in want:
         return info.step == want["step"]
     return (info.term, info.sequence) == (want.get("term"), want.get("sequence"))

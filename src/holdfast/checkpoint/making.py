@@ -11,27 +11,39 @@ from typing import Any
 
 from holdfast.checkpoint import collect, snapshot, state, survey
 from holdfast.checkpoint.commit import Part, commit
-from holdfast.checkpoint.folder import Folder
+from holdfast.checkpoint.folder import FOLDERS, Folder
 from holdfast.checkpoint.slots import TABLE_VERSION, Slot
 from holdfast.checkpoint.survey import CheckpointInfo
-from holdfast.errors import HoldfastError, UsageError
+from holdfast.errors import UsageError
+from holdfast.fsio import DISK
 
 
 def make(root: Path, values: Mapping[str, Any], *, reason: str) -> CheckpointInfo:
     """A durable, verified checkpoint of `values` at step 0 in a folder that holds none yet.
 
-    Raises UsageError when it holds one, CannotStore, FolderInUse, OSError.
+    Raises UsageError when it holds one or other files, CannotStore, FolderInUse, OSError.
     """
+    _refuse_strangers(root)
     with Folder(root).owned() as folder:
         if survey.take(root).newest_term:
             raise UsageError(f"{root} holds checkpoints already", hint="give a folder of its own")
         try:
             with _slot() as slot:
                 made = commit(folder, [Part(_filled(slot, values, root.name, reason), slot.view)])
-        except (HoldfastError, OSError):
+        except BaseException:  # also Ctrl-C: gigabytes that nobody names are not left behind
             collect.sweep(folder)
             raise
     return survey.info_of(made.manifest, root / "manifests" / made.file_name)
+
+
+def _refuse_strangers(root: Path) -> None:
+    """Nobody wants packs among his sources."""
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"{root} is a file", hint="give a folder of its own")
+    names = DISK.list(root)
+    other = next((name for name in names if name not in FOLDERS), None)
+    if other is not None and "format.json" not in names:
+        raise UsageError(f"{root} holds other files ({other})", hint="give a folder of its own")
 
 
 @contextmanager

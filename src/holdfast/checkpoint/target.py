@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -58,7 +59,7 @@ def at_of(text: str, name: str, at: str) -> At:
         return Position(int(place[1]), int(place[2]))
     raise UsageError(
         f"{text!r}: after @ comes a step, best or a checkpoint such as 3-17, not {at!r}",
-        hint=f"holdfast ckpt ls {name}",
+        hint=f"holdfast ckpt ls {shlex.quote(name)}",
     )
 
 
@@ -100,8 +101,14 @@ def find(target: Target) -> CheckpointInfo:
     fitting = [info for info in found if _fits(info, target.at)]
     fitting.sort(key=lambda info: info.live)  # one set aside only where no live one has that step
     if not fitting:
-        raise UsageError(f"{target.name} has no {_wanted(target.at)}", hint=f"holdfast ckpt ls --all {target.name}")
+        hint = f"holdfast ckpt ls --all {shlex.quote(target.name)}" if found else how_to_save(target)
+        raise UsageError(f"{target.name} has no {_wanted(target.at)}", hint=hint)
     return fitting[-1]
+
+
+def how_to_save(target: Target) -> str:
+    """What makes the first checkpoint there; nothing can be said of a folder that is no run's."""
+    return f"holdfast save {target.run.id} writes one while it runs" if target.run is not None else ""
 
 
 def _fits(info: CheckpointInfo, at: At) -> bool:
@@ -121,9 +128,13 @@ def _best(target: Target, found: list[CheckpointInfo]) -> CheckpointInfo:
         runs.plan_of(target.run)["checkpoint"]["keep"].get("best") if target.run is not None else None
     )
     if not rule:
-        raise UsageError(f"{target.name} does not say what is best", hint="set checkpoint.keep.best in the run file")
+        hint = "set checkpoint.keep.best in the run file" if target.run is not None else "name a step"
+        raise UsageError(f"{target.name} does not say what is best", hint=hint)
     fitting = [info for info in found if rule["metric"] in info.metrics]
     if not fitting:
-        raise UsageError(f"no checkpoint of {target.name} has the metric {rule['metric']!r}")
+        raise UsageError(
+            f"no checkpoint of {target.name} has the metric {rule['metric']!r}",
+            hint=f"run.log({rule['metric']}=…) in the script",
+        )
     sign = 1 if rule["mode"] == "min" else -1
     return min(fitting, key=lambda info: sign * info.metrics[rule["metric"]])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -84,6 +85,17 @@ def say(sentence: str, *, hint: str = "") -> None:
     click.echo(sentence, err=True)
     if hint:
         click.echo(f"hint: {hint}", err=True)
+
+
+def print_table(lines: Sequence[str]) -> None:
+    """Lines on stdout. At a terminal each ends at its edge, since lines that wrap cannot be read as a table."""
+    click.echo("\n".join(fitted(lines)))
+
+
+def fitted(lines: Sequence[str]) -> list[str]:
+    """Lines no longer than the terminal is wide; all of them elsewhere."""
+    width = shutil.get_terminal_size().columns if at_terminal() else max(map(len, lines), default=0)
+    return [line if len(line) <= width else f"{line[: width - 1]}…" for line in lines]
 
 
 def at_terminal() -> bool:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 import click
 
 from holdfast import faults
-from holdfast.commands.arguments import json_option, optional_run, print_json, say
+from holdfast.commands.arguments import json_option, optional_run, print_json, print_table, say
 from holdfast.commands.liveness import must_be_live
 from holdfast.commands.save import request
 from holdfast.commands.wording import columns, plural
@@ -57,7 +57,7 @@ def command(run: RunDir | None, demo: bool, names: str | None, deadline: float, 
     if as_json:
         print_json([asdict(result) for result in results])
     else:
-        click.echo("\n".join(table(results)))
+        print_table(table(results))
     failed = sum(not result.passed for result in results)
     say(f"{plural(len(results), 'fault')}, {len(results) - failed} survived")
     return 1 if failed else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from holdfast.plan import CheckpointPlan, Plan, RestartPlan
+from holdfast.plan import CheckpointPlan, Keep, Plan, RestartPlan
 from holdfast.units import Trigger, show_duration, show_ratio, show_size, write_trigger
 
 
@@ -26,7 +26,9 @@ def _facts(plan: Plan, copied: bool) -> Iterator[tuple[str, str]]:
     for name in plan.secret_names:
         yield "secret", f"{name}, {_origin(plan, name)}"
     yield "checkpoints", plan.checkpoint.dir
-    yield "", f"{_when(plan.checkpoint)}; {_kept(plan.checkpoint)}"
+    yield "", f"{_when(plan.checkpoint)}; {_kept(plan.checkpoint.keep)}"
+    yield "", _copies(plan.checkpoint)
+    yield "mirror", _mirrored(plan.checkpoint)
     yield "restarts", _restarts(plan.restart)
     progress = "learned" if plan.watchdog.progress_s is None else show_duration(plan.watchdog.progress_s)
     startup = show_duration(plan.watchdog.startup_s)
@@ -46,18 +48,48 @@ def _when(checkpoint: CheckpointPlan) -> str:
     every = checkpoint.every
     if every.auto:
         return f"every so often that saving takes at most {show_ratio(checkpoint.max_overhead_ratio)}"
+    rules = [Trigger(seconds=rule.seconds, if_steps=rule.steps) for rule in every.rules]
+    return "every " + " or ".join([*_triggers(every.seconds, every.steps, every.epochs), *map(write_trigger, rules)])
+
+
+def _triggers(seconds: float | None, steps: int | None, epochs: int | None) -> list[str]:
     given = (
-        every.seconds and Trigger(seconds=every.seconds),
-        every.steps and Trigger(steps=every.steps),
-        every.epochs and Trigger(epochs=every.epochs),
+        seconds and Trigger(seconds=seconds),
+        steps and Trigger(steps=steps),
+        epochs and Trigger(epochs=epochs),
     )
-    return "every " + " or ".join(write_trigger(trigger) for trigger in given if trigger)
+    return [write_trigger(trigger) for trigger in given if trigger]
 
 
-def _kept(checkpoint: CheckpointPlan) -> str:
-    best = checkpoint.keep.best
-    kept = f"the last {checkpoint.keep.last} are kept"
-    return f"{kept} and the {best.count} of {best.mode}imal {best.metric}" if best else kept
+def _kept(keep: Keep) -> str:
+    kept = [f"the last {keep.last}"]
+    if keep.best:
+        kept.append(f"the {keep.best.count} of {keep.best.mode}imal {keep.best.metric}")
+    kept += [f"one every {every}" for every in _triggers(keep.every_s, keep.every_steps, keep.every_epochs)]
+    bounds = [f"up to {show_size(keep.max_bytes)}"] if keep.max_bytes is not None else []
+    bounds += [f"multiples for {show_duration(keep.max_age_s)}"] if keep.max_age_s is not None else []
+    return ", ".join([f"{' and '.join(kept)} are kept", *bounds])
+
+
+def _copies(checkpoint: CheckpointPlan) -> str:
+    memory = checkpoint.memory
+    if not memory.on:
+        return "no copies in memory"
+    where = "in memory" if memory.dir is None else f"in memory, as files in {memory.dir}"
+    given = _triggers(memory.seconds, memory.steps, None)
+    often = f"every {given[0]}" if given else f"within {show_ratio(checkpoint.max_overhead_ratio)} of the time"
+    return f"copies {where}, {often}"
+
+
+def _mirrored(checkpoint: CheckpointPlan) -> str:
+    mirror = checkpoint.mirror
+    if mirror is None:
+        return "none"
+    often = "as often as loses least" if checkpoint.every.auto else "each checkpoint"
+    given = _triggers(mirror.every_s, mirror.every_steps, mirror.every_epochs)
+    said = [mirror.url, f"every {given[0]}" if given else often]
+    said += [f"{show_size(mirror.bytes_per_s)}/s at most"] if mirror.bytes_per_s is not None else []
+    return ", ".join([*said, *(["logs too"] if mirror.logs else [])])
 
 
 def _restarts(restart: RestartPlan) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from holdfast.commands.progress import bar
 from holdfast.commands.resumable import At, Elsewhere
 from holdfast.commands.secrets import secret_values
-from holdfast.errors import NoValidCheckpoint, UsageError
+from holdfast.errors import UsageError
 from holdfast.runs import RunDir
 
 if TYPE_CHECKING:
@@ -77,10 +77,12 @@ def _take_over(folder: Folder, view: View, at: At, before: Mapping[str, Any]) ->
 
     store = view.store
     refuse_if_alive(store, Owner.here(folder.root))
+    want = _want(view, at, before)
+    pull.must_hold(view, want)
     with bar("fetching") as progress:
-        chosen = pull.choose(view, folder, _want(view, at, before), progress=progress)
+        chosen = pull.choose(view, folder, want, progress=progress)
     if chosen.info is None:
-        raise NoValidCheckpoint(store.url, said=f"{store.url} holds no checkpoint")
+        raise pull.nothing_there(store.url)
     taken = Lease(
         term=survey.take(folder.root).newest_term + 1, claim=f"resume {uuid.uuid4().hex}", attempt=0,
         base=chosen.info.position, owner={"pid": os.getpid(), "host": socket.gethostname()}, time_s=time.time(),

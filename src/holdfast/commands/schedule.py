@@ -21,7 +21,7 @@ import click
 
 from holdfast import runs
 from holdfast.commands import clockwork, cronfields
-from holdfast.commands.arguments import json_option, print_json, say
+from holdfast.commands.arguments import json_option, print_json, print_table, say
 from holdfast.commands.liveness import ENDED, exit_code_of, status_of, when_over
 from holdfast.commands.wording import columns
 from holdfast.errors import HoldfastError, RunNotFound, UsageError
@@ -81,7 +81,7 @@ def ls(as_json: bool) -> None:
         say("nothing is scheduled", hint="holdfast schedule RUN_FILE --nightly")
         return
     rows = [(name, told["cron"], told["by"], told.get("run", "-"), told["run_file"]) for name, told in found.items()]
-    click.echo("\n".join(columns([("NAME", "WHEN", "BY", "LAST RUN", "RUN FILE"), *rows])))
+    print_table(columns([("NAME", "WHEN", "BY", "LAST RUN", "RUN FILE"), *rows]))
 
 
 @command.command("rm")

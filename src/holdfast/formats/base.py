@@ -16,6 +16,7 @@ import contextlib
 import importlib
 import os
 import secrets
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from holdfast.fsio import DISK
 
 _WOVEN = ("expanded", "quantised", "sparse", "compressed")  # tensors made of others
 NAMES = ("pt", "safetensors", "huggingface", "dcp")
+_FOLDERS = ("huggingface", "dcp")  # the others are files
 
 
 class Unreadable(HoldfastError):
@@ -81,6 +83,15 @@ def guess(path: Path) -> str:
     raise UsageError(f"nothing about {path} tells its format", hint=f"--format {'|'.join(NAMES)}")
 
 
+def read(name: str, source: Path) -> dict[str, Any]:
+    """The state in `source`, which is in the format `name`. Raises UsageError, Unreadable, OSError."""
+    form, kinds = named(name), ("file", "folder")
+    if source.is_dir() != (name in _FOLDERS):
+        said = f"{source} is a {kinds[source.is_dir()]}, and what is in format {name} is a {kinds[name in _FOLDERS]}"
+        raise UsageError(said, hint="another --format")
+    return form.read(source)
+
+
 @contextlib.contextmanager
 def needs_torch(what: str) -> Iterator[None]:
     """Turn a missing torch into a sentence."""
@@ -103,7 +114,7 @@ def write(name: str, checkpoint: Checkpoint, into: Path, choice: Choice, *, forc
     if os.path.lexists(into) and not force:
         raise UsageError(f"{into} is there already", hint="another name, or --force")
     if not into.parent.is_dir():
-        raise UsageError(f"there is no folder {into.parent}", hint=f"mkdir -p {into.parent}")
+        raise UsageError(f"there is no folder {into.parent}", hint=f"mkdir -p {shlex.quote(str(into.parent))}")
     temporary = into.with_name(f".{into.name}.{secrets.token_hex(4)}.tmp")
     try:
         with needs_torch(f"an export to {name}"):
@@ -165,7 +176,8 @@ def weights(checkpoint: Checkpoint, choice: Choice) -> Weights:
         raise UsageError(f"what is stored as {name!r} holds no tensors by name", hint="--object names another one")
     for key, node in nodes.items():
         if isinstance(node, dict) and (node.get("$") in _WOVEN or "view" in node):
-            raise UsageError(f"{key} is no plain tensor ({node.get('$')}), and weights by name are", hint="--format pt")
+            what = "a view" if "view" in node else str(node["$"])
+            raise UsageError(f"{key} is {what}, and a file of weights holds plain tensors only", hint="--format pt")
     short = _bare_names(list(tensors))
     first: dict[str, str] = {}
     aliases: dict[str, str] = {}

@@ -36,7 +36,10 @@ def export(checkpoint: Checkpoint, into: Path, choice: Choice) -> list[str]:
 def read(source: Path) -> dict[str, Any]:
     """What the file holds, by `weights_only=True` alone. Raises Unreadable, OSError."""
     with source.open("rb") as file:
-        zipped = file.read(len(_ZIP)) == _ZIP  # as torch.load decides; zipfile raises for some damage at the end
+        begin = file.read(len(_ZIP))
+    if not begin:
+        raise Unreadable(f"{source.name} is empty")
+    zipped = begin == _ZIP  # as torch.load decides; zipfile raises for some damage at the end
     found = load(source, source.name, mmap=zipped)
     if not isinstance(found, dict):
         raise Unreadable(f"{source.name} holds a {type(found).__name__}, not a dictionary of weights")
@@ -54,7 +57,7 @@ def load(source: Any, what: str, **options: Any) -> Any:
     except OSError:
         raise
     except Exception as error:  # a hostile file may make it raise anything
-        said = " ".join(str(error).split())
+        said = " ".join(str(error).split()).partition(" Check the documentation")[0]
         at = max(said.find("Unsupported"), said.find("WeightsUnpickler error"), 0)
         raise Unreadable(
             f"{what} is not loaded: {said[at : at + 150] or type(error).__name__}",

@@ -33,7 +33,8 @@ class Origin:
             self.spec = store.get("run/holdfast.yaml").decode()
             self._code: dict[str, Any] = json.loads(store.get("run/code.json"))
         except (FileNotFoundError, ValueError) as error:
-            raise NoValidCheckpoint(store.url, said=f"{store.url} holds no run: {error}") from error
+            hint = "is that the whole URL, as in the run file?"
+            raise NoValidCheckpoint(store.url, said=f"{store.url} holds no run: {error}", hint=hint) from error
 
     @property
     def has_code(self) -> bool:

@@ -22,7 +22,7 @@ from holdfast.checkpoint.lineage import Position
 from holdfast.checkpoint.load import Chosen, Want
 from holdfast.checkpoint.manifest import Manifest, PackEntry
 from holdfast.checkpoint.survey import CheckpointInfo
-from holdfast.errors import StoreRefused
+from holdfast.errors import NoValidCheckpoint, StoreRefused, UsageError
 from holdfast.fsio import get, put
 from holdfast.mirror.catalog import find, read_whole
 from holdfast.mirror.view import ROOT, View
@@ -51,6 +51,22 @@ def choose(
         return []
 
     return load.choose(ROOT, want, attempt=attempt, disk=view)
+
+
+def must_hold(view: View, want: Want) -> None:
+    """Raise UsageError when a checkpoint that a person named is not on the mirror, whole or damaged."""
+    found = survey.take(ROOT, view)
+    if not isinstance(want, dict) or found.unreadable or any(load.is_asked(info, want) for info in found.checkpoints):
+        return
+    wanted = f"step {want['step']}" if "step" in want else f"term {want['term']}, sequence {want['sequence']}"
+    steps = ", ".join(map(str, sorted({info.step for info in found.checkpoints})[-10:]))
+    hint = f"it has steps {steps}" if steps else "it has none at all"
+    raise UsageError(f"{view.store.url} has no checkpoint of {wanted}", hint=hint)
+
+
+def nothing_there(url: str) -> NoValidCheckpoint:
+    """For a mirror without any checkpoint."""
+    return NoValidCheckpoint(url, said=f"{url} holds no checkpoint", hint="is that the whole URL, as in the run file?")
 
 
 def pull(view: View, info: CheckpointInfo, into: Folder, progress: Progress) -> None:

@@ -1,19 +1,31 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from holdfast.checkpoint import lease
 from holdfast.checkpoint.commit import commit
 from holdfast.checkpoint.folder import Folder
 from holdfast.checkpoint.lease import Lease
+from holdfast.checkpoint.target import find
+from holdfast.commands.arguments import fitted
+from holdfast.commands.ckpt import prune
+from holdfast.commands.ckpt.selection import target
 from holdfast.plan import Best, CheckpointPlan, Keep
 from holdfast.runs import RunDir
 from tests.slotparts import part_of
 from tests.unit.commands.golden import matches_golden
 from tests.unit.commands.scene import NOW, holdfast, make_run
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -238,3 +250,75 @@ def test_a_folder_that_somebody_writes_to_is_left_alone(long_run: RunDir, tmp_pa
     owner.leave()
     assert (said.code, "a live run writes to" in said.err) == (11, True)
     assert steps() == [10, 20, 30, 40, 50, 60]
+
+
+def test_a_verb_about_all_checkpoints_refuses_one(long_run: RunDir) -> None:
+    for argv in (["prune", "digits@30", "--older-than", "1s", "--yes"], ["sync", "digits@30"]):
+        said = holdfast("ckpt", *argv)
+        assert (said.code, "not one" in said.err) == (2, True)
+
+    assert steps() == [10, 20, 30, 40, 50, 60]
+
+
+def test_ls_of_one_checkpoint_shows_that_one(long_run: RunDir) -> None:
+    assert [30] == [one["step"] for one in json.loads(holdfast("ckpt", "ls", "digits@30", "--json").out)]
+    assert holdfast("ckpt", "ls", "digits@31").code == 2
+
+
+def test_what_retention_has_taken_meanwhile_is_no_failure_of_prune(long_run: RunDir) -> None:
+    meant = target("digits@30")
+    info = find(meant)
+    assert holdfast("ckpt", "rm", "digits@30", "--yes").code == 0
+
+    assert prune._remove(meant, info) == ""
+
+
+def test_names_that_say_no_more_than_run_and_step_are_not_shown(run: RunDir, tmp_path: Path) -> None:
+    into = Folder(tmp_path / "checkpoints")
+    commit(into, [part_of(seed=8, sequence=3, step=30, time_s=NOW - 1, term=1, name="digits-00000030")])
+    assert "NAME" not in holdfast("ckpt", "ls", "digits").out
+
+    commit(into, [part_of(seed=9, sequence=4, step=40, time_s=NOW - 1, term=1, name="epoch-2-loss-0.1")])
+
+    assert "epoch-2-loss-0.1" in holdfast("ckpt", "ls", "digits").out
+
+
+def test_hints_fit_what_was_asked(run: RunDir, tmp_path: Path) -> None:
+    empty = tmp_path / "an empty one"
+    (empty / "manifests").mkdir(parents=True)
+    folder = tmp_path / "with a blank"
+    shutil.copytree(tmp_path / "checkpoints", folder)
+
+    assert "hint:" not in holdfast("ckpt", "ls", str(empty)).err  # nothing saves into a folder that is no run's
+    assert f"hint: holdfast ckpt ls --all '{folder}'" in holdfast("ckpt", "show", f"{folder}@7").err
+    assert "hint: name a step" in holdfast("ckpt", "show", f"{folder}@best").err
+
+
+def test_a_table_ends_at_the_edge_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    controller, terminal = pty.openpty()
+    monkeypatch.setenv("COLUMNS", "20")
+    with open(terminal, "w") as out:  # noqa: PTH123 - a descriptor
+        monkeypatch.setattr("sys.stdout", out)
+        assert fitted(["x" * 21, "x" * 20]) == ["x" * 19 + "…", "x" * 20]
+    os.close(controller)
+
+
+def test_import_takes_files_and_folders_only(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pt")
+
+    said = holdfast("ckpt", "import", str(tmp_path / "pipe.pt"), str(tmp_path / "into"))
+
+    assert (said.code, said.err.splitlines()[0]) == (2, f"error: {tmp_path / 'pipe.pt'} is no file")
+
+
+def test_an_import_that_is_interrupted_leaves_no_packs(tmp_path: Path) -> None:
+    torch.save({"w": torch.randn(24 << 20)}, tmp_path / "big.pt")
+    words = ["ckpt", "import", str(tmp_path / "big.pt"), str(tmp_path / "into")]
+    importing = subprocess.Popen([sys.executable, "-m", "holdfast", *words], stdout=subprocess.PIPE)
+    until(lambda: any((tmp_path / "into").glob("packs/*/*")))
+
+    importing.send_signal(signal.SIGINT)
+
+    assert importing.communicate(timeout=60) == (b"", None)
+    assert importing.returncode == 130
+    assert not any((tmp_path / "into").glob("packs/*/*"))

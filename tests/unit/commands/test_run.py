@@ -149,13 +149,30 @@ environment  N=1
 secret       B, from the caller
 secret       C, from command pass c
 checkpoints  /h/runs/r/checkpoints
-             every 15m or 1000 steps; the last 3 are kept and the 1 of minimal loss
+             every 15m or 1000 steps; the last 3 and the 1 of minimal loss are kept
+             copies in memory, within 3 % of the time
+mirror       none
 restarts     on-failure; 20 at most, 5 in 1 h, 3 without progress; pause 1 s to 10 min
 watchdog     restart; first step within 30 min, between steps 10 min
 log          1.9 GiB, a line on the state every 10 min
 stop         SIGTERM, then 3 min of grace
 at most      14 d"""
     )
+
+
+def test_the_plan_says_what_the_checkpoint_table_says() -> None:
+    keep = "keep: {every: 10000 steps, max_size: 1GiB, max_age: 7d}"
+    mirror = "mirror: {url: 's3://bucket/${run}', every: 30m, bandwidth: 64MiB/s, logs: true}"
+    _, plan = made(f"run: x\ncheckpoint: {{every: 60s if 10 steps, memory: 1 step, {keep}, {mirror}}}")
+    _, other = made("run: x\ncheckpoint: {memory: 'off'}")
+
+    lines = describe(plan, copied=True).splitlines()
+
+    kept = "the last 3 and one every 10000 steps are kept, up to 1.0 GiB, multiples for 7 d"
+    assert f"             every 1m if 10 steps; {kept}" in lines
+    assert "             copies in memory, every 1 step" in lines
+    assert "mirror       s3://bucket/r, every 30m, 64.0 MiB/s at most, logs too" in lines
+    assert "             no copies in memory" in describe(other, copied=True).splitlines()
 
 
 def test_the_checkpoint_to_begin_with_is_settled_when_the_run_is_made(project: Path, tmp_path: Path) -> None:

@@ -214,6 +214,22 @@ def test_dcp_is_loaded_by_torch_and_torch_s_is_loaded_by_us(
     assert found["optimizer"]["param_groups"] == optimizer["param_groups"]
 
 
+@pytest.mark.parametrize("name", base.NAMES)
+def test_a_file_is_no_folder_and_a_folder_no_file(name: str, tmp_path: Path) -> None:
+    folder = name in ("huggingface", "dcp")
+    (tmp_path / "file").write_bytes(b"x")
+
+    with pytest.raises(UsageError, match=f"is a {'file' if folder else 'folder'}, and"):
+        base.read(name, tmp_path / "file" if folder else tmp_path)
+
+
+def test_what_is_no_pt_file_is_told_in_a_sentence(tmp_path: Path) -> None:
+    for content, said in ((b"", "is empty"), (b"\xa0\xa1", "is not loaded: [^.]*Unsupported operand 160$")):
+        (tmp_path / "junk.pt").write_bytes(content)
+        with pytest.raises(base.Unreadable, match=said):
+            base.read("pt", tmp_path / "junk.pt")
+
+
 def test_what_holds_no_weights_is_told(saved: tuple[Path, CheckpointInfo], tmp_path: Path) -> None:
     for names in (("ema",), ("optimizer",), ("model", "optimizer")):
         with pytest.raises(UsageError):

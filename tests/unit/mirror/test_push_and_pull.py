@@ -12,7 +12,7 @@ import pytest
 from holdfast.checkpoint import load
 from holdfast.checkpoint.codecs import NONE
 from holdfast.checkpoint.pack import read_layout
-from holdfast.errors import NoValidCheckpoint, StoreRefused
+from holdfast.errors import NoValidCheckpoint, StoreRefused, UsageError
 from holdfast.mirror import pull
 from holdfast.mirror.catalog import find, read_whole
 from holdfast.mirror.view import ROOT, Stored, View
@@ -156,6 +156,9 @@ def test_a_wanted_step_is_brought_and_no_other(connected: Place, ours: Machine, 
     bring(connected(), bare, {"step": 20})
 
     assert [20] == [info.step for info in load.checkpoints(bare.root)]
+    with pytest.raises(UsageError, match="has no checkpoint of step 7") as caught:
+        pull.must_hold(View(connected(), {}), {"step": 7})
+    assert "it has steps 10, 20, 30" == caught.value.hint
 
 
 def test_the_mirror_itself_verifies_like_a_folder(connected: Place, ours: Machine) -> None:

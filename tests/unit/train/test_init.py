@@ -52,4 +52,15 @@ def test_a_folder_is_made_once(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match="holds checkpoints already"):
         making.make(tmp_path / "base", {"model": {"w": torch.ones(3)}}, reason="again")
+
     assert torch.equal(holdfast.load(tmp_path / "base")["model"]["w"], torch.ones(3))
+
+
+def test_a_folder_with_other_files_does_not_become_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("")
+
+    for root, said in ((tmp_path, "holds other files"), (tmp_path / "train.py", "is a file")):
+        with pytest.raises(UsageError, match=said):
+            making.make(root, {"model": {"w": torch.ones(3)}}, reason="test")
+
+    assert [tmp_path / "train.py"] == list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from holdfast.commands.arguments import json_option, print_json, say
+from holdfast.commands.arguments import json_option, print_json, print_table, say
 from holdfast.commands.ckpt.progress import bar
 from holdfast.commands.ckpt.selection import METAVAR, name_of, target_argument
 from holdfast.commands.wording import columns
@@ -50,7 +50,7 @@ def command(first: Target, second: Target, everything: bool, as_json: bool) -> N
     parts = summary(found)
     differing = [one for one in found if one.what != "same"]
     if differing:
-        click.echo("\n".join(table(differing if everything else differing[:_SHOWN])))
+        print_table(table(differing if everything else differing[:_SHOWN]))
         click.echo()
     click.echo("\n".join(f"{name}: {', '.join(f'{n} {what}' for what, n in p.items())}" for name, p in parts.items()))
     if len(differing) > _SHOWN and not everything:

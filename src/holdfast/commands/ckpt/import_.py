@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -23,13 +24,13 @@ def command(source: Path, folder: Path, form: str | None, take: str | None, name
     """Make FOLDER a checkpoint of the weights in SOURCE, for `holdfast run --from FOLDER`. Never runs what it reads."""
     from holdfast.formats import base
 
-    if not source.exists():
-        raise UsageError(f"there is no {source}")
+    if not (source.is_file() or source.is_dir()):
+        raise UsageError(f"{source} is no file" if source.exists() else f"there is no {source}")
     chosen = form or base.guess(source)
     with base.needs_torch("an import"):
         from holdfast.checkpoint import making
 
-        weights = base.state_dict_of(base.named(chosen).read(source), take)
+        weights = base.state_dict_of(base.read(chosen, source), take)
         info = making.make(folder, {name: weights}, reason=f"imported from {source.name}")
     if as_json:
         facts = {"checkpoint": name_of(info), "name": name, "format": chosen, "path": str(folder)}
@@ -38,5 +39,5 @@ def command(source: Path, folder: Path, form: str | None, take: str | None, name
     click.echo(f"{folder}  {name_of(info)}, {len(weights)} entries as {name!r}, {show_size(info.size_bytes)}")
     say(
         "a run that begins with it starts at step 0: optimizer, schedule, data position and random states are fresh",
-        hint=f"holdfast run --from {folder}",
+        hint=f"holdfast run --from {shlex.quote(str(folder))}",
     )

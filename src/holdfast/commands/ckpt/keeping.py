@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -110,7 +111,8 @@ def must_name_one(target: Target) -> None:
     """Raise UsageError when `target` does not say which checkpoint."""
     if target.at is None:
         raise UsageError(
-            f"{target.name}: which of its checkpoints?", hint=f"holdfast ckpt ls {target.name}, then {target.name}@STEP"
+            f"{target.name}: which of its checkpoints?",
+            hint=f"holdfast ckpt ls {shlex.quote(target.name)}, then {shlex.quote(target.name)}@STEP",
         )
 
 

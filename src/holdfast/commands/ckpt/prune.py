@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from holdfast import runs
-from holdfast.commands.arguments import clock_of, complete_runs, duration_option, json_option, print_json, say
+from holdfast.commands.arguments import (
+    clock_of,
+    complete_runs,
+    duration_option,
+    json_option,
+    print_json,
+    print_table,
+    say,
+)
 from holdfast.commands.ckpt.rm import confirm
-from holdfast.commands.ckpt.selection import name_of, target
+from holdfast.commands.ckpt.selection import name_of, target, whole
 from holdfast.commands.wording import age, columns, plural
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.units import show_size
@@ -45,7 +53,7 @@ def command(
     if bool(targets) == everything:
         raise UsageError("give either runs or --all", hint="holdfast ckpt prune --all --older-than 7d --dry-run")
     now_s = clock_of(context)()
-    asked = [target(str(run.root)) for run in runs.every()] if everything else list(targets)
+    asked = [target(str(run.root)) for run in runs.every()] if everything else [whole(one) for one in targets]
     found = [(one, info) for one in asked for info in keeping.prunable(one, now_s - older_than, keep_last)]
     if not as_json:
         _show(found, now_s)
@@ -67,7 +75,7 @@ def _show(found: Sequence[tuple[Target, CheckpointInfo]], now_s: float) -> None:
         (one.name, name_of(info), str(info.step), age(now_s - info.time_s), show_size(_frees([(one, info)])))
         for one, info in found
     ]
-    click.echo("\n".join(columns([("RUN", "CHECKPOINT", "STEP", "AGE", "FREES"), *rows])))
+    print_table(columns([("RUN", "CHECKPOINT", "STEP", "AGE", "FREES"), *rows]))
     say(f"{plural(len(found), 'checkpoint')}, {show_size(_frees(found))} together")
 
 
@@ -92,7 +100,8 @@ def _remove(one: Target, info: CheckpointInfo) -> str:
     try:
         keeping.remove(one, info)
     except (HoldfastError, OSError) as error:
-        return f"{one.name}@{name_of(info)}: {error}"
+        if info.path.exists():  # else retention was quicker, and it is gone as it should be
+            return f"{one.name}@{name_of(info)}: {error}"
     return ""
 
 

@@ -12,7 +12,7 @@ from holdfast.commands.arguments import json_option, print_json, say
 from holdfast.commands.ckpt.mirrored import run_of, store_of, url_argument
 from holdfast.commands.ckpt.selection import name_of, target_argument
 from holdfast.commands.progress import bar
-from holdfast.errors import NoValidCheckpoint, UsageError
+from holdfast.errors import UsageError
 
 if TYPE_CHECKING:
     from holdfast.checkpoint.folder import Folder
@@ -32,17 +32,27 @@ def command(target: Target, url: str | None, as_json: bool) -> None:
     store = store_of(run_of(target), url)
     folder = _opened(target.root)
     try:
+        view, want = View(store, {}), _want(target)
+        pull.must_hold(view, want)
         with bar("fetching") as progress:
-            chosen = pull.choose(View(store, {}), folder, _want(target), progress=progress)
+            chosen = pull.choose(view, folder, want, progress=progress)
     finally:
         folder.leave()
     if chosen.info is None:
-        raise NoValidCheckpoint(store.url, said=f"{store.url} holds no checkpoint")
+        raise pull.nothing_there(store.url)
     for sentence in chosen.fell_back:
         say(sentence)
     info = chosen.info
     if as_json:
-        print_json({"url": store.url, "term": info.term, "sequence": info.sequence, "step": info.step})
+        print_json(
+            {
+                "url": store.url,
+                "checkpoint": name_of(info),
+                "term": info.term,
+                "sequence": info.sequence,
+                "step": info.step,
+            }
+        )
     else:
         click.echo(f"{name_of(info)} (step {info.step}) is here: {target.root}")
 

@@ -36,7 +36,13 @@ def command(target: Target, url: str | None, as_json: bool) -> None:
     keeper.mend_index()
     let_go(run, keeper)
     if as_json:
-        told = {"url": store.url, "term": info.term, "sequence": info.sequence, "step": info.step}
+        told = {
+            "url": store.url,
+            "checkpoint": name_of(info),
+            "term": info.term,
+            "sequence": info.sequence,
+            "step": info.step,
+        }
         print_json({**told, "packs": pushed.packs, "sent_bytes": pushed.sent_bytes})
     else:
         said = f"sent {show_size(pushed.sent_bytes)}" if pushed.packs else "was there already"

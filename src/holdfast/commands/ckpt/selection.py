@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from holdfast.commands.arguments import Callback, chosen, complete_runs
+from holdfast.errors import UsageError
 
 if TYPE_CHECKING:
     from holdfast.checkpoint.survey import CheckpointInfo
@@ -41,7 +42,7 @@ def facts(info: CheckpointInfo, elsewhere: Container[tuple[int, int]] = ()) -> d
     names = ("term", "sequence", "step", "epoch", "time_s", "reason", "metrics", "world", "live", "pinned", "name")
     sizes = {"size_bytes": info.size_bytes, "added_bytes": info.added_bytes}
     where = {"tier": tier_of(info, elsewhere), "complete": is_complete(info), "path": str(info.path)}
-    return {**{name: getattr(info, name) for name in names}, **sizes, **where}
+    return {"checkpoint": name_of(info), **{name: getattr(info, name) for name in names}, **sizes, **where}
 
 
 def is_complete(info: CheckpointInfo) -> bool:
@@ -67,6 +68,13 @@ def target_argument(name: str = "target", **options: Any) -> Callable[[Callback]
         return click.argument(name, type=target, shell_complete=complete_runs, **options)(callback)
 
     return decorate
+
+
+def whole(asked: Target) -> Target:
+    """`asked`, for a verb that is about all of its checkpoints. Raises UsageError where one of them was named."""
+    if asked.at is None:
+        return asked
+    raise UsageError(f"{asked.name}: this is about all of its checkpoints, not one", hint="leave out what follows @")
 
 
 def meant(given: Target | None) -> Target:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from holdfast.commands.arguments import json_option, print_json
+from holdfast.commands.arguments import json_option, print_json, print_table
 from holdfast.commands.ckpt.selection import facts, name_of, target_argument
 from holdfast.commands.wording import clock, columns, number, plural, printable
 from holdfast.units import show_size
@@ -48,7 +48,7 @@ def command(target: Target, listed: bool, as_json: bool) -> None:
     lines += contents(tensors)
     click.echo("\n".join(columns(lines)))
     if listed:
-        click.echo("\n" + "\n".join(table(tensors.values())))
+        print_table(["", *table(tensors.values())])
 
 
 def contents(tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ import click
 
 from holdfast.commands.arguments import json_option, print_json
 from holdfast.commands.ckpt.mirrored import keeper_of, let_go, run_of, store_of, url_argument
-from holdfast.commands.ckpt.selection import target_argument
+from holdfast.commands.ckpt.selection import target_argument, whole
 from holdfast.commands.progress import bar
 from holdfast.commands.wording import plural
 from holdfast.units import show_size
@@ -24,14 +24,15 @@ if TYPE_CHECKING:
 def command(target: Target, url: str | None, as_json: bool) -> None:
     """Make the mirror hold what the folder holds: send what is missing, apply checkpoint.keep, mend the index."""
     from holdfast.checkpoint.pins import pinned
-    from holdfast.checkpoint.target import every
+    from holdfast.checkpoint.target import every, find
     from holdfast.mirror import origin
     from holdfast.node.mirroring import policy
     from holdfast.plan import Plan
     from holdfast.runs import plan_of
 
-    run = run_of(target)
+    run = run_of(whole(target))
     store = store_of(run, url)
+    find(target)  # so that a run without a checkpoint is told as any verb tells it
     keeper = keeper_of(run, target.root, store)
     keeper.hold()
     origin.send(run, store)
