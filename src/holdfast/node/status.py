@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from holdfast import journal, process
-from holdfast.checkpoint import manifest
 from holdfast.checkpoint.lineage import Position
 from holdfast.events import AttemptEnded, FindingRaised
 from holdfast.heartbeat import Beat, Phase
@@ -154,6 +153,8 @@ def _mirror(run: RunDir, plan: Plan, state: State, now_s: float) -> dict[str, An
 def _unsent(root: Path, after: Position) -> list[float]:
     """When each checkpoint of the folder behind a position was committed, in unix seconds; nothing is read."""
     found: dict[Position, float] = {}
+    from holdfast.checkpoint import manifest  # hashes: not for a run without a mirror
+
     with suppress(OSError):  # a folder that is away, or a manifest that is just being removed
         for entry in os.scandir(manifest.folder(root)):
             position = manifest.position_of(entry.name)
