@@ -84,11 +84,11 @@ class Catalog:
 
 def read_whole(view: View, entry: PackEntry) -> bytes:
     """Every byte of a pack of the mirror, checked. Raises Damaged, FileNotFoundError, StoreRefused."""
-    data = bytearray()
+    file, data = Ranged(view.store, pack_key(entry.name), entry.size_bytes), bytearray(entry.size_bytes)
     for start in range(0, entry.size_bytes, RANGE_BYTES):
-        data += view.store.get_range(pack_key(entry.name), start, min(RANGE_BYTES, entry.size_bytes - start))
-    if len(data) != entry.size_bytes:
-        raise Damaged(f"pack {entry.name[:12]} has {len(data)} bytes on the mirror instead of {entry.size_bytes}")
+        piece = memoryview(data)[start : start + RANGE_BYTES]
+        if file.read(start, [piece]) != len(piece):
+            raise Damaged(f"pack {entry.name[:12]} on the mirror is shorter than its {entry.size_bytes} bytes")
     pack.check_whole(Stored(data), entry.name)
     return bytes(data)
 

@@ -49,10 +49,11 @@ class Stored:
 
 
 class Ranged:
-    """An object as a file, of which only what is asked for is fetched."""
+    """An object as a file, of which only what is asked for is fetched; once and whole where a store sends no parts."""
 
     def __init__(self, store: Store, key: str, size_bytes: int) -> None:
         self._store, self._key, self._size = store, key, size_bytes
+        self._whole: Stored | None = None
 
     def append(self, parts: Sequence[Bytes]) -> None:
         """Raises OSError."""
@@ -60,6 +61,10 @@ class Ranged:
 
     def read(self, offset: int, parts: Sequence[memoryview]) -> int:
         """One ranged GET for all of `parts`."""
+        if self._whole is None and not self._store.parts:
+            self._whole = Stored(self._store.get(self._key))
+        if self._whole is not None:
+            return self._whole.read(offset, parts)
         return Stored(self._store.get_range(self._key, offset, sum(part.nbytes for part in parts))).read(0, parts)
 
     def size(self) -> int:

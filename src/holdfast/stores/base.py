@@ -24,6 +24,7 @@ class Store(Protocol):
     """A bucket and a prefix, or a folder. Every method raises StoreRefused when retrying did not help either."""
 
     url: str  # without credentials, as people know it
+    parts: bool  # False once it was seen to send whole objects only: then `get` costs no more than `get_range`
 
     def put(self, key: str, data: Bytes, *, create: bool = False) -> None:
         """Keep `data` under `key`, verified. `create`: raises FileExistsError when something is there.

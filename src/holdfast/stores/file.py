@@ -29,6 +29,7 @@ class DirectoryStore:
 
     def __init__(self, url: str, root: Path, disk: Disk = DISK) -> None:
         self.url = url
+        self.parts = True
         self._root, self._disk = root, disk
         self._made: set[Path] = set()
 

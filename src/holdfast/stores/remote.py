@@ -2,7 +2,7 @@
 
 `rclone serve s3` sends the asked range with a Content-Range header, but with status 200 in place of 206 (its gofakes3
 never sets one), and obstore refuses that as "non-partial". Other servers ignore Range altogether. Either way the object
-is read whole from then on and cut here: objects are packs of 64 MiB at most.
+is read whole from then on and cut here: objects are packs of 64 MiB at most. `parts` tells that to who wants several.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class RemoteStore:
         self._client = client
         self._patience = patience
         self._rng = random.Random()  # noqa: S311 - pauses
-        self._ranged = True
+        self.parts = True
 
     def put(self, key: str, data: Bytes, *, create: bool = False) -> None:
         """One PUT, however large: what is there is whole. MD5 when the store's ETag is one, else read back."""
@@ -80,11 +80,11 @@ class RemoteStore:
 
     def get_range(self, key: str, offset: int, size: int) -> bytes:
         """A part of an object, by a ranged GET where the server knows how."""
-        if self._ranged:
+        if self.parts:
             try:
                 return self._retrying(lambda _: bytes(obstore.get_range(self._client, key, start=offset, length=size)))
             except _NotPartial:
-                self._ranged = False
+                self.parts = False
         return self.get(key)[offset : offset + size]
 
     def list(self, prefix: str) -> dict[str, int]:

@@ -13,7 +13,7 @@ from holdfast.checkpoint import load
 from holdfast.checkpoint.codecs import NONE
 from holdfast.checkpoint.pack import read_layout
 from holdfast.errors import NoValidCheckpoint, StoreRefused, UsageError
-from holdfast.mirror import pull
+from holdfast.mirror import catalog, pull
 from holdfast.mirror.catalog import find, read_whole
 from holdfast.mirror.view import ROOT, Stored, View
 from holdfast.stores import Store, connect
@@ -169,6 +169,26 @@ def test_the_mirror_itself_verifies_like_a_folder(connected: Place, ours: Machin
     assert [[]] == [load.verify(ROOT, info, view) for info in found]
     shutil.rmtree(ours.root)
     assert [10] == [info.step for info in found]
+
+
+def test_a_server_that_sends_no_parts_sends_each_pack_once(
+    rclone: Server, ours: Machine, bare: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "RANGE_BYTES", 100_000)
+    read: list[str] = []
+    with faultproxy.between(rclone.port) as proxy:
+        store = connect(f"s3://{BUCKET}/{uuid.uuid4()}", rclone.environ(port=proxy.port, home=tmp_path), QUICK)
+        made = ours.keeper(store).push(ours.save(seed=1, sequence=1, step=10, sizes=(300_000,) * 3))
+        store.get_range("format.json", 0, 1)  # how it is found out
+        proxy.fault = lambda method, path, number: read.append(path) if method == "GET" and "/packs/" in path else None
+
+        assert [] == load.verify(ROOT, load.checkpoints(ROOT, View(store, {}))[0], View(store, {}))
+        verified = len(read)
+        bring(store, bare)
+
+    assert not store.parts
+    assert (verified, len(read)) == (len(made.manifest.packs), 2 * len(made.manifest.packs))
+    assert state_of(ours.root) == state_of(bare.root)
 
 
 def test_every_kind_of_fault_in_turn_changes_no_bit(
