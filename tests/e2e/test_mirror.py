@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.checkpoint import load
-from holdfast.errors import LeaseHeld, NoValidCheckpoint, StoreRefused
+from holdfast.errors import LeaseHeld, NoValidCheckpoint, StoreRefused, UsageError
 from holdfast.mirror.view import ROOT, View
 from holdfast.runs import RunDir
 from holdfast.stores import connect
@@ -169,7 +169,7 @@ def test_a_step_and_the_best_of_a_bucket_are_where_another_machine_begins(
     missing = other.holdfast("resume", f"{url}@7", "-d", **environ)
     best = other.holdfast("resume", f"{url}@best", "-d", STEP_S="0", **environ)
 
-    assert (NoValidCheckpoint.exit_code, 0) == (missing.returncode, best.returncode), missing.stderr + best.stderr
+    assert (UsageError.exit_code, 0) == (missing.returncode, best.returncode), missing.stderr + best.stderr
     first, second = (RunDir(other.home / "runs" / name) for name in ("digits", "digits-2"))
     assert "succeeded" == other.wait_for(first, "succeeded", "failed")["state"], other.tail(first)
     assert (20, expected) == (restored(first), final(first))

@@ -48,7 +48,7 @@ class CheckpointInfo:
     added_bytes: int = 0  # of its chunks, those that no older checkpoint needs too
     name: str = ""  # `checkpoint.name`, rendered
     pinned: bool = False
-    rewritten: int = 0  # how often it was repacked
+    rewritten: int = 0  # how often it was repacked, or replaced by another copy
 
     @property
     def position(self) -> Position:
