@@ -44,7 +44,7 @@ CATALOGUE: Mapping[str, Kind] = {
     ),
     "checkpoint-damaged": Kind(
         severity="error",
-        meaning="a checkpoint did not verify and an older one was taken",
+        meaning="a checkpoint did not verify; its copy on the mirror was taken, or an older one",
         hint="holdfast ckpt verify RUN names the damage",
     ),
     "damage-found": Kind(

@@ -188,7 +188,7 @@ def _sum(interval: IntervalChosen) -> Iterator[str]:
 
 def _origin(story: Story) -> str:
     step = story.restored.step if story.restored else story.started.resume_step
-    tier = f" ({story.restored.tier})" if story.restored and story.restored.tier == "memory" else ""
+    tier = f" ({story.restored.tier})" if story.restored and story.restored.tier in ("memory", "mirror") else ""
     return f"from step {step}{tier}" if step else "from the beginning"
 
 

@@ -58,7 +58,7 @@ JOURNAL: tuple[Event, ...] = (
     ),
     RestartScheduled(t=NOW - 1800, attempt=2, delay_s=0.0, reason="killed from outside", free=True),
     started(2, NOW - 1799, step=100),
-    Restored(t=NOW - 1790, attempt=2, step=100, term=2, fell_back=["pack ab12 is damaged"]),
+    Restored(t=NOW - 1790, attempt=2, step=100, term=2, fell_back=["pack ab12 is damaged"], tier="mirror"),
     HangDetected(t=NOW - 900, attempt=2, silent_s=630.0, allowed_s=600.0, step=180, phase="running"),
     StacksCaptured(t=NOW - 890, attempt=2, path="stacks/attempt-0002.txt"),
     AttemptEnded(t=NOW - 880, attempt=2, exit_class="hang", status=-6, step=180, committed_step=100),
