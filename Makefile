@@ -5,7 +5,7 @@ PEERS ?= .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: help venv demo test lint labs soak gpu bench bench-peers safety checkpoints format clean
+.PHONY: help venv demo test lint labs soak gpu bench bench-peers safety checkpoints exports format clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -77,6 +77,9 @@ checkpoints: $(PEERS)/.peers ## time and bytes of saving and restoring, engine b
 	$(PEERS)/bin/python -W ignore -m bench.restore --keep --state-mb 100
 	$(PEERS)/bin/python -W ignore -m bench.restore --keep --state-mb 600
 	$(PEERS)/bin/python -W ignore -m bench.dedup --keep
+
+exports: $(PEERS)/.peers ## transformers reads what we export for it: the same weights to the bit
+	$(PEERS)/bin/python -W ignore -m bench.exports
 
 format: $(VENV)/.dev ## format in place
 	$(BIN)/ruff format .
