@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import math
+import mmap
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 
@@ -14,8 +18,11 @@ from holdfast.checkpoint import boxes
 from holdfast.checkpoint.contents import TensorInfo
 from holdfast.checkpoint.reading import Checkpoint, Wanted
 from holdfast.checkpoint.state import UnreadableState, decode, dtype_named
-from holdfast.errors import HoldfastError, UsageError
+from holdfast.errors import HoldfastError, StoreRefused, UsageError
 from holdfast.units import show_size
+
+Allocate: TypeAlias = Callable[[Sequence[TensorInfo]], dict[str, torch.Tensor]]
+_APART = 64  # bytes, as torch aligns what it allocates
 
 
 def registered(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -35,22 +42,69 @@ def tree_of(checkpoint: Checkpoint, name: str) -> Any:
     return held[name]
 
 
+def in_memory(infos: Sequence[TensorInfo]) -> dict[str, torch.Tensor]:
+    """Tensors to read into, each in memory of its own. Raises HoldfastError where the machine has less."""
+    _check_room(sum(info.size_bytes for info in infos))
+    return {info.name: torch.empty(info.shape, dtype=dtype_named(info.dtype)) for info in infos}
+
+
+def in_file(folder: Path) -> Allocate:
+    """Tensors to read into whose memory is a file without a name in `folder`: the kernel takes back what it needs.
+
+    They take memory from nobody then, and room of the disk for as long as they live. Raises StoreRefused.
+    """
+
+    def allocate(infos: Sequence[TensorInfo]) -> dict[str, torch.Tensor]:
+        starts = list(accumulate((-(-info.size_bytes // _APART) * _APART for info in infos), initial=0))
+        with tempfile.TemporaryFile(dir=folder) as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, starts[-1] + 1)  # a hole would be a SIGBUS on a full disk
+            except OSError as error:
+                raise StoreRefused(
+                    f"{folder} has no room for {show_size(starts[-1])} to gather the state in: {error.strerror}",
+                    hint="free space there: twice the size of what is written is needed meanwhile",
+                ) from error
+            memory = mmap.mmap(file.fileno(), 0)
+        return {info.name: _tensor_at(memory, start, info) for info, start in zip(infos, starts, strict=False)}
+
+    return allocate
+
+
+def _tensor_at(memory: mmap.mmap, start: int, info: TensorInfo) -> torch.Tensor:
+    dtype = dtype_named(info.dtype)
+    if not info.size_bytes:
+        return torch.empty(info.shape, dtype=dtype)
+    flat = torch.frombuffer(memory, dtype=torch.uint8, count=info.size_bytes, offset=start)
+    return flat.view(dtype).view(info.shape)
+
+
 def objects(
-    checkpoint: Checkpoint, names: Iterable[str] | None = None, *, device: str | torch.device = "cpu"
+    checkpoint: Checkpoint,
+    names: Iterable[str] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    allocate: Allocate = in_memory,
 ) -> dict[str, Any]:
     """The states of registered objects, of all by default. Tensors that were one stay one.
 
-    Raises UsageError for a name that is not there, Damaged, UnreadableState, OSError.
+    allocate: where the tensors go that are read. Raises UsageError for a name that is not there, Damaged,
+    UnreadableState, OSError.
     """
     wanted = list(registered(checkpoint)) if names is None else list(names)
     trees = {name: tree_of(checkpoint, name) for name in wanted}
-    return rebuild(checkpoint, trees, device=device)
+    return rebuild(checkpoint, trees, device=device, allocate=allocate)
 
 
-def rebuild(checkpoint: Checkpoint, trees: Mapping[str, Any], *, device: str | torch.device = "cpu") -> dict[str, Any]:
+def rebuild(
+    checkpoint: Checkpoint,
+    trees: Mapping[str, Any],
+    *,
+    device: str | torch.device = "cpu",
+    allocate: Allocate = in_memory,
+) -> dict[str, Any]:
     """Objects of several trees of `checkpoint`, their tensors contiguous and read at once."""
     refs = {ref: tag for tree in trees.values() for ref, tag in references(tree)}
-    held = read(checkpoint, refs)
+    held = read(checkpoint, refs, allocate)
     on_cpu = torch.device(device).type == "cpu"
     placed = {ref: t if on_cpu or refs[ref] == "nparray" else t.to(device) for ref, t in held.items()}
     try:
@@ -89,16 +143,15 @@ def references(tree: Any) -> Iterator[tuple[str, str]]:
             waiting += node
 
 
-def read(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Tensors by name, on the CPU, each in memory of its own. Raises UnreadableState, Damaged, OSError."""
+def read(checkpoint: Checkpoint, names: Iterable[str], allocate: Allocate = in_memory) -> dict[str, torch.Tensor]:
+    """Tensors by name, on the CPU. Raises UnreadableState, Damaged, OSError."""
     known = checkpoint.tensors
     infos = []
     for name in names:
         if name not in known:
             raise UnreadableState(f"stored state names a tensor {name[:100]!r} that the checkpoint does not hold")
         infos.append(known[name])
-    _check_room(sum(info.size_bytes for info in infos))
-    made = {info.name: torch.empty(info.shape, dtype=dtype_named(info.dtype)) for info in infos}
+    made = allocate(infos)
     checkpoint.read([into(info, made[info.name]) for info in infos])
     return made
 

@@ -102,7 +102,7 @@ def needs_torch(what: str) -> Iterator[None]:
             raise
         raise HoldfastError(
             f"{what} needs {error.name}, which the Python of holdfast lacks ({sys.executable})",
-            hint="pip install 'holdfast[torch]' there",
+            hint=f"pip install {'numpy' if error.name == 'numpy' else repr('holdfast[torch]')} there",
         ) from error
 
 

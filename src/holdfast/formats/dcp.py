@@ -38,13 +38,13 @@ _CLASSES = {
 
 
 def export(checkpoint: Checkpoint, into: Path, choice: Choice) -> list[str]:
-    """The registered objects by name; they are in memory meanwhile."""
+    """The registered objects by name, gathered in a file beside `into`. Raises StoreRefused."""
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
     from holdfast.checkpoint import rebuild
 
-    state = rebuild.objects(checkpoint, choice.names or None)
+    state = rebuild.objects(checkpoint, choice.names or None, allocate=rebuild.in_file(into.parent))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is no process group, which is as it should be
         save(state, storage_writer=FileSystemWriter(into), no_dist=True)

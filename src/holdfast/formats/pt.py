@@ -16,12 +16,15 @@ SUFFIXES: tuple[str, ...] = (".pt", ".pth", ".bin", ".ckpt")
 
 
 def export(checkpoint: Checkpoint, into: Path, choice: Choice) -> list[str]:
-    """The state_dicts; they are in memory meanwhile. Raises UsageError for what weights_only does not take."""
+    """The state_dicts, gathered in a file beside `into`.
+
+    Raises StoreRefused where there is no room for that, UsageError for what weights_only does not take.
+    """
     import torch
 
     from holdfast.checkpoint import rebuild
 
-    state = rebuild.objects(checkpoint, choice.names or None)
+    state = rebuild.objects(checkpoint, choice.names or None, allocate=rebuild.in_file(into.parent))
     torch.save(state, into)
     try:
         read(into)

@@ -18,8 +18,10 @@ from holdfast.checkpoint import pack
 from holdfast.checkpoint.canonical import Damaged
 from holdfast.checkpoint.load import CheckpointInfo
 from holdfast.checkpoint.reading import open_checkpoint
-from holdfast.errors import UsageError
+from holdfast.errors import StoreRefused, UsageError
 from holdfast.formats import base
+from tests.cgroups import limited
+from tests.labs.disks import loop_ext4
 from tests.tensorparts import save
 
 CHOICE = base.Choice(names=("model",))
@@ -237,3 +239,26 @@ def test_what_holds_no_weights_is_told(saved: tuple[Path, CheckpointInfo], tmp_p
     with pytest.raises(UsageError, match="holds no config"):
         export("huggingface", saved, tmp_path / "out", base.Choice(config=tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["pt", "dcp"])
+def test_an_export_needs_less_memory_than_the_state_has(name: str, tmp_path: Path) -> None:
+    limit_bytes, big = 360 << 20, torch.arange(50 << 20, dtype=torch.int64).view(100, -1)
+    info = save(tmp_path / "checkpoints", {"model": {"big": big}})
+    argv = [sys.executable, "-m", "holdfast", "ckpt", "export", str(info.path.parents[1]), str(tmp_path / "out")]
+    with limited(limit_bytes) as group:
+        done = subprocess.run(group.argv([*argv, "--format", name]), capture_output=True, text=True)
+        assert (done.returncode, group.oom_kills()) == (0, 0), done.stderr
+
+    found = base.state_dict_of(base.named(name).read(tmp_path / "out"), None)["big"]
+    assert big.nbytes > limit_bytes
+    assert torch.equal(found, big)
+
+
+@pytest.mark.parametrize("name", ["pt", "dcp"])
+def test_an_export_without_room_for_it_says_how_much_it_needs(name: str, tmp_path: Path) -> None:
+    info = save(tmp_path / "checkpoints", {"model": {"big": torch.zeros(4 << 20)}})
+    with loop_ext4(tmp_path, 12 << 20) as (disk, _):
+        with pytest.raises(StoreRefused, match=r"has no room for 16\.0 MiB to gather the state in: No space left"):
+            export(name, (tmp_path / "checkpoints", info), disk / "out")
+        assert [path.name for path in disk.iterdir()] == ["lost+found"]
