@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.checkpoint import load
-from holdfast.errors import LeaseHeld, NoValidCheckpoint, StoreRefused, UsageError
+from holdfast.errors import LeaseHeld, NoValidCheckpoint, RunFileError, StoreRefused, UsageError
 from holdfast.mirror.view import ROOT, View
 from holdfast.runs import RunDir
 from holdfast.stores import connect
@@ -233,7 +233,7 @@ def test_a_store_that_is_away_is_a_warning_and_a_wrong_url_an_error(box: Box, tm
     box.write("holdfast.yaml", f"name: digits\nrun: exec python train.py\ncheckpoint: {{mirror: {tmp_path}/no/x}}\n")
     away = box.holdfast("run", "-d", STEP_S="0")
 
-    assert 2 == wrong.returncode
+    assert RunFileError.exit_code == wrong.returncode
     assert "did you mean s3://" in wrong.stderr
     assert 0 == away.returncode
     run = RunDir(box.home / "runs" / "digits")
