@@ -24,6 +24,7 @@ Bytes: TypeAlias = "bytes | bytearray | memoryview | mmap.mmap"
 BLOCK = 4096  # what O_DIRECT wants addresses, offsets and lengths to be multiples of
 _PARTS_PER_CALL = 1024  # IOV_MAX
 _RENAME_NOREPLACE = 1
+_RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 _NO_SUCH_CALL = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
@@ -297,6 +298,19 @@ def _rename_no_replace(source: Path, target: Path) -> None:
             raise OSError(number, os.strerror(number), str(source), None, str(target))
     target.hardlink_to(source)
     source.unlink()
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Give each the other's name at once. False where the kernel or the file system cannot. Raises OSError."""
+    if not hasattr(_libc, "renameat2"):
+        return False
+    paths = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
+    if _libc.renameat2(*paths, _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _NO_SUCH_CALL:
+        return False
+    raise OSError(number, os.strerror(number), str(one), None, str(other))
 
 
 def replace(path: Path, data: bytes) -> None:

@@ -90,3 +90,15 @@ def test_a_pipe_in_the_place_of_a_file_is_an_error_and_not_waited_for(tmp_path: 
 
     with pytest.raises(OSError, match="not a regular file"):
         fsio.get(fsio.DISK, tmp_path / "pipe", limit_bytes=10)
+
+
+def test_two_folders_change_names_at_once(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+
+    done = fsio.exchange(tmp_path / "one", tmp_path / "other")
+
+    assert (tmp_path / "one" / "file").read_text() == ("other" if done else "one")
+    with pytest.raises(FileNotFoundError):
+        fsio.exchange(tmp_path / "one", tmp_path / "gone")

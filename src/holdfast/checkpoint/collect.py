@@ -6,6 +6,7 @@ never before one. A manifest that somebody reads from is left for the next time.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +18,8 @@ from holdfast.checkpoint.retention import LEAST, Candidate
 from holdfast.checkpoint.survey import CheckpointInfo, Survey, Unreadable
 from holdfast.errors import UsageError
 from holdfast.plan import Keep
+
+_PREFIX = re.compile(r"[0-9a-f]{2}\Z", re.ASCII)  # of a folder of packs
 
 
 def retain(into: Folder, keep: Keep, *, now_s: float = 0.0) -> list[CheckpointInfo]:
@@ -166,7 +169,8 @@ def sweep(into: Folder) -> None:
 
 def _packs(into: Folder) -> list[Path]:
     within = into.root / "packs"
-    paths = (within / prefix / name for prefix in into.disk.list(within) for name in into.disk.list(within / prefix))
+    prefixes = [name for name in into.disk.list(within) if _PREFIX.match(name)]
+    paths = (within / prefix / name for prefix in prefixes for name in into.disk.list(within / prefix))
     return [path for path in paths if canonical.is_hash(path.name.removesuffix(".hfp"))]
 
 

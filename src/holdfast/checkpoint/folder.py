@@ -124,15 +124,20 @@ class Folder:
             self._durable.add(folder)
 
     def clear_temporary(self) -> bool:
-        """Remove what a writer that is gone left in `tmp/`. For the owner; whether there are no guests."""
+        """Remove what a writer that is gone left in `tmp/`. For the owner; whether there are no guests.
+
+        What cannot be removed (a folder that somebody made there, a file that an NFS client has open) is in nobody's
+        way and stays.
+        """
         alone = True
         for name in self.disk.list(self.root / "tmp"):
             if not _GUEST.match(name):
-                self.disk.remove(self.root / "tmp" / name)
+                with contextlib.suppress(OSError):
+                    self.disk.remove(self.root / "tmp" / name)
             elif (lock := self.disk.lock(self.root / "tmp" / name)) is None:
                 alone = False
             else:
-                with closing(lock):
+                with closing(lock), contextlib.suppress(OSError):
                     _remove_all(self.disk, self.root / "tmp" / name)
         return alone
 

@@ -9,12 +9,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from holdfast.checkpoint import collect, snapshot, state, survey
+from holdfast.checkpoint import budget, collect, snapshot, state, survey
 from holdfast.checkpoint.commit import Part, commit
 from holdfast.checkpoint.folder import FOLDERS, Folder
+from holdfast.checkpoint.room import limits
 from holdfast.checkpoint.slots import TABLE_VERSION, Slot
 from holdfast.checkpoint.survey import CheckpointInfo
-from holdfast.errors import UsageError
+from holdfast.errors import StoreRefused, UsageError
 from holdfast.fsio import DISK
 
 
@@ -50,10 +51,19 @@ def _refuse_strangers(root: Path) -> None:
 def _slot() -> Iterator[Slot]:
     descriptor = os.memfd_create("holdfast-import")
     try:
-        with closing(Slot(descriptor)) as slot:
+        with closing(Slot(descriptor, _within_memory)) as slot:
             yield slot
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _within_memory(descriptor: int, more_bytes: int) -> Iterator[None]:
+    """Refuse what does not fit: a small file can describe large tensors. Raises StoreRefused."""
+    refused = budget.refusal(more_bytes, limits(descriptor))
+    if refused:
+        raise StoreRefused(f"the state does not fit into memory: {refused}", hint="import it on a larger machine")
+    yield
 
 
 def _filled(slot: Slot, values: Mapping[str, Any], run: str, reason: str) -> dict[str, Any]:

@@ -367,8 +367,9 @@ def copy_out(slot: Slot) -> Stored:
     for name, found in parts.items():
         if len({(part.dtype, part.whole) for part in found}) > 1:
             raise UnreadableState(f"parts of tensor {name!r} disagree about its shape")
-        if sum(math.prod(part.shape) for part in found) != math.prod(found[0].whole):
-            raise UnreadableState(f"parts of tensor {name!r} are missing from the slot")
+        parted = [boxes.Box(part.start, part.shape) for part in found]
+        if not _are_rows(found) and not boxes.fill(parted, boxes.whole(found[0].whole)):
+            raise UnreadableState(f"parts of tensor {name!r} are missing from the slot, or overlap")
     return Stored(table, SlotTensors(memory, parts))
 
 
@@ -383,10 +384,10 @@ def _part(chunk: Mapping[str, Any], entry: Mapping[str, Any]) -> _Part:
 def _are_rows(parts: Sequence[_Part]) -> bool:
     """Whether the parts are the whole tensor cut along its first axis, in order."""
     if len(parts) == 1:
-        return True  # `copy_out` has counted the elements
+        return parts[0].shape == parts[0].whole
     row = 0
     for part in parts:
-        if part.shape[1:] != part.whole[1:] or part.start[0] != row:
+        if part.shape[1:] != part.whole[1:] or part.start[:1] != (row,) or any(part.start[1:]):
             return False
         row += part.shape[0]
-    return True
+    return row == parts[0].whole[0]

@@ -397,10 +397,19 @@ def _finished(tensor: torch.Tensor, node: Mapping[str, Any]) -> torch.Tensor:
 def _here(device: torch.device) -> torch.device:
     """`device` where this machine has it, else the current one of its type, else the CPU."""
     if device.type != "cuda":
-        return device
+        return device if _is_here(device) else torch.device("cpu")
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return device if (device.index or 0) < torch.cuda.device_count() else torch.device("cuda")
+
+
+def _is_here(device: torch.device) -> bool:
+    """Whether a tensor can lie there; on the meta device none does."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ImportError):
+        return False
+    return device.type != "meta"
 
 
 def _read_dtype(_reader: _Reader, node: Mapping[str, Any]) -> torch.dtype:
@@ -456,7 +465,10 @@ def _read_array(reader: _Reader, node: Mapping[str, Any]) -> Any:
 
 
 def _read_numpy_scalar(_reader: _Reader, node: Mapping[str, Any]) -> Any:
-    return _need_numpy().frombuffer(base64.b64decode(node["v"]), dtype=node["dtype"])[0]
+    dtype = _need_numpy().dtype(node["dtype"])
+    if not dtype.itemsize:
+        return dtype.type()  # an empty text, of which NumPy makes no array
+    return _need_numpy().frombuffer(base64.b64decode(node["v"]), dtype=dtype)[0]
 
 
 def _members(reader: _Reader, node: Mapping[str, Any]) -> list[Any]:

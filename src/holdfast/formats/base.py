@@ -28,7 +28,7 @@ from holdfast.checkpoint.contents import TensorInfo
 from holdfast.checkpoint.matching import bare
 from holdfast.checkpoint.reading import Checkpoint
 from holdfast.errors import HoldfastError, UsageError
-from holdfast.fsio import DISK
+from holdfast.fsio import DISK, exchange
 
 _WOVEN = ("expanded", "quantised", "sparse", "compressed")  # tensors made of others
 NAMES = ("pt", "safetensors", "huggingface", "dcp")
@@ -132,9 +132,15 @@ def _put(temporary: Path, into: Path, *, force: bool) -> None:
     if not (force and os.path.lexists(into)):
         DISK.rename(temporary, into)
     elif into.is_dir() and not into.is_symlink():
+        if exchange(temporary, into):
+            return  # what was there has the temporary name, and goes with it
         old = temporary.with_suffix(".old")
         DISK.rename(into, old)
-        DISK.rename(temporary, into)
+        try:
+            DISK.rename(temporary, into)
+        except OSError:
+            DISK.rename(old, into)
+            raise
         _remove(old)
     else:
         DISK.rename(temporary, into, replace=True)

@@ -54,6 +54,7 @@ def export(checkpoint: Checkpoint, into: Path, choice: Choice) -> list[str]:
 def read(source: Path) -> dict[str, Any]:
     """The nested state, tensors put together from their shards. Raises Unreadable, OSError."""
     metadata = _metadata(source / ".metadata")
+    metadata["room"] = _Room(source)
     flat = {name: _entry(source, name, held, metadata) for name, held in metadata["state_dict_metadata"].items()}
     paths = metadata.get("planner_data")
     try:
@@ -156,7 +157,7 @@ def _entry(source: Path, name: Any, held: Any, metadata: Mapping[str, Any]) -> A
     if not isinstance(name, str) or not isinstance(held, _Record):
         raise Unreadable(f"{what} is no entry of a DCP checkpoint")
     if type(held).__name__ == "BytesStorageMetadata":
-        return _load(source, metadata["places"].get((name, None)), what)
+        return _load(source, metadata, (name, None), what)
     properties = held.fields.get("properties")
     dtype = properties.state[0] if isinstance(properties, _Record) and isinstance(properties.state, tuple) else None
     chunks = held.fields.get("chunks")
@@ -195,11 +196,10 @@ def _tensor(
     ends = [end for part in parts for end in zip(part.index, part.shape, whole.shape, strict=True)]
     if not boxes.fill(parts, whole) or any(start + length > size for start, length, size in ends):
         raise Unreadable(f"{what} is not whole: its shards leave gaps, overlap or stand out")
-    if whole.count * kind.itemsize > sum(path.stat().st_size for path in source.iterdir() if path.is_file()):
-        raise Unreadable(f"{what} of {whole.shape} is larger than all files together")
+    metadata["room"].take("tensors", whole.count * kind.itemsize, f"{what} of {whole.shape}")
     made = torch.empty(whole.shape, dtype=kind)
     for part in parts:
-        found = _load(source, metadata["places"].get((name, part.index)), what)
+        found = _load(source, metadata, (name, part.index), what)
         if not isinstance(found, torch.Tensor) or found.dtype != kind or tuple(found.shape) != part.shape:
             raise Unreadable(f"{what} has a shard of another shape or type than described")
         window = made
@@ -209,9 +209,23 @@ def _tensor(
     return made
 
 
-def _load(source: Path, place: Mapping[str, Any] | None, what: str) -> Any:
-    """What lies at `place`, a file in the folder itself, by weights_only. Raises Unreadable."""
-    place = place or {}
+class _Room:
+    """What the files hold, which no entry shares with another: a thousand that name one place would fill memory."""
+
+    def __init__(self, source: Path) -> None:
+        held = sum(path.stat().st_size for path in source.iterdir() if path.is_file())
+        self._left = {"tensors": held, "files": held}
+
+    def take(self, kind: str, size_bytes: int, what: str) -> None:
+        """Raises Unreadable."""
+        self._left[kind] -= size_bytes
+        if self._left[kind] < 0:
+            raise Unreadable(f"{what} and what comes before it are larger than all files together")
+
+
+def _load(source: Path, metadata: Mapping[str, Any], index: tuple[str, Any], what: str) -> Any:
+    """What lies at the place of `index`, in a file of the folder itself, by weights_only. Raises Unreadable."""
+    place = metadata["places"].get(index, {})
     name, offset, length = place.get("relative_path"), place.get("offset"), place.get("length")
     if not isinstance(name, str) or not name or name in (".", "..") or {"/", "\0"} & set(name):
         raise Unreadable(f"{what} lies at {str(name)[:100]!r}, which is no file of that folder")
@@ -229,6 +243,7 @@ def _load(source: Path, place: Mapping[str, Any] | None, what: str) -> Any:
     with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor has no path
         if offset + length > os.fstat(descriptor).st_size:
             raise Unreadable(f"{what} reaches past the end of {name!r}")
+        metadata["room"].take("files", length, what)
         file.seek(offset)
         raw = file.read(length)
     return load(io.BytesIO(raw), what)

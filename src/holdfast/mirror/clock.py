@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 
+from holdfast.errors import StoreRefused
 from holdfast.stores import Store
 
 
@@ -13,4 +14,6 @@ def now_s(store: Store) -> float:
     store.put(scratch, b"now")
     found = store.head(scratch)
     store.delete(scratch)
-    return found.modified_s if found is not None else 0.0
+    if found is None:  # 1970 would make everything old enough to be removed
+        raise StoreRefused(f"{store.url} does not show what was just put there, so its clock is not known")
+    return found.modified_s

@@ -9,6 +9,7 @@ import errno
 from collections.abc import Sequence
 from pathlib import Path
 
+from holdfast.checkpoint.manifest import MAX_MANIFEST_BYTES
 from holdfast.fsio import Bytes, File, Lock
 from holdfast.stores import Store
 
@@ -99,6 +100,8 @@ class View:
         """A manifest or lease in memory, a pack by ranges."""
         key = path.relative_to(ROOT).as_posix()
         if key.startswith(_REMEMBERED):
+            if self.sizes.get(key, 0) > MAX_MANIFEST_BYTES:
+                return Ranged(self.store, key, self.sizes[key])  # who wants it looks at its length first
             if key not in self._known:
                 self._known[key] = self.store.get(key)
             return Stored(self._known[key])

@@ -683,11 +683,22 @@ class SlotFiles:
         return fds
 
     def ranks(self) -> list[int]:
-        """Those that have files of this boot; the files of an earlier one are removed."""
+        """Those that have files of this boot; the files of an earlier one are removed.
+
+        In a folder like /dev/shm anybody can make files of such names: those of others are passed over.
+        """
+        name = re.compile(rf"{re.escape(self.run)}-(\w+)-(\d{{5,9}})-\d", re.ASCII)
+        found = set()
         for path in self.folder.glob(f"{self.run}-*"):
-            if not path.name.startswith(f"{self.run}-{self.boot}-"):
-                path.unlink(missing_ok=True)
-        return sorted({int(path.name.split("-")[-2]) for path in self.folder.glob(f"{self.run}-{self.boot}-*-*")})
+            match = name.fullmatch(path.name)
+            with contextlib.suppress(OSError):  # it has gone meanwhile
+                if match is None or path.lstat().st_uid != os.geteuid():
+                    continue
+                if match[1] == self.boot:
+                    found.add(int(match[2]))
+                else:
+                    path.unlink()
+        return sorted(found)
 
     def remove(self, rank: int | None = None) -> None:
         """The files of one rank, or of all; their memory lives on while anyone holds a descriptor."""
@@ -720,6 +731,14 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
+def _make_private(folder: Path) -> None:
+    """A folder that only this user can write to. Raises PermissionError when somebody else made it before us."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise PermissionError(f"{folder} belongs to another user")
+
+
 def _become_subreaper() -> None:
     import ctypes  # only here: it costs a megabyte that stays
 
@@ -734,7 +753,8 @@ def main(run_dir: Path, runtime: Path, *, alone: bool, detach: bool) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return LOCKED
-    (runtime / "pages").mkdir(mode=0o700, parents=True, exist_ok=True)  # the shim before us may have removed it
+    for folder in (runtime.parent, runtime, runtime / "pages"):  # the shim before us may have removed them
+        _make_private(folder)
     path = runtime / "shim.sock"
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

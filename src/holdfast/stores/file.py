@@ -5,7 +5,9 @@ The folder above must be there: it is on the mount, so a mount that is missing i
 
 from __future__ import annotations
 
+import errno
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from holdfast.stores.base import Entry, Store
 from holdfast.stores.retry import Patience
 
 _TEMPORARY = "tmp"
+_DEEPEST = 8  # folders in folders; no key has more
 
 
 def connect(url: str, environ: Mapping[str, str], patience: Patience) -> Store:
@@ -73,20 +76,25 @@ class DirectoryStore:
     def list(self, prefix: str) -> dict[str, int]:
         """Files below `prefix`, whatever depth."""
         with self._told():
-            found = dict(self._below(self._root / prefix, prefix))
+            found = dict(self._below(self._root / prefix, prefix, 0))
             if not found and not self._disk.list(self._root):
                 self._check_mounted()
             return found
 
-    def _below(self, folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
+    def _below(self, folder: Path, prefix: str, depth: int) -> Iterator[tuple[str, int]]:
+        """Links to folders are not followed: two that lead up again would make a tree without end."""
         for name in self._disk.list(folder):
+            path = folder / name
             try:
-                with closing(self._disk.open(folder / name)) as file:
-                    yield f"{prefix}{name}", file.size()
-            except FileNotFoundError:  # noqa: PERF203 - removed meanwhile
+                is_folder, found = stat.S_ISDIR(path.lstat().st_mode), path.stat()
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ELOOP):  # removed meanwhile, or a link that leads nowhere
+                    raise
                 continue
-            except OSError:
-                yield from self._below(folder / name, f"{prefix}{name}/")
+            if is_folder and depth < _DEEPEST:
+                yield from self._below(path, f"{prefix}{name}/", depth + 1)
+            elif stat.S_ISREG(found.st_mode):
+                yield f"{prefix}{name}", found.st_size
 
     def head(self, key: str) -> Entry | None:
         """Length and time of a file."""

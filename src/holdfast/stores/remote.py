@@ -23,12 +23,15 @@ from holdfast.stores.base import Entry
 from holdfast.stores.retry import Patience, Transient, retrying
 
 if TYPE_CHECKING:
+    from obstore import GetResult
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 Out = TypeVar("Out")
 
 # A request as a whole may take as long as 64 MiB take at 128 KiB/s; what does not even connect is given up sooner.
 CLIENT: ClientConfig = {"timeout": timedelta(seconds=600), "connect_timeout": timedelta(seconds=10)}
+MOST_BYTES = 1 << 29  # of an object: packs have 64 MiB at most, the code of a run 256 MiB
+MOST_KEYS = 1_000_000  # below one prefix: 64 TB of packs
 NO_RETRIES: RetryConfig = {"max_retries": 0}  # ours are seen, counted and bounded
 _PANIC = "pyo3_runtime"  # where PanicException lives: no module that one could import, and no Exception either
 _BROKE_DOWN = "is something odd in the URL, the endpoint, the region or the keys?"
@@ -76,23 +79,32 @@ class RemoteStore:
         return self._retrying(lambda _: self._get(key))
 
     def _get(self, key: str) -> bytes:
-        return bytes(obstore.get(self._client, key).bytes())
+        return _body(obstore.get(self._client, key), MOST_BYTES, key)
 
     def get_range(self, key: str, offset: int, size: int) -> bytes:
         """A part of an object, by a ranged GET where the server knows how."""
         if self.parts:
             try:
-                return self._retrying(lambda _: bytes(obstore.get_range(self._client, key, start=offset, length=size)))
+                return self._retrying(lambda _: self._get_range(key, offset, size))
             except _NotPartial:
                 self.parts = False
         return self.get(key)[offset : offset + size]
+
+    def _get_range(self, key: str, offset: int, size: int) -> bytes:
+        if not size:
+            return b""
+        return _body(obstore.get(self._client, key, options={"range": (offset, offset + size)}), size, key)
 
     def list(self, prefix: str) -> dict[str, int]:
         """Keys below `prefix`."""
 
         def all_pages(_: int) -> dict[str, int]:
-            pages = obstore.list(self._client, prefix)
-            return {entry["path"]: entry["size"] for page in pages for entry in page}
+            found: dict[str, int] = {}
+            for page in obstore.list(self._client, prefix):
+                found.update((entry["path"], entry["size"]) for entry in page)
+                if len(found) > MOST_KEYS:
+                    raise StoreRefused(f"{self.url} lists more than {MOST_KEYS} objects", hint="is it the right place?")
+            return found
 
         return dict(sorted(self._retrying(all_pages).items()))
 
@@ -134,6 +146,16 @@ class RemoteStore:
         except Transient as error:
             why = refusal.read(str(error.__cause__)) if error.__cause__ is not None else None
             raise (why.error(self.url) if why else StoreRefused(f"{self.url}: {error}")) from error
+
+
+def _body(result: GetResult, most_bytes: int, key: str) -> bytes:
+    """What the store sends, and no more than it may: a store that lies must not fill our memory."""
+    data = bytearray()
+    for piece in result.stream():
+        data += memoryview(piece)
+        if len(data) > most_bytes:
+            raise StoreRefused(f"the store sends more than the {most_bytes} bytes that {key} may have")
+    return bytes(data)
 
 
 class _NotPartial(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Iterator
@@ -139,4 +140,14 @@ def test_a_tensor_with_a_missing_part_is_refused(slot: Slot) -> None:
     slot.write_table({"version": TABLE_VERSION, "chunks": layout.table[:1], "state": {}}, layout.end)
 
     with pytest.raises(UnreadableState, match="parts of tensor 'a'"):
+        copy_out(slot)
+
+
+def test_parts_that_overlap_are_no_tensor(slot: Slot) -> None:
+    layout = write(slot, {"a": torch.ones(2 << 20)})
+    table = copy.deepcopy(layout.table)
+    table[1]["tensors"][0]["index"] = [0]
+    slot.write_table({"version": TABLE_VERSION, "chunks": table, "state": {}}, layout.end)
+
+    with pytest.raises(UnreadableState, match="parts of tensor 'a' are missing"):
         copy_out(slot)

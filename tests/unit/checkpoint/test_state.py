@@ -64,6 +64,8 @@ def test_trees_come_back_with_their_types_order_and_signs(tree: Any) -> None:
         torch.device("cuda:1"),
         np.float32(0.1),
         np.datetime64("2020-01-01"),
+        np.str_(""),
+        np.bytes_(b""),
         2**200,
         -(2**53) - 1,
         {"$": "tensor"},
@@ -72,6 +74,15 @@ def test_trees_come_back_with_their_types_order_and_signs(tree: Any) -> None:
 )
 def test_known_types_come_back(value: Any) -> None:
     assert same(through(value), value)
+
+
+@pytest.mark.parametrize("device", ["mps:0", "meta", "xpu:3"])
+def test_a_device_that_is_not_here_becomes_the_cpu(device: str) -> None:
+    tree = {"$": "tensor", "ref": "a", "device": device}
+
+    found = decode(tree, {"a": torch.arange(3)}, place=True)
+
+    assert (found.device.type, found.tolist()) == ("cpu", [0, 1, 2])
 
 
 def test_strides_that_fill_their_memory_survive() -> None:

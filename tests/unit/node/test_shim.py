@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -100,6 +101,22 @@ def test_alone_it_leaves_when_the_last_rank_has(tmp_path: Path) -> None:
             assert set(rundirs.processes(run)) <= {"shim", "archiver"}
 
         until(lambda: not rundirs.processes(run), 30.0)
+
+
+def test_what_a_shim_makes_is_private_whatever_the_umask(tmp_path: Path) -> None:
+    with noderuns.home(tmp_path) as base:
+        run = rundirs.make(base, [], alone=True)
+        shutil.rmtree(run.runtime, ignore_errors=True)
+        before = os.umask(0)
+        try:
+            process.start_shim(run, alone=True)
+        finally:
+            os.umask(before)
+
+        modes = [path.stat().st_mode & 0o777 for path in (run.runtime, run.runtime / "pages")]
+        ask(run, {"op": "finish"})
+        until(lambda: not rundirs.processes(run), 30.0)
+        assert modes == [0o700, 0o700]
 
 
 @pytest.mark.parametrize(("text", "expected"), [("exit 5", 5), ("kill -9 $$", -signal.SIGKILL)])
