@@ -26,12 +26,18 @@ _APART = 64  # bytes, as torch aligns what it allocates
 
 
 def registered(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The typed tree of each registered object, by its name. Raises UnreadableState."""
+    """The typed tree of each registered object, by its name. Raises UnreadableState, UsageError for saved files."""
     tree = checkpoint.state()
     items = tree.get("items") if tree.get("$") == "dict" else None
     if not isinstance(items, list) or not all(isinstance(i, list) and len(i) == 2 for i in items):
         raise UnreadableState("the checkpoint's state is no dictionary")
-    return {name: node for name, node in items if isinstance(name, str) and not name.startswith("@")}
+    found = {name: node for name, node in items if isinstance(name, str) and not name.startswith("@")}
+    if not found and any(not name.startswith("@") for name in checkpoint.tensors):
+        raise UsageError(
+            f"{checkpoint.info} holds files as they were saved by their URL, and no state by name",
+            hint="open them as fsspec does: holdfast:///FOLDER/NAME",
+        )
+    return found
 
 
 def tree_of(checkpoint: Checkpoint, name: str) -> Any:

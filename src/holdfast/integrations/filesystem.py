@@ -64,7 +64,8 @@ class HoldfastFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ha
         root = places.above(plain)
         name = places.name_in(root, plain) if root else ""
         if root is None or not any(one.startswith(name + "/") for one in _files_of(root)):
-            raise catalog.of(root).absent(name) if root else FileNotFoundError(str(plain))
+            absent = FileNotFoundError(f"there is no {plain}, nor is any folder above it a checkpoint folder")
+            raise catalog.of(root).absent(name) if root else absent
         return _folder_info(plain)
 
     def exists(self, path: str, **kwargs: Any) -> bool:

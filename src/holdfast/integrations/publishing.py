@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.checkpoint import collect, commit, lineage, load, manifest, pack, survey
-from holdfast.checkpoint.folder import Folder, hint_at_latest
+from holdfast.checkpoint.folder import Folder, hint_at_latest, hinted
 from holdfast.checkpoint.lineage import Position
 from holdfast.checkpoint.manifest import Manifest, PackEntry
 from holdfast.errors import HoldfastError, UsageError
@@ -87,11 +87,23 @@ def _clear(folder: Folder, entries: Sequence[Entry]) -> None:
     every = catalog.of(folder.root).all()
     newest = {entry.name: entry for entry in sorted(every, key=lambda entry: entry.info.position)}
     doomed = [*entries, *(entry for entry in every if newest[entry.name] is not entry)]
+    _hint_at_another(folder, [entry for entry in every if entry not in doomed])
     gone = [entry for entry in doomed if not _is_pinned(folder, entry) and _take_away(entry.info.path)]
     if gone:
         folder.disk.sync_folder(manifest.folder(folder.root))
     collect.sweep(folder)
     parts.sweep(folder.root)
+
+
+def _hint_at_another(folder: Folder, stays: Sequence[Entry]) -> None:
+    """What was removed on purpose must not look like a checkpoint that was lost."""
+    named = hinted(folder.root, folder.disk)
+    if named is None or named in {entry.info.path.name for entry in stays}:
+        return
+    if stays:
+        hint_at_latest(folder, max(stays, key=lambda entry: entry.info.position).info.path.name)
+    else:
+        folder.disk.remove(folder.root / "latest.json")
 
 
 def _is_pinned(folder: Folder, entry: Entry) -> bool:

@@ -10,9 +10,12 @@ import fsspec
 import pytest
 import torch
 
+import holdfast
 from holdfast.checkpoint import load
 from holdfast.checkpoint.canonical import Damaged
+from holdfast.checkpoint.reading import open_checkpoint
 from holdfast.errors import UsageError
+from holdfast.formats import base
 from holdfast.integrations import catalog
 from holdfast.integrations.filesystem import HoldfastFileSystem
 
@@ -219,6 +222,27 @@ def test_names_are_listed_found_moved_and_removed(fs: HoldfastFileSystem, root: 
         fs.rm(f"{root}/x/first.pt")
     with pytest.raises(FileNotFoundError):
         fs.ls(f"{root}/nowhere")
+
+
+def test_files_are_not_taken_for_an_empty_state(root: Path, tmp_path: Path) -> None:
+    put(root, "model.pt", b"bytes")
+
+    with pytest.raises(UsageError, match="holds files"):
+        holdfast.load(root)
+    with pytest.raises(UsageError, match="holds files"), open_checkpoint(root, load.checkpoints(root)[0]) as checkpoint:
+        base.write("pt", checkpoint, tmp_path / "out.pt", base.Choice(), force=False)
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_what_was_removed_on_purpose_is_not_missed(fs: HoldfastFileSystem, root: Path) -> None:
+    for name in ("old.pt", "new.pt"):
+        put(root, name, name.encode() * 100)
+
+    fs.rm(f"{root}/new.pt")
+    assert load.problems(root) == []
+    fs.rm(f"{root}/old.pt")
+
+    assert load.problems(root) == []
 
 
 def test_removing_a_folder_removes_what_is_below_it(fs: HoldfastFileSystem, root: Path) -> None:
