@@ -13,6 +13,7 @@ Importing a format module costs nothing; torch is imported by those functions th
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import secrets
@@ -27,11 +28,19 @@ from typing import Any, Protocol, cast
 from holdfast.checkpoint.contents import TensorInfo
 from holdfast.checkpoint.matching import bare
 from holdfast.checkpoint.reading import Checkpoint
-from holdfast.errors import HoldfastError, UsageError
+from holdfast.errors import HoldfastError, StoreRefused, UsageError
 from holdfast.fsio import DISK, exchange
 
 _WOVEN = ("expanded", "quantised", "sparse", "compressed")  # tensors made of others
 NAMES = ("pt", "safetensors", "huggingface", "dcp")
+_REFUSED: Mapping[int | None, str] = {
+    errno.ENOSPC: "free some space, or name another place",
+    errno.EDQUOT: "your quota is used up: free some space, or name another place",
+    errno.EFBIG: "files there may not be that large: name another place",
+    errno.EROFS: "name a place that is not read-only",
+    errno.EACCES: "name a place where you may write",
+    errno.EPERM: "name a place where you may write",
+}
 _FOLDERS = ("huggingface", "dcp")  # the others are files
 
 
@@ -109,7 +118,8 @@ def needs_torch(what: str) -> Iterator[None]:
 def write(name: str, checkpoint: Checkpoint, into: Path, choice: Choice, *, force: bool) -> list[str]:
     """Export to `into`, which is there whole and durable afterwards, or as it was before.
 
-    Returns sentences on what was left out. Raises UsageError when `into` exists and not `force`, Damaged, OSError.
+    Returns sentences on what was left out. Raises UsageError when `into` exists and not `force`, Damaged, OSError,
+    StoreRefused when there is no room or no right.
     """
     if os.path.lexists(into) and not force:
         raise UsageError(f"{into} is there already", hint="another name, or --force")
@@ -117,14 +127,41 @@ def write(name: str, checkpoint: Checkpoint, into: Path, choice: Choice, *, forc
         raise UsageError(f"there is no folder {into.parent}", hint=f"mkdir -p {shlex.quote(str(into.parent))}")
     temporary = into.with_name(f".{into.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with needs_torch(f"an export to {name}"):
-            said = named(name).export(checkpoint, temporary, choice)
-        _sync(temporary)
-        _put(temporary, into, force=force)
-        DISK.sync_folder(into.parent)
+        with writing(into):
+            with needs_torch(f"an export to {name}"):
+                said = named(name).export(checkpoint, temporary, choice)
+            _sync(temporary)
+            _put(temporary, into, force=force)
+            DISK.sync_folder(into.parent)
     finally:
         _remove(temporary)
     return said
+
+
+@contextlib.contextmanager
+def writing(into: Path) -> Iterator[None]:
+    """Turn a disk that takes nothing more into a sentence. Raises StoreRefused.
+
+    torch's writers end with errors of their own, and DCP with one that is no Exception, above the one of the disk.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, HoldfastError):
+        raise
+    except BaseException as error:
+        refused = next((one for one in _below(error) if isinstance(one, OSError) and one.errno in _REFUSED), None)
+        if refused is None:
+            raise
+        raise StoreRefused(f"{into} cannot be written: {refused.strerror}", hint=_REFUSED[refused.errno]) from error
+
+
+def _below(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that it came from."""
+    while error is not None:
+        yield error
+        for one, _ in getattr(error, "failures", {}).values():  # of DCP's ranks
+            yield from _below(one)
+        error = error.__cause__ or error.__context__
 
 
 def _put(temporary: Path, into: Path, *, force: bool) -> None:

@@ -25,7 +25,8 @@ def export(checkpoint: Checkpoint, into: Path, choice: Choice) -> list[str]:
     from holdfast.checkpoint import rebuild
 
     state = rebuild.objects(checkpoint, choice.names or None, allocate=rebuild.in_file(into.parent))
-    torch.save(state, into)
+    with into.open("xb") as file:  # a full disk is told by Python's files only
+        torch.save(state, file)
     try:
         read(into)
     except Unreadable as error:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import resource
 import subprocess
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 import holdfast
 from holdfast.checkpoint import pack
@@ -230,6 +234,30 @@ def test_what_is_no_pt_file_is_told_in_a_sentence(tmp_path: Path) -> None:
         (tmp_path / "junk.pt").write_bytes(content)
         with pytest.raises(base.Unreadable, match=said):
             base.read("pt", tmp_path / "junk.pt")
+
+
+@pytest.mark.parametrize("name", base.NAMES)
+def test_a_disk_that_takes_no_more_is_told_in_a_sentence(
+    name: str, saved: tuple[Path, CheckpointInfo], tmp_path: Path
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # EFBIG, as a full disk but without one
+    try:
+        with pytest.raises(StoreRefused, match=r"(out cannot be written|has no room for .*): File too large"):
+            export(name, saved, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_torch_makes_of_a_full_disk_is_told_as_that(tmp_path: Path) -> None:
+    full = RuntimeError("unexpected pos 704 vs 598")
+    full.__context__ = OSError(errno.ENOSPC, "No space left on device")
+    for error in (full, CheckpointException("write", {0: (full, traceback.StackSummary())})):
+        with pytest.raises(StoreRefused, match="out cannot be written: No space left"), base.writing(tmp_path / "out"):
+            raise error
+    with pytest.raises(RuntimeError), base.writing(tmp_path / "out"):
+        raise RuntimeError("something else")
 
 
 def test_what_holds_no_weights_is_told(saved: tuple[Path, CheckpointInfo], tmp_path: Path) -> None:

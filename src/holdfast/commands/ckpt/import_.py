@@ -31,7 +31,8 @@ def command(source: Path, folder: Path, form: str | None, take: str | None, name
         from holdfast.checkpoint import making
 
         weights = base.state_dict_of(base.read(chosen, source), take)
-        info = making.make(folder, {name: weights}, reason=f"imported from {source.name}")
+        with base.writing(folder):
+            info = making.make(folder, {name: weights}, reason=f"imported from {source.name}")
     if as_json:
         facts = {"checkpoint": name_of(info), "name": name, "format": chosen, "path": str(folder)}
         print_json({**facts, "entries": len(weights), "size_bytes": info.size_bytes})
