@@ -6,24 +6,12 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-from typing import NamedTuple
-
 import click
-from click.shell_completion import CompletionItem
 
 from holdfast import __version__
+from holdfast.commands.table import Table, Verb, Verbs
 
-
-class Verb(NamedTuple):
-    """One row: `module` below this package, `summary` as `--help` prints it."""
-
-    module: str
-    summary: str
-
-
-VERBS: dict[str, dict[str, Verb]] = {
+VERBS: Table = {
     "Start": {
         "run": Verb("run", "start a run and stay with it (-d: leave it)"),
         "resume": Verb("resume", "continue from the newest, a step or the best checkpoint"),
@@ -54,48 +42,11 @@ VERBS: dict[str, dict[str, Verb]] = {
     },
 }
 
-_all = {name: verb for verbs in VERBS.values() for name, verb in verbs.items()}
-
-
-class Verbs(click.Group):
-    """A group that imports a verb when it is called, and no other."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Every verb, in the order of the table."""
-        return list(_all)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The verb's click command, None for an unknown one."""
-        if cmd_name not in _all:
-            return None
-        command = importlib.import_module(f"holdfast.commands.{_all[cmd_name].module}").command
-        assert isinstance(command, click.Command)
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click's, but an unknown verb is answered with the nearest one."""
-        if args and args[0] not in _all:
-            near = difflib.get_close_matches(args[0], _all, n=1)
-            said = f"; did you mean {near[0]!r}?" if near else ""
-            raise click.UsageError(f"no verb named {args[0]!r}{said}", ctx)
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The table, by its headings."""
-        for heading, verbs in VERBS.items():
-            with formatter.section(heading):
-                formatter.write_dl([(name.ljust(10), verb.summary) for name, verb in verbs.items()])
-
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Verb names from the table."""
-        return [CompletionItem(name, help=verb.summary) for name, verb in _all.items() if name.startswith(incomplete)]
-
 
 @click.command(
     "holdfast",
     cls=Verbs,
+    table=VERBS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     subcommand_metavar="VERB [ARGS]...",
     epilog="`holdfast VERB --help` explains one verb.",

@@ -33,6 +33,7 @@ def test_a_mistyped_verb_gets_the_nearest_one() -> None:
 
     assert said.code == 2
     assert said.err == "error: no verb named 'statsu'; did you mean 'status'?\nhint: holdfast --help\n"
+    assert "did you mean 'verify'?" in holdfast("ckpt", "vrify").err
 
 
 def test_a_mistyped_run_gets_the_nearest_one() -> None:
