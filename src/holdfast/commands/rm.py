@@ -20,7 +20,7 @@ import click
 from holdfast import runs
 from holdfast.commands.arguments import complete_runs, say
 from holdfast.errors import HoldfastError, LeaseHeld, UsageError
-from holdfast.node.shim import SlotFiles
+from holdfast.node.slotmemory import SlotFiles
 from holdfast.runs import RunDir, plan_of
 
 

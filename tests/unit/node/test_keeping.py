@@ -16,8 +16,8 @@ import pytest
 
 from holdfast import process
 from holdfast.checkpoint.slots import SlotSet, State
-from holdfast.node.shim import living_memory
 from holdfast.node.shimlink import ShimLink, Slots
+from holdfast.node.slotmemory import living_memory
 from holdfast.node.slotsets import SlotSets, memory_of
 from holdfast.runs import RunDir
 from tests import noderuns
