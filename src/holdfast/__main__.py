@@ -70,6 +70,8 @@ def _verb(argv: Sequence[str], clock: Callable[[], float] | None) -> int:
         returned = group.main(args=list(argv), prog_name="holdfast", standalone_mode=False, obj=clock)
     except click.Abort:
         return INTERRUPTED
+    except SystemExit as error:  # click's way to say that the reader left; nothing else exits from inside a verb
+        raise BrokenPipeError from error
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "holdfast"
         return _say(error.format_message().removesuffix("."), f"{path} --help", error.exit_code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -96,6 +97,11 @@ def fitted(lines: Sequence[str]) -> list[str]:
     """Lines no longer than the terminal is wide; all of them elsewhere."""
     width = shutil.get_terminal_size().columns if at_terminal() else max(map(len, lines), default=0)
     return [line if len(line) <= width else f"{line[: width - 1]}…" for line in lines]
+
+
+def takes_colours() -> bool:
+    """Whether stdout is a terminal that shows colours to somebody who wants them (https://no-color.org)."""
+    return at_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def at_terminal() -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from holdfast import runs
-from holdfast.commands.arguments import fitted, json_option, print_json, say
+from holdfast.commands.arguments import fitted, json_option, print_json, say, takes_colours
 from holdfast.commands.liveness import ENDED, status_of
 from holdfast.commands.wording import age, columns, lasting, plural
 from holdfast.errors import HoldfastError
@@ -28,7 +28,7 @@ def command(everything: bool, as_json: bool) -> None:
         return
     if shown:
         for line, state in zip(fitted(table(shown)), ["", *(status["state"] for status in shown)], strict=True):
-            colour = _COLOURS.get(state)
+            colour = _COLOURS.get(state) if takes_colours() else None
             click.echo(line.replace(state, click.style(state, fg=colour), 1) if colour else line)
     _tell(len(found), len(found) - len(shown))
 

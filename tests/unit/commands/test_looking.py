@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import re
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 
 from holdfast.commands import attach, ps
 from holdfast.commands import status as status_verb
+from holdfast.commands.arguments import takes_colours
 from holdfast.events import RunEnded
 from tests.unit.commands.golden import matches_golden
 from tests.unit.commands.scene import NOW, holdfast, make_run, status, supervised
@@ -167,3 +170,18 @@ def test_a_home_that_is_a_file_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path
     said = holdfast("ps")
 
     assert (said.code, "is not a folder" in said.err) == (2, True)
+
+
+@pytest.mark.parametrize(("environ", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
+def test_colours_are_for_terminals_that_want_them(
+    environ: dict[str, str], coloured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller, terminal = pty.openpty()
+    for name in ("NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with open(terminal, "w") as out:  # noqa: PTH123 - a descriptor
+        monkeypatch.setattr("sys.stdout", out)
+        assert takes_colours() is coloured
+    os.close(controller)

@@ -98,10 +98,10 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     make_run("digits", output=b"line\n" * 200_000)
 
     program = f"{sys.executable} -m holdfast logs digits"
-    done = subprocess.run(["sh", "-c", f"{program} | head -n 1"], capture_output=True, text=True, env=os.environ)
+    line = f"set -o pipefail; {program} | head -n 1"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=os.environ)
 
-    assert done.stdout == "line\n"
-    assert done.stderr == ""
+    assert (done.returncode, done.stdout, done.stderr) == (0, "line\n", "")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
