@@ -36,9 +36,12 @@ class Content:
         """Only what user code before an inner loop may have changed."""
         return self._own({})
 
+    def state_dicts(self) -> dict[str, Any]:
+        """What the registered objects say of themselves."""
+        return {name: value.state_dict() for name, value in self.objects.items()}
+
     def _own(self, run: Mapping[str, Any]) -> dict[str, Any]:
-        own = {name: value.state_dict() for name, value in self.objects.items()}
-        return {**own, RUN: {"version": VERSION, **run, "state": self.state}}
+        return {**self.state_dicts(), RUN: {"version": VERSION, **run, "state": self.state}}
 
     def kinds(self, tensor_names: list[str]) -> dict[str, str]:
         """The kind of each tensor of `values`."""

@@ -14,6 +14,7 @@ from holdfast.checkpoint.collector import at_rest
 from holdfast.checkpoint.slots import TABLE_VERSION, Result, Slot, State, align
 from holdfast.checkpoint.snapshot import Layout, Spec, Stored, copy_in, copy_out, plan
 from holdfast.checkpoint.state import Encoded, encode
+from holdfast.checkpoint.tensors import raw
 from holdfast.train.check import Check, SnapshotChanged
 from holdfast.train.fence import Fence, Flight
 from holdfast.train.link import Link
@@ -22,6 +23,7 @@ from holdfast.train.setting import Setting
 
 _ROOM_BYTES = 1 << 20  # a slot grows by whole steps of this, so that a longer table does not move it
 _MOST_LATER = 64  # moments at one step that have numbers of their own
+_KEPT = (State.FREE, State.SEALED, State.HELD)  # nobody writes to a slot in these, and what it held is there
 _POLL_S = 0.5  # doorbells may get lost with the process that would have rung
 
 
@@ -77,6 +79,7 @@ class Saver:
         self._layout = Layout((), 0)
         self._zeroed: dict[int, Layout] = {}  # descriptor of a slot -> the layout whose gaps are zero there
         self._copying: list[_Copying] = []  # not sealed yet, oldest first
+        self._last: Slot | None = None  # that was copied into
         self._in_flight: dict[int, tuple[Slot, int]] = {}  # sequence -> slot, step
         self._ended: list[Done] = []  # not told yet
 
@@ -99,6 +102,7 @@ class Saver:
         sequence = self._sequence
         copying, notes = self._fill(slot, values, kinds_of, self._head(head, sequence), lazily=lazily)
         slot.set(sequence=sequence, step=head.step, term=self.term)
+        self._last = slot
         copying.into = into
         self._sequence += 1
         self._copying.append(copying)
@@ -210,6 +214,17 @@ class Saver:
     def take_back(self, slot: Slot) -> Stored:
         """What `keep` left; the slot stays ours until `release`."""
         return copy_out(slot)
+
+    def still_holds(self, sequence: int, values: Mapping[str, Any]) -> bool:
+        """Whether `values` are bit for bit what the save `sequence` copied; False where its slot is used anew."""
+        if self._last is None or self._last.get("sequence") != sequence or self._last.state not in _KEPT:
+            return False
+        stored, now = copy_out(self._last), encode(values)
+        there, here = dict(stored.table["state"]["items"]), dict(json.loads(json.dumps(now.tree))["items"])
+        return all(there.get(name) == node for name, node in here.items()) and all(
+            name in stored.tensors and torch.equal(raw(stored.tensors[name]), raw(tensor).cpu())
+            for name, tensor in now.tensors.items()
+        )
 
     def release(self, slot: Slot) -> None:
         """The slot may be written again."""

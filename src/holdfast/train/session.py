@@ -408,8 +408,12 @@ class Session:
         return self.content.values({**run, "metrics": metrics, "best": best}, {**self._stored_feeds, **feeds})
 
     def _marked(self) -> tuple[Any, ...]:
-        """Equal as long as a save would hold nothing new."""
+        """Equal as long as a save would hold nothing new, but for what code behind the loop did to the objects."""
         return self.step, self.epoch, repr(self.content.state), repr(self._pending.metrics)
+
+    def _was_changed(self) -> bool:
+        """Whether code behind the loop has changed an object since this process saved (averaged weights, say)."""
+        return self._sequence is not None and not self._saver.still_holds(self._sequence, self.content.state_dicts())
 
     # ---- ends
 
@@ -446,7 +450,7 @@ class Session:
         self._pending.flush()
         # What is new in one rank only, as what rank 0 alone has logged, must not make it save without the others.
         several = self.setting.world > 1
-        if several or self._marked() != self._mark or self._saves.failed(self._sequence):
+        if several or self._marked() != self._mark or self._saves.failed(self._sequence) or self._was_changed():
             self._save(reason, at, final=final, patient=True)
         if self._sequence is not None:
             self._saves.await_durable(self._sequence, self.step)

@@ -19,7 +19,7 @@ import holdfast
 from holdfast.checkpoint.slots import Slot, State
 from holdfast.errors import LeaseHeld, StoreRefused, UsageError
 from holdfast.heartbeat import Handlers, Outcome, Page, Phase, page_path
-from holdfast.plan import Every
+from holdfast.plan import Every, Memory
 from holdfast.train.objects import StateMismatch
 from tests.fake_node import FakeNode
 from tests.waiting import until
@@ -585,4 +585,28 @@ def test_every_one_of_several_ranks_saves_at_the_end(tmp_path: Path, monkeypatch
 
     # Nothing is new here since the last step, but rank 0 may have logged something, and needs this part for its save.
     assert [kept.table["save_id"] for kept in node.kept if kept.table["final"]] != []
+    node.close()
+
+
+@pytest.mark.parametrize("memory", [Memory(auto=False), Memory(auto=False, steps=1)])
+def test_what_code_behind_the_loop_changes_is_in_the_final_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: Memory
+) -> None:
+    node = FakeNode(tmp_path / "digits", memory=memory)
+    for name, value in node.environ().items():
+        monkeypatch.setenv(name, value)
+    model, data = torch.nn.Linear(2, 1), loader(2)
+    run = holdfast.Run(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.5), loader=data)
+    list(run.steps(data, epochs=1))
+    finished = len(node.kept)
+    run._session.finish()
+    assert len(node.kept) == finished, "nothing was changed"
+
+    model.weight.data.fill_(7.0)  # as averaging weights or updating BatchNorm does
+    run.close()
+
+    assert (len(node.kept), node.kept[-1].table["final"]) == (finished + 1, True)
+    again = torch.nn.Linear(2, 1)
+    drop(holdfast.Run(model=again, optimizer=torch.optim.SGD(again.parameters(), lr=0.5), loader=loader(2)))
+    assert again.weight.tolist() == [[7.0, 7.0]]
     node.close()
