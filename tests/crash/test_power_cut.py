@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -103,36 +104,30 @@ def test_saving_again_after_any_cut_works() -> None:
         assert loaded(disk.reboot()) == bytes_of(NEW)
 
 
-def test_a_save_repeated_by_the_next_process_is_durable_although_it_found_most_of_it_done() -> None:
-    operation = 0
-    while True:
+def killed_at_every_operation() -> Iterator[CrashDisk]:
+    """Disks on which a save went as far as each operation; the machine remembers, the medium does not yet."""
+    for operation in itertools.count():
         disk = with_old()
         disk.stop_at = len(disk.operations) + operation
         try:
             save(disk, NEW)
         except PowerCut:
-            disk.stop_at = None  # only the process died: the machine remembers, the medium does not yet
-            commit(opened(disk), [NEW])
-            assert loaded(disk.reboot()) == bytes_of(NEW)
-            operation += 1
+            disk.stop_at = None  # only the process died
+            yield disk
         else:
             return
+
+
+def test_a_save_repeated_by_the_next_process_is_durable_although_it_found_most_of_it_done() -> None:
+    for disk in killed_at_every_operation():
+        commit(opened(disk), [NEW])
+        assert loaded(disk.reboot()) == bytes_of(NEW)
 
 
 def test_what_a_resume_continued_from_survives_a_later_power_cut() -> None:
-    operation = 0
-    while True:
-        disk = with_old()
-        disk.stop_at = len(disk.operations) + operation
-        try:
-            save(disk, NEW)
-        except PowerCut:
-            disk.stop_at = None  # as above
-            opened(disk)
-            assert loaded(disk) == loaded(disk.reboot())
-            operation += 1
-        else:
-            return
+    for disk in killed_at_every_operation():
+        opened(disk)
+        assert loaded(disk) == loaded(disk.reboot())
 
 
 def test_the_very_first_save_leaves_nothing_or_all_of_it() -> None:

@@ -14,17 +14,9 @@ from holdfast.checkpoint.lease import Lease
 from holdfast.checkpoint.lineage import Position
 from holdfast.checkpoint.pack import MAX_PACK_BYTES, path
 from holdfast.plan import Best, Keep
-from holdfast.testing.crashdisk import CrashDisk
 from tests.slotparts import contents, new_slot, part_of
 
 ROOT = Path("/checkpoints")
-
-
-@pytest.fixture
-def folder() -> Folder:
-    made = Folder(ROOT, CrashDisk())
-    made.open()
-    return made
 
 
 def packs(folder: Folder) -> set[str]:

@@ -13,16 +13,8 @@ from holdfast.checkpoint.canonical import digest
 from holdfast.checkpoint.folder import Folder, FolderInUse
 from holdfast.checkpoint.known import read_back
 from holdfast.checkpoint.packer import Packer, TooSlow
-from holdfast.testing.crashdisk import CrashDisk
 
 ROOT = Path("/checkpoints")
-
-
-@pytest.fixture
-def folder() -> Folder:
-    made = Folder(ROOT, CrashDisk())
-    made.open()
-    return made
 
 
 def raw_at(folder: Folder, name: str, offset: int) -> bytes:

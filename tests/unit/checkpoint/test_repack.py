@@ -17,18 +17,10 @@ from holdfast.checkpoint.packer import Packer
 from holdfast.checkpoint.repack import Repacked, repack
 from holdfast.fsio import BLOCK
 from holdfast.plan import Keep
-from holdfast.testing.crashdisk import CrashDisk
 from tests.slotparts import contents, new_slot, part_of, table_of
 
 ROOT = Path("/checkpoints")
 SIZES = (4096, 40_000, 50_000, 60_000)
-
-
-@pytest.fixture
-def folder() -> Folder:
-    made = Folder(ROOT, CrashDisk())
-    made.open()
-    return made
 
 
 def line(count: int) -> list[Part]:

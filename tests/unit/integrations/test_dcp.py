@@ -31,11 +31,6 @@ def quiet() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "ckpts"
-
-
 def save(root: Path, name: str, state: dict[str, Any], **options: Any) -> None:
     dcp.save(state, storage_writer=HoldfastWriter(root, name, **options))
 

@@ -20,16 +20,6 @@ from holdfast.integrations import catalog
 from holdfast.integrations.filesystem import HoldfastFileSystem
 
 
-@pytest.fixture
-def fs() -> HoldfastFileSystem:
-    return HoldfastFileSystem()
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "ckpts"
-
-
 def put(root: Path, name: str, data: bytes) -> None:
     with fsspec.open(f"holdfast://{root}/{name}", "wb") as file:
         file.write(data)

@@ -29,16 +29,6 @@ def quiet() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def fs() -> HoldfastFileSystem:
-    return HoldfastFileSystem()
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "ckpts"
-
-
 RANK = """
 import sys
 from holdfast.integrations.filesystem import HoldfastFileSystem

@@ -17,11 +17,6 @@ from holdfast.integrations.torch_checkpointing import HoldfastStorage, HoldfastS
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "ckpts"
-
-
-@pytest.fixture
 def storage() -> HoldfastStorage:
     made: HoldfastStorage = pickle.loads(pickle.dumps(HoldfastStorageConfig())).create_storage()
     return made
