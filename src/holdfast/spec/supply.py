@@ -13,6 +13,7 @@ from holdfast.spec.fields import VARIABLE
 from holdfast.spec.mistakes import Ledger, Source, Span, quote, whole
 
 _RESERVED = "HOLDFAST_"
+_SWITCHES = ("HOLDFAST_CHECK_SNAPSHOT",)  # but these are for people
 
 
 def supply(
@@ -24,8 +25,9 @@ def supply(
     root = _with_secrets(root, _options("--secret", secrets, ledger), environ, ledger)
     envs, hidden = _table(root, "envs"), _table(root, "secrets")
     for name, entry in [*envs.items(), *hidden.items()]:
-        if not VARIABLE.fullmatch(name) or name.startswith(_RESERVED):
-            why = "is set by holdfast itself" if name.startswith(_RESERVED) else "cannot be an environment variable"
+        ours = name.startswith(_RESERVED) and name not in _SWITCHES
+        if not VARIABLE.fullmatch(name) or ours:
+            why = "is set by holdfast itself" if ours else "cannot be an environment variable"
             ledger.add(f"{quote(name)} {why}", entry.key_at)
     for name in envs.keys() & hidden.keys():
         ledger.add(

@@ -22,6 +22,11 @@ def loaded(*texts: str, environ: dict[str, str] | None = None, **options: Any) -
     return load(sources, environ=environ or {}, **options)
 
 
+def test_what_searches_for_mistakes_may_be_switched_on_by_the_run_file() -> None:
+    assert loaded("run: x\nenvs: {HOLDFAST_CHECK_SNAPSHOT: 1}").envs == {"HOLDFAST_CHECK_SNAPSHOT": "1"}
+    assert "is set by holdfast itself" in refused("run: x\nenvs: {HOLDFAST_RUN_DIR: 1}")
+
+
 def refused(*texts: str, **options: Any) -> str:
     with pytest.raises(RunFileMistakes) as caught:
         loaded(*texts, **options)
