@@ -44,6 +44,7 @@ class Story:
     """One attempt, as far as the journal tells it."""
 
     started: AttemptStarted
+    asked: Mapping[str, int] | None = None  # a step, or term and sequence, that a person wanted to continue from
     restored: Restored | None = None
     hang: HangDetected | None = None
     stacks: str = ""
@@ -77,9 +78,13 @@ def command(context: click.Context, run: RunDir | None, as_json: bool) -> None:
 def stories(events: Sequence[Event]) -> list[Story]:
     """The attempts, oldest first. Pure."""
     told: list[Story] = []
+    asked: Mapping[str, int] | None = None
     for event in events:
-        if isinstance(event, AttemptStarted):
-            told.append(Story(started=event))
+        if isinstance(event, ResumeRequested):
+            asked = event.want if isinstance(event.want, dict) else None
+        elif isinstance(event, AttemptStarted):
+            told.append(Story(started=event, asked=asked))
+            asked = None
         elif told:
             told[-1] = _continued(told[-1], event)
     return told
@@ -187,6 +192,9 @@ def _sum(interval: IntervalChosen) -> Iterator[str]:
 
 
 def _origin(story: Story) -> str:
+    if story.restored is None and story.asked:
+        wanted = story.asked
+        return f"from step {wanted['step']}" if "step" in wanted else f"from {wanted['term']}-{wanted['sequence']}"
     step = story.restored.step if story.restored else story.started.resume_step
     tier = f" ({story.restored.tier})" if story.restored and story.restored.tier in ("memory", "mirror") else ""
     return f"from step {step}{tier}" if step else "from the beginning"

@@ -15,6 +15,7 @@ from holdfast.events import (
     IntervalChosen,
     RestartScheduled,
     Restored,
+    ResumeRequested,
     RunEnded,
     StacksCaptured,
 )
@@ -135,3 +136,13 @@ def test_a_run_without_attempts_says_so() -> None:
 
 def test_events_before_the_first_attempt_belong_to_none() -> None:
     assert stories([Restored(attempt=1, step=0, term=1)]) == []
+
+
+@pytest.mark.parametrize(("want", "said"), [({"step": 4584}, "step 4584"), ({"term": 2, "sequence": 7}, "2-7")])
+def test_what_was_asked_for_is_told_until_it_is_restored(want: dict[str, int], said: str) -> None:
+    journal = (ResumeRequested(t=NOW - 100, want=want), started(1, NOW - 95, step=4600))
+    make_run(journal=journal)
+    make_run("restored", journal=(*journal, Restored(t=NOW - 90, attempt=1, step=4580, term=3)))
+
+    assert f"so far, from {said}\n" in holdfast("explain", "digits").out
+    assert "so far, from step 4580\n" in holdfast("explain", "restored").out
