@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from holdfast.heartbeat import Beat, Page, page_path
+from holdfast.heartbeat import Beat, beat_at, page_path
 from holdfast.process import Identity, alive
 from holdfast.runs import RunDir
 
@@ -82,14 +82,7 @@ class LiveRun:
 
     def beat(self) -> Beat | None:
         """The heartbeat of rank 0, None before there is one."""
-        path = page_path(self.folder.runtime, 0)
-        if not path.exists():
-            return None
-        page = Page(path)
-        try:
-            return page.read()
-        finally:
-            page.close()
+        return beat_at(page_path(self.folder.runtime, 0))
 
     def trainer(self) -> Identity | None:
         """The training process that registered in the heartbeat page, if it lives."""

@@ -182,6 +182,17 @@ def page_path(runtime: Path, rank: int) -> Path:
     return runtime / "pages" / f"rank-{rank:05d}"
 
 
+def beat_at(path: Path) -> Beat | None:
+    """What the page at `path` says, None before there is one, or anything in it."""
+    if not path.exists():
+        return None
+    page = Page(path)
+    try:
+        return page.read()
+    finally:
+        page.close()
+
+
 def meeting_step(beats: Sequence[Beat], step_s: float) -> int:
     """The first step that no rank can have completed before all were told; `step_s` is how long a step takes."""
     newest = max((max(beat.step, beat.first_step) for beat in beats), default=0)

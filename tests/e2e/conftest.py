@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import noderuns
 from tests.e2e.box import Box
 
 
@@ -18,3 +19,10 @@ def box(tmp_path: Path) -> Iterator[Box]:
     yield made
     made.close()
     shutil.rmtree(made.short, ignore_errors=True)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """The home of runs that are made without the command line, swept at the end."""
+    with noderuns.home(tmp_path) as base:
+        yield base

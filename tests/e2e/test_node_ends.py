@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,12 +19,6 @@ from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
 LOOP = "trap 'echo caught' TERM; echo up; while :; do sleep 0.05; done"
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
-    with noderuns.home(tmp_path) as base:
-        yield base
 
 
 def test_success_leaves_nothing_behind(home: Path) -> None:

@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,12 +21,6 @@ from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
 UNTIL_TOLD = "echo up; while [ ! -e stop ]; do sleep 0.05; done; exit 0"
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
-    with noderuns.home(tmp_path) as base:
-        yield base
 
 
 @pytest.mark.parametrize("name", ["shim", "supervisor"])

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +71,6 @@ def hang_here():
     while True:
         signal.pause()
 """
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
-    with noderuns.home(tmp_path) as base:
-        yield base
 
 
 def begin(base: Path, body: str, **plan: Any) -> RunDir:

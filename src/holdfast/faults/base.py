@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol
 
 from holdfast.errors import HoldfastError
 from holdfast.events import AttemptEnded, AttemptStarted, Event
-from holdfast.heartbeat import Beat, Page, page_path
+from holdfast.heartbeat import Beat, beat_at, page_path
 from holdfast.journal import read
 from holdfast.process import Identity, alive, send_signal
 from holdfast.runs import RunDir
@@ -79,7 +79,7 @@ class Target:
             answering=frozenset(
                 name for name in ("shim.sock", "control.sock", "archiver.sock") if listens(self.run.runtime / name)
             ),
-            beat=_beat(page_path(self.run.runtime, 0)),
+            beat=beat_at(page_path(self.run.runtime, 0)),
             events=tuple(read(self.run.journal)[0]),
             plan=self.plan(),
         )
@@ -100,7 +100,7 @@ class Target:
     def ranks(self) -> list[Identity]:
         """The living processes that have announced themselves in a heartbeat page."""
         pages = (self.run.runtime / "pages").glob("rank-*")
-        beats = [beat for beat in map(_beat, pages) if beat is not None]
+        beats = [beat for beat in map(beat_at, pages) if beat is not None]
         return [found for found in (Identity(beat.pid, beat.start_ticks) for beat in beats) if alive(found)]
 
 
@@ -187,13 +187,3 @@ def restarted(before: Look, now: Look) -> Verdict:
         return Verdict(False, "the new attempt has not completed a step")
     said = f"attempt {before.beat.attempt} → {now.beat.attempt}, continued from step {now.beat.first_step}"
     return Verdict(True, said)
-
-
-def _beat(path: Path) -> Beat | None:
-    if not path.exists():
-        return None
-    page = Page(path)
-    try:
-        return page.read()
-    finally:
-        page.close()
