@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import importlib
 import os
 import secrets
@@ -29,7 +30,7 @@ from holdfast.checkpoint.contents import TensorInfo
 from holdfast.checkpoint.matching import bare
 from holdfast.checkpoint.reading import Checkpoint
 from holdfast.errors import HoldfastError, StoreRefused, UsageError
-from holdfast.fsio import DISK, exchange
+from holdfast.fsio import DISK, Lock, exchange
 
 _WOVEN = ("expanded", "quantised", "sparse", "compressed")  # tensors made of others
 NAMES = ("pt", "safetensors", "huggingface", "dcp")
@@ -125,17 +126,44 @@ def write(name: str, checkpoint: Checkpoint, into: Path, choice: Choice, *, forc
         raise UsageError(f"{into} is there already", hint="another name, or --force")
     if not into.parent.is_dir():
         raise UsageError(f"there is no folder {into.parent}", hint=f"mkdir -p {shlex.quote(str(into.parent))}")
-    temporary = into.with_name(f".{into.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with writing(into):
-            with needs_torch(f"an export to {name}"):
-                said = named(name).export(checkpoint, temporary, choice)
-            _sync(temporary)
-            _put(temporary, into, force=force)
-            DISK.sync_folder(into.parent)
-    finally:
-        _remove(temporary)
+    with writing(into), _workplace(into) as folder:
+        temporary = folder / into.name
+        with needs_torch(f"an export to {name}"):
+            said = named(name).export(checkpoint, temporary, choice)
+        _sync(temporary)
+        _put(temporary, into, force=force)
+        DISK.sync_folder(into.parent)
     return said
+
+
+@contextlib.contextmanager
+def _workplace(into: Path) -> Iterator[Path]:
+    """A folder beside `into` whose lock we hold; what exports to that name have left that were killed goes."""
+    for left in into.parent.glob(f".{glob.escape(into.name)}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            _remove_unless_locked(left)
+    folder, lock = _made_and_locked(into)
+    with contextlib.closing(lock):
+        try:
+            yield folder
+        finally:
+            _remove(folder)
+
+
+def _made_and_locked(into: Path) -> tuple[Path, Lock]:
+    while True:  # once more if another export to that name took it for a dead one's before we had the lock
+        folder = into.with_name(f".{into.name}.{secrets.token_hex(4)}.tmp")
+        folder.mkdir()
+        with contextlib.suppress(FileNotFoundError):
+            if (lock := DISK.lock(folder)) is not None:
+                return folder, lock
+
+
+def _remove_unless_locked(folder: Path) -> None:
+    lock = DISK.lock(folder)
+    if lock is not None:
+        with contextlib.closing(lock):
+            _remove(folder)
 
 
 @contextlib.contextmanager
@@ -171,7 +199,7 @@ def _put(temporary: Path, into: Path, *, force: bool) -> None:
     elif into.is_dir() and not into.is_symlink():
         if exchange(temporary, into):
             return  # what was there has the temporary name, and goes with it
-        old = temporary.with_suffix(".old")
+        old = temporary.parent.with_suffix(".old")
         DISK.rename(into, old)
         try:
             DISK.rename(temporary, into)

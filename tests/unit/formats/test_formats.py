@@ -24,6 +24,7 @@ from holdfast.checkpoint.load import CheckpointInfo
 from holdfast.checkpoint.reading import open_checkpoint
 from holdfast.errors import StoreRefused, UsageError
 from holdfast.formats import base
+from holdfast.fsio import DISK
 from tests.cgroups import limited
 from tests.labs.disks import loop_ext4
 from tests.tensorparts import save
@@ -248,6 +249,21 @@ def test_a_disk_that_takes_no_more_is_told_in_a_sentence(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_export_left_goes_with_the_next_one_and_a_living_one_stays(
+    saved: tuple[Path, CheckpointInfo], tmp_path: Path
+) -> None:
+    for name in ("dead", "alive"):
+        (tmp_path / f".out [1].{name}.tmp").mkdir()
+        (tmp_path / f".out [1].{name}.tmp" / "out [1]").write_bytes(b"half")
+    lock = DISK.lock(tmp_path / ".out [1].alive.tmp")
+    assert lock is not None
+
+    export("safetensors", saved, tmp_path / "out [1]")
+
+    lock.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out [1].alive.tmp", "out [1]"]
 
 
 def test_what_torch_makes_of_a_full_disk_is_told_as_that(tmp_path: Path) -> None:
