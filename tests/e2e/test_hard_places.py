@@ -93,7 +93,7 @@ def test_a_disk_that_becomes_read_only_costs_saves_and_no_step(box: Box, tmp_pat
             return subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], capture_output=True).returncode == 0
 
         prepare(box, "heavy.py", f"dir: {disk}/ckpt, every: [3 steps]")
-        run = box.start(STATE_MB="1", STEPS="100")
+        run = box.start(STATE_MB="1", STEPS="240")
         until(lambda: committed(run), 60, what=lambda: box.tail(run))
         until(lambda: remounted("ro"), 20, what="read-only")
 
@@ -111,7 +111,7 @@ def test_a_disk_that_becomes_read_only_costs_saves_and_no_step(box: Box, tmp_pat
 def test_a_clock_set_back_by_a_day_changes_nothing(box: Box, tmp_path: Path) -> None:
     wall = clock(tmp_path)
     prepare(box, "heavy.py", "every: [4 steps, 500ms], memory: off")
-    run = box.start(STATE_MB="1", STEPS="120", **wall.env)
+    run = box.start(STATE_MB="1", STEPS="200", **wall.env)
     until(lambda: committed(run) >= 2, 60, what=lambda: box.tail(run))
 
     wall.set(-86_400)
@@ -151,7 +151,7 @@ def test_a_dev_shm_of_64_mb_is_too_small_for_the_copies_and_told(box: Box) -> No
     small = 'mount -t tmpfs -o size=64m,mode=1777 tmpfs /dev/shm && exec "$@"'
     started = subprocess.run(
         ["unshare", "-m", "sh", "-c", small, "sh", *box.argv("run", "-d", "--json")],
-        cwd=box.work, env={**box.env, "STEPS": "24"}, capture_output=True, text=True, timeout=60,
+        cwd=box.work, env={**box.env, "STEPS": "60"}, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert started.returncode == 0, started.stderr
     run = RunDir(Path(json.loads(started.stdout)["dir"]))
