@@ -90,12 +90,16 @@ class Catalog:
 
 
 def _entry(found: Manifest, path: Path) -> Entry | None:
+    """Raises Damaged for names that lead out of the folder: whoever copies it would write where they lead."""
     name, kind = found.head.get("name"), found.head.get("kind")
     if not isinstance(name, str) or kind not in (FILE, FOLDER, TENSORS):
         return None
     files: dict[str, int] = {}
     for part in found.ranks:
         files |= _files(part["table"].get("files", {}), name)
+    for path_below in (name, *files):
+        if path_below.startswith("/") or "\0" in path_below or {".", ".."} & set(path_below.split("/")):
+            raise Damaged(f"checkpoint {name[:100]!r} has the file {path_below[:100]!r}, which would lie elsewhere")
     return Entry(name, kind, files, survey.info_of(found, path))
 
 

@@ -191,6 +191,8 @@ def read(folder: Path) -> Sealed | None:
         return None
     found = canonical.decode_checked(raw, what)
     packs = [PackEntry(one["name"], one["bytes"]) for one in found["packs"]]
+    if not all(canonical.is_hash(entry.name) for entry in packs):
+        raise canonical.Damaged(f"{what} names a pack as none is called")
     return Sealed(folder, found["owner"], found["number"], found["about"], found["chunks"], packs)
 
 

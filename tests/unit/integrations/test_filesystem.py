@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import holdfast
-from holdfast.checkpoint import load
+from holdfast.checkpoint import canonical, load
 from holdfast.checkpoint.canonical import Damaged
 from holdfast.checkpoint.reading import open_checkpoint
 from holdfast.errors import UsageError
@@ -294,3 +295,23 @@ def test_the_folder_of_a_run_is_left_alone(fs: HoldfastFileSystem, root: Path) -
     with pytest.raises(UsageError, match="folder of a run"):
         put(root, "b", b"b")
     assert not fs.exists(f"{root}/b")
+
+
+@pytest.mark.parametrize("names", [{"files": {"../../evil": 5}}, {"name": "../elsewhere"}, {"name": "/etc/evil"}])
+def test_names_that_lead_out_of_the_folder_are_damage(
+    fs: HoldfastFileSystem, root: Path, tmp_path: Path, names: dict[str, object]
+) -> None:
+    put(root, "good", b"hello")
+    put(root, "bad", b"hello")
+    path = max((root / "manifests").iterdir())
+    tree = json.loads(path.read_bytes())
+    tree["ranks"][0]["table"].update({"kind": "folder", "files": {"ok": 5}, **names})
+    raw = canonical.encode(tree)
+    path.unlink()
+    path.with_name(f"{path.name[:16]}{canonical.digest(raw)}.json").write_bytes(raw)
+
+    assert fs.find(str(root)) == [str(root / "good")]
+    fs.get(str(root), str(tmp_path / "copied"), recursive=True)
+    assert [path.name for path in (tmp_path / "copied").rglob("*") if path.is_file()] == ["good"]
+    with pytest.raises(Damaged, match="would lie elsewhere"):
+        fs.info(str(root / "bad"))
