@@ -125,7 +125,10 @@ def load(name: str, value: Any, tree: Any, tensors: SlotTensors, *, lenient: Len
             _load_module(name, value, tree, tensors, lenient)
         else:
             place = not isinstance(value, torch.optim.Optimizer)
-            value.load_state_dict(decode(tree, Owned(tensors), place=place))
+            stored = decode(tree, Owned(tensors), place=place)
+            value.load_state_dict(stored)
+            if isinstance(value, torch.optim.Optimizer) and _loads_as_torch_does(value):
+                _keep_dtypes(value, stored)
         if isinstance(value, torch.optim.Optimizer):
             vars(value)["_opt_called"] = True  # else schedulers warn that they step before the optimizer ever did
     except StateMismatch:
@@ -134,6 +137,35 @@ def load(name: str, value: Any, tree: Any, tensors: SlotTensors, *, lenient: Len
         raise StateMismatch(
             f"{name} does not take the stored state: {error}", hint="is it the same object as before?"
         ) from error
+
+
+def _loads_as_torch_does(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether nobody has a hand in what becomes of a stored state: who has may want other dtypes."""
+    hooks = (name for name in vars(optimizer) if name.startswith("_optimizer_load_state_dict_"))
+    own = type(optimizer).load_state_dict is torch.optim.Optimizer.load_state_dict
+    return own and not any(vars(optimizer)[name] for name in hooks)
+
+
+def _keep_dtypes(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> None:
+    """Put back what torch has rounded: it gives state the dtype of its parameter, float32 copies of bfloat16 too."""
+    numbers = [number for group in stored["param_groups"] for number in group["params"]]
+    owners = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, parameter in zip(numbers, owners, strict=True):
+        if number in stored["state"]:
+            optimizer.state[parameter] = _as_stored(optimizer.state[parameter], stored["state"][number])
+
+
+def _as_stored(now: Any, stored: Any) -> Any:
+    """`now`, but for tensors of another dtype than `stored`, which may be nested in dictionaries and lists."""
+    if isinstance(now, torch.Tensor) and isinstance(stored, torch.Tensor):
+        return now if now.dtype == stored.dtype else stored.to(now.device)
+    if isinstance(now, dict) and isinstance(stored, dict):
+        return type(now)(
+            (key, _as_stored(value, stored[key]) if key in stored else value) for key, value in now.items()
+        )
+    if type(now) in (list, tuple) and type(stored) is type(now) and len(now) == len(stored):
+        return type(now)(_as_stored(*pair) for pair in zip(now, stored, strict=True))
+    return now
 
 
 def _load_module(name: str, module: torch.nn.Module, tree: Any, tensors: SlotTensors, lenient: Lenient) -> None:

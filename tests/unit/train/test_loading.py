@@ -176,3 +176,29 @@ def test_a_module_without_memory_is_refused_and_not_passed_over(node: FakeNode, 
 
     with pytest.raises(StateMismatch, match=r"meta device|not initialised"):
         holdfast.Run(model=model)
+
+
+class Master(torch.optim.SGD):
+    """Keeps what bfloat16 cannot hold: a copy of its parameter, and sums."""
+
+    def step(self, closure: Any = None) -> Any:
+        for parameter in (one for group in self.param_groups for one in group["params"]):
+            exact = torch.full(parameter.shape, 1 / 3)
+            self.state[parameter] = {"master": exact, "sums": {"all": [exact.double() / 7]}, "count": 3, "step": 1.5}
+
+
+def test_an_optimizers_state_keeps_its_dtypes_whatever_the_parameters_have(node: FakeNode) -> None:
+    model = make(1).bfloat16()
+    optimizer = Master(model.parameters())
+    optimizer.step()
+    save(model=model, optimizer=optimizer)
+    other = make(2).bfloat16()
+    again = Master(other.parameters())
+    load(model=other, optimizer=again)
+
+    before, after = ([*one.state.values()] for one in (optimizer, again))
+    assert len(after) == len(before) > 0
+    for stored, found in zip(before, after, strict=True):
+        assert (found["count"], found["step"], found["master"].dtype) == (3, 1.5, torch.float32)
+        assert torch.equal(found["master"], stored["master"])
+        assert torch.equal(found["sums"]["all"][0], stored["sums"]["all"][0])
