@@ -322,3 +322,15 @@ def test_an_import_that_is_interrupted_leaves_no_packs(tmp_path: Path) -> None:
     assert importing.communicate(timeout=60) == (b"", None)
     assert importing.returncode == 130
     assert not any((tmp_path / "into").glob("packs/*/*"))
+
+
+def test_verify_sends_to_the_mirror_when_nothing_here_is_intact(run: RunDir, tmp_path: Path) -> None:
+    packs = list(tmp_path.glob("checkpoints/packs/*/*"))
+    packs[0].unlink()
+    assert "hint: a resume takes the newest intact one" in holdfast("ckpt", "verify", "digits").err
+    for pack in packs[1:]:
+        pack.unlink()
+
+    assert "hint: none is left to continue from" in holdfast("ckpt", "verify", "digits").err
+    run.mirror.write_text(json.dumps({"held": [[1, 2]]}))
+    assert "hint: holdfast ckpt pull digits brings" in holdfast("ckpt", "verify", "digits").err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -10,7 +10,7 @@ import click
 from holdfast import runs
 from holdfast.commands.arguments import json_option, print_json, say
 from holdfast.commands.ckpt.progress import bar
-from holdfast.commands.ckpt.selection import name_of, target, target_argument
+from holdfast.commands.ckpt.selection import mirrored, name_of, target, target_argument
 from holdfast.commands.wording import plural
 from holdfast.errors import NoValidCheckpoint, UsageError
 
@@ -37,11 +37,19 @@ def command(asked: Target | None, everything: bool, as_json: bool) -> int:
             click.echo(f"{name}  {'; '.join(said) or 'intact'}")
     if damaged:
         whose = f"{meant[0].name}: " if asked is not None else f"{plural(len(damaged), 'part')} of what is stored: "
-        say(f"{whose}{', '.join(damaged)} damaged", hint="a resume takes the newest intact one, and says so")
+        say(f"{whose}{', '.join(damaged)} damaged", hint=_what_now(asked, problems))
         return NoValidCheckpoint.exit_code
     if not problems:
         say(f"{meant[0].name if asked is not None else 'no run'} has no checkpoint yet")
     return 0
+
+
+def _what_now(asked: Target | None, problems: Mapping[str, Sequence[str]]) -> str:
+    if asked is None or asked.at is not None or not all(problems.values()):
+        return "a resume takes the newest intact one, and says so"
+    if mirrored(asked):
+        return f"holdfast ckpt pull {asked.name} brings the newest from the mirror"
+    return "none is left to continue from"
 
 
 def _problems(meant: Sequence[Target], *, every_run: bool) -> dict[str, list[str]]:
