@@ -97,7 +97,7 @@ def read(source: Path) -> dict[str, Any]:
 
 
 def _index(source: Path) -> dict[str, str]:
-    """Tensor → file. Raises Unreadable; a file that lies elsewhere is refused."""
+    """Tensor → file. Raises Unreadable; a name that leads elsewhere is refused."""
     path = source / _INDEX
     try:
         with path.open("rb") as file:
@@ -109,6 +109,6 @@ def _index(source: Path) -> dict[str, str]:
         raise Unreadable(f"{path} is no index of weights: {str(error)[:100]}") from error
     for name in named:
         inside = name not in (".", "..") and "/" not in name and "\0" not in name and name.endswith(".safetensors")
-        if not inside or (source / name).is_symlink() or not (source / name).is_file():
+        if not inside or not (source / name).is_file():  # links are followed: the hub's cache consists of them
             raise Unreadable(f"{path} names {name[:100]!r}, which is no file of weights in that folder")
     return {str(key): str(name) for key, name in places.items()}

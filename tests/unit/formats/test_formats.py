@@ -195,6 +195,17 @@ def test_huggingface_is_sharded_with_an_index_and_has_its_config(
     same(base.named("huggingface").read(tmp_path / "out"), net, tied=False)
 
 
+def test_huggingface_is_read_where_its_files_are_links_as_in_the_hub_s_cache(
+    saved: tuple[Path, CheckpointInfo], net: Net, tmp_path: Path
+) -> None:
+    export("huggingface", saved, tmp_path / "blobs", base.Choice(shard_bytes=5000))
+    (tmp_path / "snapshot").mkdir()
+    for path in (tmp_path / "blobs").iterdir():
+        (tmp_path / "snapshot" / path.name).symlink_to(f"../blobs/{path.name}")
+
+    same(base.named("huggingface").read(tmp_path / "snapshot"), net, tied=False)
+
+
 def test_dcp_is_loaded_by_torch_and_torch_s_is_loaded_by_us(
     saved: tuple[Path, CheckpointInfo], net: Net, tmp_path: Path
 ) -> None:
