@@ -16,6 +16,7 @@ import os
 import secrets
 import stat
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -63,6 +64,15 @@ class Lock(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a name stands for: a folder, or a file with its length."""
+
+    is_folder: bool
+    size_bytes: int
+    modified_s: float  # unix seconds by the file system's clock; 0 where there is none
+
+
 class Disk(Protocol):
     """What a checkpoint needs of a file system. Every method raises OSError."""
 
@@ -96,6 +106,10 @@ class Disk(Protocol):
 
     def list(self, folder: Path) -> list[str]:
         """Sorted names in `folder`; none when it does not exist."""
+        ...
+
+    def about(self, path: Path) -> About | None:
+        """What is there; None for nothing, and for what is neither a file nor, unless by a link, a folder."""
         ...
 
     def lock(self, path: Path, *, shared: bool = False) -> Lock | None:
@@ -233,6 +247,17 @@ class RealDisk:
             return sorted(entry.name for entry in folder.iterdir())
         except FileNotFoundError:
             return []
+
+    def about(self, path: Path) -> About | None:
+        try:
+            own, found = path.lstat(), path.stat()
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP):
+                raise
+            return None
+        if not (stat.S_ISDIR(own.st_mode) or stat.S_ISREG(found.st_mode)):
+            return None
+        return About(stat.S_ISDIR(own.st_mode), found.st_size, found.st_mtime)
 
     def lock(self, path: Path, *, shared: bool = False) -> Lock | None:
         descriptor = os.open(path, _lockable(path, shared=shared) | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from holdfast.checkpoint.manifest import MAX_MANIFEST_BYTES
-from holdfast.fsio import Bytes, File, Lock
+from holdfast.fsio import About, Bytes, File, Lock
 from holdfast.stores import Store
 
 ROOT = Path("/mirror")
@@ -113,6 +113,13 @@ class View:
         """Names directly in `folder`."""
         prefix = "" if folder == ROOT else f"{folder.relative_to(ROOT).as_posix()}/"
         return sorted({key[len(prefix) :].split("/")[0] for key in self.sizes if key.startswith(prefix)})
+
+    def about(self, path: Path) -> About | None:
+        """Of what is stored, without its time; folders are what stands before a slash."""
+        key = path.relative_to(ROOT).as_posix()
+        if key in self.sizes:
+            return About(is_folder=False, size_bytes=self.sizes[key], modified_s=0.0)
+        return About(is_folder=True, size_bytes=0, modified_s=0.0) if self.list(path) else None
 
     def lock(self, path: Path, *, shared: bool = False) -> Lock | None:
         """Nobody can lock a mirror: its owner removes packs only long after their manifests."""

@@ -5,9 +5,7 @@ The folder above must be there: it is on the mount, so a mount that is missing i
 
 from __future__ import annotations
 
-import errno
 import secrets
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -84,26 +82,19 @@ class DirectoryStore:
     def _below(self, folder: Path, prefix: str, depth: int) -> Iterator[tuple[str, int]]:
         """Links to folders are not followed: two that lead up again would make a tree without end."""
         for name in self._disk.list(folder):
-            path = folder / name
-            try:
-                is_folder, found = stat.S_ISDIR(path.lstat().st_mode), path.stat()
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ELOOP):  # removed meanwhile, or a link that leads nowhere
-                    raise
+            found = self._disk.about(folder / name)
+            if found is None:  # removed meanwhile, or a link that leads nowhere
                 continue
-            if is_folder and depth < _DEEPEST:
-                yield from self._below(path, f"{prefix}{name}/", depth + 1)
-            elif stat.S_ISREG(found.st_mode):
-                yield f"{prefix}{name}", found.st_size
+            if not found.is_folder:
+                yield f"{prefix}{name}", found.size_bytes
+            elif depth < _DEEPEST:
+                yield from self._below(folder / name, f"{prefix}{name}/", depth + 1)
 
     def head(self, key: str) -> Entry | None:
         """Length and time of a file."""
-        try:
-            with self._told():
-                found = (self._root / key).stat()
-        except FileNotFoundError:
-            return None
-        return Entry(found.st_size, found.st_mtime)
+        with self._told():
+            found = self._disk.about(self._root / key)
+        return None if found is None or found.is_folder else Entry(found.size_bytes, found.modified_s)
 
     def delete(self, key: str) -> None:
         """Remove, durably."""

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from holdfast.fsio import BLOCK, Bytes
+from holdfast.fsio import BLOCK, About, Bytes
 
 
 class PowerCut(BaseException):
@@ -102,6 +102,15 @@ class CrashDisk:
             return sorted(self._folder(folder).now)
         except FileNotFoundError:
             return []
+
+    def about(self, path: Path) -> About | None:
+        """Its clock counts operations."""
+        try:
+            found = self._entry(path)
+        except FileNotFoundError:
+            return None
+        is_folder = isinstance(found, _Folder)
+        return About(is_folder, 0 if isinstance(found, _Folder) else len(found.now), float(len(self.operations)))
 
     def lock(self, path: Path, *, shared: bool = False) -> _CrashLock | None:
         held = self._locks.setdefault(id(self._entry(path)), [])
