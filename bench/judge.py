@@ -41,7 +41,7 @@ def judge(outcome: Outcome, *, saved: Sequence[int], begun: int, damaged: bool) 
     newest = max(saved, default=0)
     if outcome.error:
         return (Verdict.TOLD if damaged or not saved else Verdict.UNRECOVERABLE), outcome.error
-    if outcome.claimed is None:
+    if not outcome.claimed:  # step 0 is a start from nothing, too
         return _older(outcome, 0, newest, damaged)
     held = set(outcome.found)
     if any(step < 1 or step > begun for step in held):

@@ -40,6 +40,7 @@ class Engine(ABC):
     ranks: ClassVar[bool] = False  # two ranks save one checkpoint
     reshards: ClassVar[bool] = True  # with `ranks`: one process loads what two have saved
     supervised: ClassVar[bool] = False  # something starts a killed training again
+    moves_from_tmp: ClassVar[bool] = False  # writes in $TMPDIR and renames from there, so that is recorded too
     note: ClassVar[str] = ""
 
     @property

@@ -54,6 +54,7 @@ class LightningTrainer(Engine):
     packages = ("torch", "lightning")
     preload = ("lightning", "lightning.pytorch.callbacks")
     retention = "save_top_k=1, save_last"
+    moves_from_tmp = True
 
     def train(self, folder: Path, job: Job) -> None:
         import lightning

@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -132,8 +132,9 @@ def record_created(run: RunDir, plan: Plan) -> None:
 def _claim(name: str, *, exactly: bool) -> tuple[RunDir, int]:
     """A new folder of this name, and a lock on it to be held while it is filled.
 
-    mkdir decides between two that want a name at once. A folder without plan.json and without a lock was left by a
-    caller that was killed; whoever wants exactly this id takes it over.
+    mkdir decides between two that want a name at once. A folder that nobody holds, without plan.json and without the
+    lock of a shim, was left by a caller that was killed: it is emptied and used. Where a shim has been there may be
+    checkpoints, even if the plan was lost.
     """
     folder = _folder()
     try:
@@ -141,11 +142,8 @@ def _claim(name: str, *, exactly: bool) -> tuple[RunDir, int]:
         folder.mkdir(mode=0o700, exist_ok=True)
         for candidate in [name] if exactly else _candidates(name):
             run = RunDir(folder / candidate)
-            try:
+            with suppress(FileExistsError):
                 run.root.mkdir(mode=0o700)
-            except FileExistsError:
-                if not exactly or run.plan.exists():
-                    continue
             if (lock := _lock(run)) is not None:
                 return run, lock
     except OSError as error:
@@ -156,14 +154,17 @@ def _claim(name: str, *, exactly: bool) -> tuple[RunDir, int]:
 
 
 def _lock(run: RunDir) -> int | None:
-    """A lock on the empty folder of a run to be made; None when somebody else makes it or has made it."""
-    lock = os.open(run.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """A lock on the empty folder of a run to be made; None when somebody else makes it, has made it or removed it."""
+    try:
+        lock = os.open(run.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
-    if run.plan.exists():
+        free = os.path.samestat(os.fstat(lock), run.root.stat()) and not (run.plan.exists() or run.lock.exists())
+    except (BlockingIOError, FileNotFoundError):
+        free = False
+    if not free:
         os.close(lock)
         return None
     for left in run.root.iterdir():

@@ -79,7 +79,8 @@ def test_two_ranks_without_a_supervisor_agree_to_save_by_the_clock_and_to_stop(t
     with _torchrun(tmp_path, STEP_S="0.02") as finished:
         assert finished.wait(100) == 0
 
-    assert committed("final") == [40]
+    # At the end of the loop, and of the program: code between may have changed state.
+    assert committed("final") == [40, 40]
     assert lines(run.archiver_log, "save_failed") == []
     assert [line["step"] for line in lines(run.records / "rank-00001.jsonl", "restored")] == [0, committed("stop")[0]]
 

@@ -95,15 +95,28 @@ def test_an_id_is_taken_exactly_or_not_at_all(project: Path) -> None:
         create(order(project, id="job-7"), "digits", nothing)
 
 
-def test_what_a_killed_caller_left_is_taken_over_by_the_same_id(project: Path) -> None:
+@pytest.mark.parametrize("given", ["job-7", None])
+def test_what_a_killed_caller_left_is_taken_over(project: Path, given: str | None) -> None:
     left = runs.home() / "runs" / "job-7"
     (left / "code" / "sub").mkdir(parents=True)
     (left / "code.json").write_text("{")
 
-    run, _ = create(order(project, id="job-7"), "digits", nothing)
+    run, _ = create(order(project, id=given), "job-7", nothing)
 
+    assert run.root == left
     assert not (run.code / "sub").exists()
     assert json.loads((run.root / "code.json").read_text())["version"] == 1
+
+
+def test_a_run_that_lost_its_plan_is_not_emptied(project: Path) -> None:
+    begun = runs.home() / "runs" / "job-7"
+    (begun / "checkpoints").mkdir(parents=True)
+    (begun / "lock").write_text("{}")
+
+    assert create(order(project), "job-7", nothing)[0].id == "job-7-2"
+    with pytest.raises(UsageError, match="there is a run 'job-7' already"):
+        create(order(project, id="job-7"), "digits", nothing)
+    assert (begun / "checkpoints").is_dir()
 
 
 def test_an_id_that_somebody_is_just_making_is_left_to_them(project: Path) -> None:

@@ -18,6 +18,7 @@ def loaded(step: int, **found: int) -> Outcome:
         (loaded(4), Verdict.RECOVERED),  # begun, whole, not yet acknowledged
         (loaded(2), Verdict.LOST),
         (Outcome(), Verdict.LOST),
+        (Outcome(claimed=0), Verdict.LOST),
         (loaded(3, s3=5, s2=5), Verdict.TORN),
         (loaded(3, s2=10), Verdict.TORN),  # what it says and what it holds differ
         (loaded(3, s3=9, s900=1), Verdict.SILENT),

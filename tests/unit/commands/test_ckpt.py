@@ -312,7 +312,7 @@ def test_import_takes_files_and_folders_only(tmp_path: Path) -> None:
 
 
 def test_an_import_that_is_interrupted_leaves_no_packs(tmp_path: Path) -> None:
-    torch.save({"w": torch.randn(24 << 20)}, tmp_path / "big.pt")
+    torch.save({"w": torch.arange(64 << 20, dtype=torch.int32)}, tmp_path / "big.pt")  # so many packs take a while
     words = ["ckpt", "import", str(tmp_path / "big.pt"), str(tmp_path / "into")]
     importing = subprocess.Popen([sys.executable, "-m", "holdfast", *words], stdout=subprocess.PIPE)
     until(lambda: any((tmp_path / "into").glob("packs/*/*")))
