@@ -43,12 +43,8 @@ def record(engine: Engine, folder: Path, aside: Path) -> Recorded:
     trace, diary = aside / "trace", aside / "recorded"
     argv = [*syscalls.STRACE, "-o", trace, sys.executable, "-W", "ignore", "-m", "bench.recorded"]
     argv += [engine.name, folder, diary, str(SIZE_BYTES), str(STEPS)]
-    environ = _SEEN
-    if engine.moves_from_tmp:
-        environ = {**_SEEN, "TMPDIR": str(folder / "tmp")}
-        (folder / "tmp").mkdir()
     try:
-        done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=LONGEST_S, check=False)
+        done = subprocess.run(argv, env=_SEEN, capture_output=True, text=True, timeout=LONGEST_S, check=False)
     except subprocess.TimeoutExpired as late:
         raise NotRecorded(f"not done within {LONGEST_S} s") from late
     if done.returncode != 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -14,8 +15,12 @@ from bench.job import Job
 def main(name: str, folder: str, diary: str, size_bytes: str, steps: str) -> None:
     torch.set_num_threads(1)
     work = Job(Path(diary), size_bytes=int(size_bytes), last=int(steps))
+    engine = engines.named(name)
+    if engine.moves_from_tmp:
+        tempfile.tempdir = str(Path(folder) / "tmp")
+        Path(tempfile.tempdir).mkdir()
     try:
-        engines.named(name).train(Path(folder), work)
+        engine.train(Path(folder), work)
     except Exception as error:
         work.refused(work.step, f"{type(error).__name__}: {error}")
         raise
