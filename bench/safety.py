@@ -195,7 +195,9 @@ def _colour(text: str) -> str:
 
 
 def _keep(lines: list[Line], given: argparse.Namespace) -> Path:
-    """`safety.json` with every trial, `safety.md` with the table."""
+    """`safety.json` with every trial, `safety.md` with the table; engines that were not asked for keep their lines."""
+    order = list(engines.every())
+    lines = sorted([*_of_others(given), *lines], key=lambda line: order.index(line["engine"]))
     versions = {}
     for name, engine in engines.every().items():
         if not engine.missing():
@@ -210,6 +212,19 @@ def _keep(lines: list[Line], given: argparse.Namespace) -> Path:
     )  # fmt: skip
     path.with_suffix(".md").write_text(markdown(lines, chosen, given))
     return path
+
+
+def _of_others(given: argparse.Namespace) -> list[Line]:
+    """What an earlier run with as many trials, seeds and bytes has kept of engines that this one leaves out."""
+    path = machine.RESULTS / "safety.json"
+    if not given.engines or not path.exists():
+        return []
+    before = json.loads(path.read_text())
+    if (before["trials_each"], before["first_seed"], before["state_mb"]) != (
+        given.trials, given.first_seed, given.size_mb,
+    ):  # fmt: skip
+        return []
+    return [line for line in before["lines"] if not _among(line["engine"], given.engines)]
 
 
 def markdown(lines: Sequence[Line], wanted: Sequence[Fault], given: argparse.Namespace) -> str:
