@@ -42,7 +42,8 @@ def end(run: RunDir) -> None:
     """End everything of `run`, again and again, since its processes bring each other back."""
 
     def nobody() -> bool:
-        left = [who for who in [*rundirs.processes(run).values(), *sweep.members(run.root)] if process.alive(who)]
+        found = {*rundirs.processes(run).values(), *sweep.members(run.root), *_roles(run)}
+        left = [who for who in found if process.alive(who)]
         for who in left:
             process.send_signal(who, signal.SIGKILL)
         return not left and not _starting(run)
@@ -51,23 +52,29 @@ def end(run: RunDir) -> None:
     shutil.rmtree(run.runtime, ignore_errors=True)
 
 
+def _roles(run: RunDir) -> list[process.Identity]:
+    """Processes of ours by their command: also one that is not written down yet, or no longer."""
+    marks = [f"node\0{role}\0{run.root}\0".encode() for role in ("shim", "supervisor", "archiver")]
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    found = [process.identity(pid) for pid in pids if any(mark in _command(pid) for mark in marks)]
+    return [who for who in found if who is not None]
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 def _starting(run: RunDir) -> bool:
-    """Whether somebody holds the run's lock, or is about to: one of ours that is not written down yet."""
+    """Whether somebody holds the run's lock: one of ours that is about to begin."""
     with run.lock.open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-    marks = [f"node\0{role}\0{run.root}\0".encode() for role in ("shim", "supervisor", "archiver")]
-    commands = [_command(entry) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    return any(mark in command for mark in marks for command in commands)
-
-
-def _command(entry: Path) -> bytes:
-    try:
-        return (entry / "cmdline").read_bytes()
-    except OSError:
-        return b""
+    return False
 
 
 def begin(base: Path, argv: list[str], **plan: Any) -> RunDir:

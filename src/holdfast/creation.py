@@ -132,9 +132,9 @@ def record_created(run: RunDir, plan: Plan) -> None:
 def _claim(name: str, *, exactly: bool) -> tuple[RunDir, int]:
     """A new folder of this name, and a lock on it to be held while it is filled.
 
-    mkdir decides between two that want a name at once. A folder that nobody holds, without plan.json and without the
-    lock of a shim, was left by a caller that was killed: it is emptied and used. Where a shim has been there may be
-    checkpoints, even if the plan was lost.
+    mkdir decides between two that want a name at once. A folder that nobody holds, with nothing in it but what lies
+    there before plan.json does, was left by a caller that was killed: it is emptied and used. Anything else is kept:
+    where a shim has been there may be checkpoints, even if the plan was lost.
     """
     folder = _folder()
     try:
@@ -161,7 +161,7 @@ def _lock(run: RunDir) -> int | None:
         return None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        free = os.path.samestat(os.fstat(lock), run.root.stat()) and not (run.plan.exists() or run.lock.exists())
+        free = os.path.samestat(os.fstat(lock), run.root.stat()) and all(map(_half_made, run.root.iterdir()))
     except (BlockingIOError, FileNotFoundError):
         free = False
     if not free:
@@ -173,6 +173,13 @@ def _lock(run: RunDir) -> int | None:
         else:
             left.unlink()
     return lock
+
+
+def _half_made(path: Path) -> bool:
+    """Whether it is something that `create` makes before plan.json."""
+    return path.name in ("code", "code.json", "holdfast.yaml", "lib", "journal.jsonl") or (
+        path.name.startswith(".plan.json.") and path.name.endswith(".tmp")
+    )
 
 
 def _candidates(name: str) -> Iterator[str]:

@@ -100,6 +100,7 @@ def test_what_a_killed_caller_left_is_taken_over(project: Path, given: str | Non
     left = runs.home() / "runs" / "job-7"
     (left / "code" / "sub").mkdir(parents=True)
     (left / "code.json").write_text("{")
+    (left / ".plan.json.0123abcd.tmp").write_text("")
 
     run, _ = create(order(project, id=given), "job-7", nothing)
 
@@ -108,15 +109,17 @@ def test_what_a_killed_caller_left_is_taken_over(project: Path, given: str | Non
     assert json.loads((run.root / "code.json").read_text())["version"] == 1
 
 
-def test_a_run_that_lost_its_plan_is_not_emptied(project: Path) -> None:
+@pytest.mark.parametrize("mine", ["lock", "results.csv", "plan.json.tmp"])
+def test_a_folder_with_anything_else_in_it_is_not_emptied(project: Path, mine: str) -> None:
+    """A shim has been there and the plan was lost, or a person made it."""
     begun = runs.home() / "runs" / "job-7"
-    (begun / "checkpoints").mkdir(parents=True)
-    (begun / "lock").write_text("{}")
+    (begun / "code").mkdir(parents=True)
+    (begun / mine).write_text("{}")
 
     assert create(order(project), "job-7", nothing)[0].id == "job-7-2"
     with pytest.raises(UsageError, match="there is a run 'job-7' already"):
         create(order(project, id="job-7"), "digits", nothing)
-    assert (begun / "checkpoints").is_dir()
+    assert {path.name for path in begun.iterdir()} == {"code", mine}
 
 
 def test_an_id_that_somebody_is_just_making_is_left_to_them(project: Path) -> None:

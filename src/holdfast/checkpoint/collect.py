@@ -50,7 +50,8 @@ def remove(into: Folder, position: Position) -> CheckpointInfo:
         raise UsageError(f"{info} is pinned", hint="holdfast ckpt unpin first")
     if position in retention.safe(candidates(into, found)):
         raise UsageError(
-            f"{info} is one of the newest {LEAST}, which a resume needs", hint="holdfast rm removes the whole run"
+            f"a resume may need {info}: the newest {LEAST} stay, and the newest {LEAST} that are verified",
+            hint="holdfast rm removes the whole run",
         )
     if not _remove(into, found, [info]):
         raise UsageError(f"{info} is being read", hint="try again when that is done")

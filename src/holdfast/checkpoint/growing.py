@@ -18,7 +18,7 @@ class Growing:
     def __init__(self, slot: Slot, size_bytes: int) -> None:
         self._slot, self._size = slot, size_bytes
         self._end = os.fstat(slot.descriptor).st_size
-        self._refused: OSError | None = None
+        self._failed: Exception | None = None
         self._moved = threading.Condition()
 
     def memory(self, offset: int, size_bytes: int) -> memoryview:
@@ -28,21 +28,23 @@ class Growing:
         """
         end = offset + size_bytes
         with self._moved:
-            self._moved.wait_for(lambda: self._end >= end or self._refused is not None)
-        if self._refused is not None:
-            said = self._refused.strerror
-            raise StoreRefused(f"there is no memory for a slot of {self._size} bytes: {said}") from self._refused
+            self._moved.wait_for(lambda: self._end >= end or self._failed is not None)
+        if isinstance(self._failed, OSError):
+            said = self._failed.strerror
+            raise StoreRefused(f"there is no memory for a slot of {self._size} bytes: {said}") from self._failed
+        if self._failed is not None:
+            raise self._failed
         if not size_bytes:
             return memoryview(b"")
         return memoryview(mmap.mmap(self._slot.descriptor, size_bytes, offset=offset))
 
     def grow(self) -> None:
-        """Do it, on whichever thread."""
+        """Do it, on whichever thread; what goes wrong is raised where memory is waited for."""
         try:
             self._slot.extend(self._size, self._reached)
-        except OSError as error:
+        except Exception as error:
             with self._moved:
-                self._refused = error
+                self._failed = error
                 self._moved.notify_all()
 
     def _reached(self, end: int) -> None:

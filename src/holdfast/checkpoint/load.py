@@ -225,8 +225,8 @@ class _Sinks:
         else:
             self.first[record] = (offset, size_bytes)
 
-    def of(self, growing: Growing) -> pack.SinkOf:
-        return lambda record: growing.memory(*self.first[record]) if record in self.first else None
+    def of(self, memory: Growing) -> pack.SinkOf:
+        return lambda record: memory.memory(*self.first[record]) if record in self.first else None
 
     def copy(self, slot: Slot) -> None:
         for source, target, size in self._again:

@@ -149,9 +149,9 @@ class SlotFiles:
     def remove(self, rank: int | None = None) -> None:
         """The files of one rank, or of all; their memory lives on while anyone holds a descriptor."""
         of_rank = "*" if rank is None else f"*-{rank:05d}-*"
-        with contextlib.suppress(OSError):  # the folder is away, and its files with it
-            for path in self.folder.glob(f"{self.run}-{of_rank}"):
-                path.unlink(missing_ok=True)
+        for path in self.folder.glob(f"{self.run}-{of_rank}"):
+            with contextlib.suppress(OSError):  # another user's, or the folder is away, and its files with it
+                path.unlink()
 
 
 def _own_file(path: Path) -> int:

@@ -152,9 +152,9 @@ def _mirror(run: RunDir, plan: Plan, state: State, now_s: float) -> dict[str, An
 
 def _unsent(root: Path, after: Position) -> list[float]:
     """When each checkpoint of the folder behind a position was committed, in unix seconds; nothing is read."""
-    found: dict[Position, float] = {}
     from holdfast.checkpoint import manifest  # hashes: not for a run without a mirror
 
+    found: dict[Position, float] = {}
     with suppress(OSError):  # a folder that is away, or a manifest that is just being removed
         for entry in os.scandir(manifest.folder(root)):
             position = manifest.position_of(entry.name)

@@ -51,3 +51,14 @@ def test_no_room_is_told_to_whoever_waits_and_at_the_end(*, asked: bool) -> None
             m.memory(BIG - PAGE, PAGE)
 
     assert len(slot.view) == PAGE
+
+
+def test_whatever_goes_wrong_reaches_who_waits() -> None:
+    @contextlib.contextmanager
+    def broken(_descriptor: int, _more_bytes: int) -> Iterator[None]:
+        raise KeyError("a bug")
+        yield
+
+    slot = Slot(os.memfd_create("test"), broken)
+    with pytest.raises(KeyError, match="a bug"), growing(slot, BIG) as m:
+        m.memory(BIG - PAGE, PAGE)

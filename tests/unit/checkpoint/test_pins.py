@@ -77,7 +77,7 @@ def test_what_must_stay_is_not_removed_by_hand(folder: Folder) -> None:
     with pytest.raises(UsageError, match="no checkpoint of term 1, sequence 1"):
         collect.remove(folder, ONE)
     for position in (TWO, THREE):
-        with pytest.raises(UsageError, match="one of the newest 2, which a resume needs"):
+        with pytest.raises(UsageError, match="the newest 2 stay, and the newest 2 that are verified"):
             collect.remove(folder, position)
 
 
@@ -87,7 +87,7 @@ def test_what_is_verified_stays_when_newer_ones_are_not(folder: Folder) -> None:
         for entry in info.packs:
             folder.known.forget(entry.name)
 
-    with pytest.raises(UsageError, match="which a resume needs"):
+    with pytest.raises(UsageError, match="the newest 2 stay"):
         collect.remove(folder, ONE)
     assert steps(folder) == [1, 2, 3]
 
