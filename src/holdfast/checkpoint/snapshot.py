@@ -7,11 +7,13 @@ chunks whatever stands around them.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import json
 import math
 import mmap
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +31,8 @@ SMALL_BYTES = 256 << 10  # below: shares a chunk
 CHUNK_BYTES = 2 << 20  # what a chunk should hold
 ROW_BYTES = 4 << 20  # a row above this is split
 TENSOR_ALIGN = 64
+MOST_THREADS = 4  # a few fill the memory's bandwidth
+SHARE_BYTES = 4 << 20  # what a thread copies before it looks for more; less is not worth a thread
 
 
 class Spec(NamedTuple):
@@ -203,10 +207,12 @@ def copy_in(
     *,
     zero_gaps: bool,
     leave: Callable[[torch.Tensor], bool] = lambda _tensor: False,
+    threads: int = 1,
 ) -> list[Copy]:
     """Copy every tensor to its place in `slot`, which the caller owns and has reserved `layout.end` bytes in.
 
     leave: which tensors are not copied; their copies are returned instead, and hold on to the slot's memory.
+    threads: how many may share the work, this one among them; all are done when this returns.
     A contiguous tensor on the CPU costs one memcpy and about 1 µs; gaps are to be zeroed once for each layout.
     """
     base = ctypes.addressof(ctypes.c_char.from_buffer(slot.view))
@@ -214,10 +220,16 @@ def copy_in(
         for offset, length in layout.gaps:
             ctypes.memset(base + offset, 0, length)
     addresses = {name: t.data_ptr() for name, t in tensors.items() if _is_plain_memory(t) and not leave(t)}
+    large: list[tuple[int, int, int]] = []
     for name, offset, source, size in layout.runs:
         address = addresses.get(name)
-        if address is not None:
-            (_MOVE_SMALL if size < SMALL_BYTES else ctypes.memmove)(base + offset, address + source, size)
+        if address is None:
+            continue
+        if size < SMALL_BYTES:
+            _MOVE_SMALL(base + offset, address + source, size)
+        else:
+            large.append((base + offset, address + source, size))
+    _move(large, threads)
     left: list[Copy] = []
     for name, tensor in tensors.items() if len(addresses) < len(tensors) else ():
         if name not in addresses:
@@ -228,6 +240,31 @@ def copy_in(
             for copy in copies:
                 copy.target.copy_(copy.source)
     return left
+
+
+def _move(moves: Sequence[tuple[int, int, int]], threads: int) -> None:
+    """Copy (target, source, bytes), shared out among threads that live for this call only: a script may fork."""
+    shares = [
+        (target + at, source + at, min(SHARE_BYTES, size - at))
+        for target, source, size in moves
+        for at in range(0, size, SHARE_BYTES)
+    ]
+    left = iter(shares)
+
+    def work() -> None:
+        for share in left:  # each goes to one of us
+            ctypes.memmove(*share)
+
+    helpers = [threading.Thread(target=work) for _ in range(min(threads, MOST_THREADS, len(shares)) - 1)]
+    try:
+        with contextlib.suppress(RuntimeError):  # no more threads are to be had: fewer do the work
+            for helper in helpers:
+                helper.start()
+        work()
+    finally:  # whatever interrupts us, nobody writes into the slot after we have returned
+        for helper in helpers:
+            if helper.ident is not None:
+                helper.join()
 
 
 _MOVE_SMALL = ctypes.PyDLL(None).memmove  # keeps the interpreter lock: giving it away costs more than the copy

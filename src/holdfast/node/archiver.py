@@ -81,6 +81,7 @@ class Archiver:
             self._selector.register(worker.wake, selectors.EVENT_READ, worker.collect)
         for worker in (self._worker, *helpers):
             worker.submit(_be_modest, lambda _: None)
+        _be_modest_among_sessions()
         self._worker.submit(self._archive.begin, lambda _: None)
         self._reconnect()
         while not self._left:
@@ -338,3 +339,13 @@ def _be_modest() -> None:
     if number is not None:
         best_effort_lowest = (2 << 13) | 7
         ctypes.CDLL(None).syscall(number, 1, 0, best_effort_lowest)
+
+
+def _be_modest_among_sessions() -> None:
+    """The same where the kernel shares processors out among sessions first, and niceness counts within each alone.
+
+    `man 7 sched`, autogroup. A shim that we start has a session of its own, and so has what it starts.
+    """
+    path = Path("/proc/self/autogroup")
+    if os.getsid(0) == os.getpid() and path.exists():
+        path.write_text(str(NICENESS))

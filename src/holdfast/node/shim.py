@@ -215,6 +215,7 @@ class Shim:
                     popen = subprocess.Popen(
                         [sys.executable, "-m", "holdfast", "node", role, str(self.run_dir)],
                         stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", close_fds=False,
+                        start_new_session=True,
                     )  # fmt: skip
                 self._started(role, popen)
 

@@ -163,7 +163,9 @@ class Saver:
     ) -> tuple[_Copying, str]:
         takes, checked = self.fence.engine.takes, self._setting.check_snapshot
         zero_gaps = self._zeroed.get(slot.descriptor) is not self._layout
-        left = copy_in(slot, self._layout, tensors, zero_gaps=zero_gaps, leave=(lambda _: True) if checked else takes)
+        leave = (lambda _: True) if checked else takes
+        threads = self._setting.threads
+        left = copy_in(slot, self._layout, tensors, zero_gaps=zero_gaps, leave=leave, threads=threads)
         self._zeroed[slot.descriptor] = self._layout
         copying = _Copying(slot, head.get("step", 0), head.get("sequence", 0), Check(left) if checked else None)
         for copy in left:

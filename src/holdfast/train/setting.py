@@ -29,6 +29,7 @@ class Setting:
     alone: bool  # no supervisor: shim and archiver are ours to start
     rank: int = 0
     world: int = 1
+    threads: int = 1  # that may copy at a boundary: this machine's processors, shared out among its ranks
     attempt: int = 1
     claim: str = ""  # names this attempt to the archiver, the same in all its ranks
     want: Any = "newest"
@@ -59,6 +60,7 @@ def find(directory: str | os.PathLike[str] | None, environ: Mapping[str, str]) -
         alone=not supervised,
         rank=int(environ.get("RANK", "0")),
         world=world,
+        threads=len(os.sched_getaffinity(0)) // max(1, int(environ.get("LOCAL_WORLD_SIZE", "1"))),
         attempt=int(environ.get("HOLDFAST_ATTEMPT", "1")),
         claim=_claim(environ, world),
         want=json.loads(environ.get("HOLDFAST_WANT") or '"newest"'),

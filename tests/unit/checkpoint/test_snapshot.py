@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import math
 import os
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -73,6 +75,57 @@ def test_large_tensors_are_cut_on_rows_and_large_rows_inside() -> None:
     assert [c.pieces[0].shape for c in rows] == [(524, 1000), (476, 1000)]
     assert [c.pieces[0].start for c in wide][:2] == [(0, 0, 0), (0, 1, 0)]
     assert {c.pieces[0].shape for c in wide} == {(1, 1, 1 << 20)}
+
+
+def test_threads_share_a_copy_and_are_gone_afterwards(slot: Slot, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {"w": torch.rand(5_000_000), "v": torch.rand(100, 1000), "u": torch.rand(3_000_000)}
+    layout, meeting, before = write(slot, tensors), threading.Barrier(3), threading.active_count()
+    memmove, met = ctypes.memmove, set()
+
+    def together(target: int, source: int, size_bytes: int) -> None:
+        if len(met) < 3:
+            met.add(threading.get_ident())
+            meeting.wait(timeout=20)  # all three are here at once
+        memmove(target, source, size_bytes)
+
+    monkeypatch.setattr(ctypes, "memmove", together)
+    for tensor in tensors.values():
+        tensor.add_(1)
+    copy_in(slot, layout, tensors, zero_gaps=False, threads=3)
+
+    assert (len(met), threading.active_count()) == (3, before)
+    assert all(torch.equal(copy_out(slot).tensors[name], tensor) for name, tensor in tensors.items())
+
+
+def test_nobody_copies_any_more_when_a_copy_was_interrupted(slot: Slot, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {"w": torch.rand(12_000_000)}
+    layout, before = write(slot, tensors), threading.active_count()
+    memmove = ctypes.memmove
+
+    def interrupted(target: int, source: int, size_bytes: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+        memmove(target, source, size_bytes)
+
+    monkeypatch.setattr(ctypes, "memmove", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        copy_in(slot, layout, tensors, zero_gaps=False, threads=3)
+
+    assert threading.active_count() == before
+
+
+def test_a_copy_is_made_where_no_thread_can_be_started(slot: Slot, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {"w": torch.rand(12_000_000)}
+
+    def refused(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    layout = write(slot, tensors)
+    tensors["w"].add_(1)
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    copy_in(slot, layout, tensors, zero_gaps=False, threads=3)
+
+    assert torch.equal(copy_out(slot).tensors["w"], tensors["w"])
 
 
 def test_a_frozen_chunk_does_not_change_with_its_neighbours() -> None:

@@ -139,9 +139,9 @@ def write_plan(run: RunDir, folder: Path, **checkpoint: Any) -> None:
 
 
 @contextlib.contextmanager
-def archiver(run: RunDir, start: str = START) -> Iterator[subprocess.Popen[bytes]]:
+def archiver(run: RunDir, start: str = START, *, start_new_session: bool = False) -> Iterator[subprocess.Popen[bytes]]:
     """The process, ended afterwards whatever happened."""
-    with subprocess.Popen([sys.executable, "-c", start, str(run.root)]) as popen:
+    with subprocess.Popen([sys.executable, "-c", start, str(run.root)], start_new_session=start_new_session) as popen:
         try:
             yield popen
         finally:
@@ -473,6 +473,20 @@ def test_only_the_saving_thread_is_modest(run: RunDir, shim: FakeShim) -> None:
 
         assert os.getpriority(os.PRIO_PROCESS, popen.pid) == 0
         assert niceness == {0, 10}
+
+
+def test_its_session_is_modest_too(run: RunDir, shim: FakeShim) -> None:
+    need(Path("/proc/self/autogroup").exists(), "needs a kernel that shares out among sessions")
+    ours = Path("/proc/self/autogroup").read_text()
+    with archiver(run, start_new_session=True) as popen:
+        shim.welcome()
+        ask(run, op="status")
+
+        assert Path(f"/proc/{popen.pid}/autogroup").read_text().endswith(" nice 10\n")
+    with archiver(run):  # in the session of somebody else
+        shim.welcome()
+        ask(run, op="status")
+    assert Path("/proc/self/autogroup").read_text() == ours
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_named(run: RunDir, shim: FakeShim) -> None:

@@ -90,6 +90,13 @@ def test_nonsense_is_answered_and_survived(run: RunDir) -> None:
     assert noderuns.role(run, "shim") == shim
 
 
+def test_nobody_shares_a_session(run: RunDir) -> None:
+    """What a signal to a group ends, and what an autogroup shares out."""
+    found = [noderuns.role(run, name) for name in ("shim", "supervisor", "archiver")]
+
+    assert len({os.getsid(who.pid) for who in found}) == len(found)
+
+
 def test_alone_it_leaves_when_the_last_rank_has(tmp_path: Path) -> None:
     with noderuns.home(tmp_path) as base:
         run = rundirs.make(base, [], alone=True)
