@@ -38,7 +38,7 @@ def main() -> int:
     given = _arguments()
     chosen = {name: engine for name, engine in engines.every().items() if _wanted(name, engine, given.engines)}
     absent = [name for name, engine in engines.every().items() if engine.missing() and not engine.supervised]
-    size, rounds = int(given.state_mb * 1e6), timing.rounds_in(given.step_ms / 1000)
+    size, rounds = int(given.state_mb * 1e6), timing.rounds_in(given.step_ms / 1000, given.threads)
     found: dict[str, list[Facts]] = {name: [] for name in chosen}
     raw: list[float] = []
     with tempfile.TemporaryDirectory(prefix="save-", dir=given.folder) as folder:
@@ -50,14 +50,20 @@ def main() -> int:
                 print(f"round {number + 1} {name}: {_short(found[name][-1])}", file=sys.stderr, flush=True)
         durable = {name: _durability(bench, engine, wanted=given.audit) for name, engine in chosen.items()}
     rows = [_row(name, found[name], durable[name]) for name in chosen]
-    facts = {"state_bytes": size, "steps": given.steps, "raw_durable_write_s": statistics.median(raw), "absent": absent}
+    facts = {
+        "state_bytes": size,
+        "steps": given.steps,
+        "threads": given.threads,
+        "raw_durable_write_s": statistics.median(raw),
+        "absent": absent,
+    }
     verdicts = targets(rows)
     console = Console(width=None if sys.stdout.isatty() else 180)
     console.print(table(rows, facts))
     for sentence in verdicts:
         console.print(sentence)
     if given.keep:
-        name = f"save-{given.state_mb:g}mb"
+        name = f"save-{given.state_mb:g}mb" + (f"-{given.threads}threads" if given.threads > 1 else "")
         path = machine.keep(name, {**facts, "targets": verdicts, "engines": rows, "rounds": found})
         plot(path.with_suffix(".png"), rows, facts)
         console.print(str(path))
@@ -69,12 +75,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--state-mb", type=float, default=100, help="of the state, in 10^6 bytes")
     parser.add_argument("--steps", type=int, default=20, help="between two saves")
     parser.add_argument("--step-ms", type=float, default=50, help="of computing in a step")
+    parser.add_argument("--threads", type=int, default=1, help="that the training computes on")
     parser.add_argument("--saves", type=int, default=8, help=f"of each training; the first {WARM} are kept apart")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--engines", default="", help="names of files in bench/engines, with commas; default all")
     parser.add_argument("--folder", type=Path, default=Path.home(), help="on the disk to be measured")
     parser.add_argument("--no-audit", dest="audit", action="store_false", help="leave out what is durable")
-    parser.add_argument("--keep", action="store_true", help="write bench/results/save-<N>mb.json and .png")
+    parser.add_argument("--keep", action="store_true", help="write bench/results/save-<N>mb[-<T>threads].json and .png")
     return parser.parse_args()
 
 
@@ -85,7 +92,7 @@ def _wanted(name: str, engine: Engine, given: str) -> bool:
 
 def _measure(bench: Bench, engine: Engine, given: argparse.Namespace, rounds: int) -> Facts:
     with bench.trial(engine) as trial:
-        trial.pace = Pace(steps=given.steps, rounds=rounds, times=trial.aside / "times")
+        trial.pace = Pace(steps=given.steps, rounds=rounds, threads=given.threads, times=trial.aside / "times")
         with _Memory(trial) as memory:
             trial.save(last=given.saves + 1)
             told = trial.until(lambda told: told.done or bool(told.refused), within_s=LONGEST_S)

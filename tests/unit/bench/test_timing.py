@@ -9,16 +9,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bench import save, timing
 from bench.timing import Pace, TimedJob
 
 COPY_S, WAITS = 0.05, threading.Event()
 
 
+def pace(times: Path) -> Pace:
+    return Pace(steps=3, rounds=20, threads=1, times=times)
+
+
 def trained(folder: Path, *, guarded: bool) -> dict[str, Any]:
     """Four saves that block for 50 ms, in the call or before the weights may change."""
     times = folder / "times"
-    job = TimedJob(folder / "diary", size_bytes=10_000, last=5, pace=Pace(steps=3, rounds=20, times=times))
+    job = TimedJob(folder / "diary", size_bytes=10_000, last=5, pace=pace(times))
 
     @contextmanager
     def guard() -> Iterator[None]:
@@ -48,8 +54,27 @@ def test_waiting_before_the_weights_change_counts_as_blocked(tmp_path: Path) -> 
         assert saved["acknowledged_s"] < COPY_S
 
 
+@pytest.mark.parametrize(("after", "counted"), [(1, 3), (7, 7), (99, 3 * timing.LONGEST)])
+def test_an_interval_lasts_until_the_engine_has_saved(tmp_path: Path, after: int, counted: int) -> None:
+    """And no longer than there is hope."""
+    times, passed = tmp_path / "times", [0]
+    job = TimedJob(tmp_path / "diary", size_bytes=10_000, last=4, pace=pace(times))
+
+    def each() -> None:
+        passed[0] += 1
+        if passed[0] == after:
+            job.saved(job.step)
+
+    job.each = each
+    for _ in job.steps():
+        passed[0] = 0
+    job.done()
+
+    assert [saved["steps"] for saved in json.loads(times.read_text())["saves"]] == [counted] * 3
+
+
 def test_more_computing_takes_more_rounds() -> None:
-    assert timing.rounds_in(0.02) > timing.rounds_in(0.001)
+    assert timing.rounds_in(0.02, 1) > timing.rounds_in(0.001, 1)
 
 
 def test_targets_say_met_or_not() -> None:
