@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast import process
 from holdfast.checkpoint.room import Room
@@ -26,7 +26,6 @@ from holdfast.errors import LeaseHeld
 from holdfast.node.archive import Archive
 from holdfast.node.archiver_link import ShimLink, close_all, connect, ranks_live, reply
 from holdfast.node.eventlog import EventLog
-from holdfast.node.mirroring import Mirroring
 from holdfast.node.mishaps import Mishaps
 from holdfast.node.place import ephemeral
 from holdfast.node.restoring import Restoring
@@ -34,6 +33,9 @@ from holdfast.node.upkeep import OPERATIONS, Upkeep
 from holdfast.node.worker import Worker
 from holdfast.plan import Plan
 from holdfast.runs import RunDir, make_runtime
+
+if TYPE_CHECKING:
+    from holdfast.node.mirroring import Mirroring
 
 TICK_S = 1.0  # a doorbell that was lost costs no more than this
 SHIM_GONE_S = 30.0  # without a shim and without a trainer for so long, nobody will come back
@@ -55,7 +57,11 @@ class Archiver:
         self._archive = Archive(plan.checkpoint, log, Room(run.runtime / "slots.lock"), plan.name)
         self._upkeep = Upkeep(self._archive, log)
         mishaps = Mishaps(log)
-        self._mirroring = Mirroring(run, plan, log, mishaps) if plan.checkpoint.mirror is not None else None
+        self._mirroring: Mirroring | None = None
+        if plan.checkpoint.mirror is not None:
+            from holdfast.node.mirroring import Mirroring  # a third of the time to start: not for a run without one
+
+            self._mirroring = Mirroring(run, plan, log, mishaps)
         self._restoring = Restoring(self._archive, log, self._mirroring)
         self._worker, self._linker = Worker("archive", mishaps.tell), Worker("link", mishaps.tell)
         self._selector = selectors.DefaultSelector()

@@ -264,12 +264,6 @@ class Mirroring:
         self._log.write("fetched", **told, seconds=time.monotonic() - began_s)
 
 
-def lost(root: Path, attempt: int) -> bool:
-    """Whether a folder that an earlier attempt used is empty now: nothing in it, not even a lease."""
-    found = survey.take(root)
-    return attempt > 1 and found.lease is None and not found.checkpoints and not found.unreadable
-
-
 def _seen(run: RunDir) -> Failures:
     """What the journal tells of failures. A run without a supervisor has none: nothing was seen then."""
     try:

@@ -11,7 +11,8 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from holdfast.checkpoint import load, survey
 from holdfast.checkpoint.canonical import Damaged, is_count
@@ -26,8 +27,10 @@ from holdfast.node import copies
 from holdfast.node.archive import Archive, Reply, sentence_of
 from holdfast.node.copies import Copy
 from holdfast.node.eventlog import EventLog
-from holdfast.node.mirroring import Mirroring, lost
 from holdfast.node.slotsets import RankSlots
+
+if TYPE_CHECKING:
+    from holdfast.node.mirroring import Mirroring
 
 _TRIED = f"{copies.MOST_TRIES} attempts that began from it did not complete a step"
 
@@ -62,7 +65,7 @@ class Restoring:
             return self._restore(request, now_s)
         self._archive.open()
         folder, brought = self._archive.folder, False
-        if lost(folder.root, request["attempt"]):
+        if _lost(folder.root, request["attempt"]):
             brought = self._mirroring.bring(folder, request["want"], request["world"])
         try:
             answer = self._restore(request, now_s)
@@ -198,6 +201,12 @@ class _Copies:
         if brought is None:
             self.said.append(f"{named} was never sent")
         return brought
+
+
+def _lost(root: Path, attempt: int) -> bool:
+    """Whether a folder that an earlier attempt used is empty now: nothing in it, not even a lease."""
+    found = survey.take(root)
+    return attempt > 1 and found.lease is None and not found.checkpoints and not found.unreadable
 
 
 def _same(owner: RankSlots, memory: Memory) -> Copy:
