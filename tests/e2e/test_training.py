@@ -136,10 +136,13 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(box: Bo
     newest.write_bytes(raw)
 
     box.holdfast("resume", "bitrot", "-d")
-    box.wait_for(run, "succeeded")
+    found = box.wait_for(run, "succeeded")
 
     assert expected == _digest(run)
-    assert newest.name in box.holdfast("events", "bitrot").stdout
+    told = newest.name[:28]  # term, sequence, and the hash as far as sentences give it
+    findings = [finding["id"] for finding in found["findings"] if told in finding["message"]]
+    assert findings == ["checkpoint-damaged"]
+    assert told in run.output.read_text()
 
 
 def test_a_full_disk_costs_nothing_but_the_save(box: Box, tmp_path: Path, expected: str) -> None:

@@ -150,14 +150,14 @@ class Session:
             if tier != "memory":  # a copy in memory stays until a newer one is there
                 slot.set(state=State.FREE)
             self.resumed = True
-        for sentence in answer.get("fell_back", []):
-            self.warn(sentence)
+        fell_back = answer.get("fell_back", [])
+        for sentence in fell_back:  # the records have it in `restored`, where the supervisor makes a finding of it
+            tell(sentence)
         if self._link.warning:
             self._records.event("warning", id="memory-dir-unusable", message=self._link.warning)
         self._page.set(step=self.step, epoch=self.epoch, first_step=self.step)
         self._page.set(committed_step=self.step if tier != "memory" else 0)
         seconds = time.monotonic() - self._began_s
-        fell_back = answer.get("fell_back", [])
         told = {"term": self._saver.term, "tier": tier, "fell_back": fell_back, "seconds": seconds}
         self._records.event("restored", step=self.step, **told)
         self._saves = Saves(*parts)
