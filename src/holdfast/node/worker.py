@@ -14,7 +14,7 @@ from typing import Any
 
 Job = Callable[[], Any]
 Then = Callable[[Any], None]
-Tell = Callable[[str, BaseException], None]
+Tell = Callable[[str, BaseException | None], None]
 
 
 class Worker:
@@ -23,7 +23,7 @@ class Worker:
     def __init__(self, name: str, tell: Tell) -> None:
         """`wake` is an eventfd that is readable when `collect` has something to do.
 
-        tell: gets the worker's name and what a job raised, where `collect` is called.
+        tell: gets the worker's name and what a job raised, None when it ended well, where `collect` is called.
         """
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.outstanding = 0
@@ -38,7 +38,7 @@ class Worker:
         self._jobs.put((job, then, failed))
 
     def collect(self) -> None:
-        """Call what follows jobs that are done, and tell what they raised."""
+        """Tell how jobs ended, and call what follows them."""
         try:
             os.eventfd_read(self.wake)
         except BlockingIOError:
@@ -46,8 +46,7 @@ class Worker:
         while self._done:
             then, result, error = self._done.popleft()
             self.outstanding -= 1
-            if error is not None:
-                self._tell(self._name, error)
+            self._tell(self._name, error)
             then(result)
 
     def _run(self) -> None:
