@@ -27,6 +27,8 @@ class HoldfastError(Exception):
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+        if hint:
+            self.__notes__ = [f"hint: {hint}"]  # where nobody catches it, below the traceback (Python 3.11, PEP 678)
 
 
 class UsageError(HoldfastError):

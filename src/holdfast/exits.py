@@ -11,11 +11,13 @@ import re
 import signal
 from dataclasses import dataclass
 from enum import Enum
+from itertools import islice, takewhile
 
 from holdfast.errors import STOPPED_WITH_CHECKPOINT
 from holdfast.events import AttemptEnded
 
 TRACEBACK_BYTES = 8000
+MOST_LINES, LINE_CHARS = 60, 200  # of what stands below it
 USAGE_STATUS = 2  # argparse, and the interpreter when it cannot open the script
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # sh(1)
 
@@ -62,7 +64,7 @@ class Exit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The class, the lines that decided it, and the last traceback of the output (bounded, empty for none)."""
+    """The class, the lines that decided it, and the last traceback of the output, with what its message says below it."""
 
     exit_class: ExitClass
     evidence: tuple[str, ...] = ()
@@ -120,7 +122,8 @@ def classify(end: Exit) -> Verdict:
     traceback = _root(tracebacks)
     found = _asked(end) or _plain(end) or _by_text(end, tail, traceback) or _by_signal(end)
     exit_class, evidence = found or (ExitClass.UNKNOWN, _last_lines(tail))
-    return Verdict(exit_class=exit_class, evidence=(*evidence, status_words(end.status)), traceback=traceback)
+    shown = "\n".join([traceback, *_below(traceback, tail)]) if traceback else ""
+    return Verdict(exit_class=exit_class, evidence=(*evidence, status_words(end.status)), traceback=shown)
 
 
 _Found = tuple[ExitClass, tuple[str, ...]]
@@ -236,6 +239,13 @@ def _root(tracebacks: list[str]) -> str:
     told = [text for text in tracebacks if not _NCCL.search(text) and "ChildFailedError" not in text]
     chosen = (told or tracebacks or [""])[-1]
     return chosen[-TRACEBACK_BYTES:]
+
+
+def _below(traceback: str, tail: str) -> list[str]:
+    """Where the exception's message goes on: indented lines, and our hint; cut to bounds."""
+    _, found, rest = tail.rpartition(traceback)
+    goes_on = takewhile(lambda line: line[:1].isspace() or line.startswith("hint: "), rest.splitlines()[1:])
+    return [line[:LINE_CHARS] for line in islice(goes_on, MOST_LINES)] if found else []
 
 
 def _lines_with(pattern: re.Pattern[str], text: str) -> tuple[str, ...]:

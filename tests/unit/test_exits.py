@@ -100,6 +100,25 @@ def test_the_root_of_a_cascade_is_the_traceback_shown() -> None:
     assert any("Tried to allocate 2.00 GiB" in line for line in verdict.evidence)
 
 
+def test_a_message_of_several_lines_is_shown_as_far_as_it_is_indented_and_decides_nothing() -> None:
+    message = "StateMismatch: model is not the module that was stored: 1 of another shape"
+    below = "  of another shape:\n    MemoryError float32 (2,)\nhint: restore it"
+
+    verdict = classify(Exit(status=1, tail=f"{RAISED}{message}\n{below}\nbye\n  bye\n"))
+
+    assert (verdict.exit_class, verdict.evidence[0]) == (ExitClass.CODE_ERROR, message)
+    assert verdict.traceback == f"{RAISED}{message}\n{below}"
+
+
+def test_a_message_without_end_is_cut() -> None:
+    endless = f"\t{'x' * 10_000}\n" * 1000
+
+    verdict = classify(Exit(status=1, tail=f"{RAISED}RuntimeError: no\n{endless}"))
+
+    assert verdict.exit_class == ExitClass.CODE_ERROR
+    assert len(verdict.traceback) < 20_000
+
+
 def test_a_warning_in_the_output_does_not_hide_the_exception() -> None:
     tail = "UserWarning: CUDNN_STATUS_NOT_SUPPORTED, trying another plan\n" + RAISED + "ValueError: odd shape\n"
 

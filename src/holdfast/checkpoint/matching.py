@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -78,13 +78,16 @@ class Difference:
         return any((self.missing, self.unused, self.shape, self.dtype))
 
     def __str__(self) -> str:
-        kinds = (
-            ("not in the checkpoint", self.missing),
-            ("only in the checkpoint", self.unused),
-            ("of another shape", self.shape),
-            ("of another dtype", self.dtype),
-        )
-        return "; ".join(f"{what}: {_first(names)}" for what, names in kinds if names)
+        """How many of each kind, to end a sentence, and below it a line for each name."""
+        kinds = {
+            "not in the checkpoint": self.missing,
+            "only in the checkpoint": self.unused,
+            "of another shape": self.shape,
+            "of another dtype": self.dtype,
+        }
+        told = [(what, names) for what, names in kinds.items() if names]
+        counts = ", ".join(f"{len(names)} {what}" for what, names in told)
+        return "\n".join([counts, *(line for kind in told for line in _listed(*kind))])
 
 
 def match(
@@ -112,9 +115,11 @@ def match(
     return names, Difference(tuple(missing), tuple(unused), tuple(shape), tuple(dtype))
 
 
-def _first(names: Sequence[str]) -> str:
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+def _listed(what: str, names: Sequence[str]) -> Iterator[str]:
+    yield f"  {what}:"
+    yield from (f"    {name}" for name in names[:_SHOWN])
+    if len(names) > _SHOWN:
+        yield f"    and {len(names) - _SHOWN} more"
 
 
 def allowed(name: str, patterns: Sequence[str]) -> bool:

@@ -35,11 +35,17 @@ def test_everything_that_differs_is_told_at_once() -> None:
     names, differs = match(stored, here)
 
     assert names == {"half": "half", "same": "same"}
-    assert str(differs) == (
-        "not in the checkpoint: new int64 (); only in the checkpoint: gone float32 (2, 2); "
-        "of another shape: wide float32 (3, 2) instead of float32 (2, 2); "
-        "of another dtype: half float16 (2, 2) instead of float32 (2, 2)"
-    )
+    assert str(differs).splitlines() == [
+        "1 not in the checkpoint, 1 only in the checkpoint, 1 of another shape, 1 of another dtype",
+        "  not in the checkpoint:",
+        "    new int64 ()",
+        "  only in the checkpoint:",
+        "    gone float32 (2, 2)",
+        "  of another shape:",
+        "    wide float32 (3, 2) instead of float32 (2, 2)",
+        "  of another dtype:",
+        "    half float16 (2, 2) instead of float32 (2, 2)",
+    ]
 
 
 def test_what_is_allowed_is_not_told_and_another_shape_needs_both() -> None:
@@ -54,4 +60,6 @@ def test_what_is_allowed_is_not_told_and_another_shape_needs_both() -> None:
 def test_long_lists_are_cut() -> None:
     _, differs = match({str(n): W for n in range(13)}, {})
 
-    assert str(differs).endswith("and 3 more")
+    said = str(differs).splitlines()
+    assert (said[0], said[-1]) == ("13 only in the checkpoint", "    and 3 more")
+    assert len(said) == 1 + 1 + 10 + 1

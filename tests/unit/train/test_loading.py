@@ -83,7 +83,9 @@ def test_another_dtype_is_refused_unless_it_is_allowed(node: FakeNode) -> None:
     model = make(1)
     save(model=model)
 
-    with pytest.raises(StateMismatch, match=r"of another dtype: 0.weight float32 .* instead of bfloat16") as caught:
+    with pytest.raises(
+        StateMismatch, match=r"of another dtype:\n    0.weight float32 .* instead of bfloat16"
+    ) as caught:
         holdfast.Run(model=make(2).bfloat16())
     assert caught.value.hint is not None
     assert "allow_dtype" in caught.value.hint

@@ -371,11 +371,13 @@ def test_what_is_stored_and_consumed_by_nothing_is_an_error(node: FakeNode) -> N
 def test_a_module_that_changed_is_told_with_shapes(node: FakeNode) -> None:
     train_once(model=torch.nn.Linear(2, 2))
 
-    with pytest.raises(StateMismatch, match=r"of another shape: weight float32 \(2, 2\) instead of float32 \(3, 2\)"):
+    with pytest.raises(
+        StateMismatch, match=r"of another shape:\n    weight float32 \(2, 2\) instead of float32 \(3, 2\)"
+    ):
         holdfast.Run(model=torch.nn.Linear(2, 3), loader=loader(1))
     with pytest.raises(
         StateMismatch,
-        match=r"not in the checkpoint: 0.weight float32 \(2, 2\), 0.bias float32 \(2,\); only in the checkpoint",
+        match=r"not in the checkpoint:\n    0.weight float32 \(2, 2\)\n    0.bias float32 \(2,\)\n  only in the",
     ):
         holdfast.Run(model=torch.nn.Sequential(torch.nn.Linear(2, 2)), loader=loader(1))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -136,14 +137,24 @@ def test_every_difference_is_named_and_nothing_is_loaded(saved: tuple[Path, Net,
     with pytest.raises(WeightsMismatch) as told:
         holdfast.load_weights(other, saved[0])
 
-    assert "not in the checkpoint: extra.weight float32 (1, 1), extra.bias float32 (1,)" in str(told.value)
-    assert "of another shape: embed.weight float32 (200, 600) instead of float32 (200, 500)" in str(told.value)
+    said = str(told.value).splitlines()
+    assert said[0].endswith(" does not fit model: 2 not in the checkpoint, 6 of another shape")
+    assert said[1:4] == ["  not in the checkpoint:", "    extra.weight float32 (1, 1)", "    extra.bias float32 (1,)"]
+    assert "    embed.weight float32 (200, 600) instead of float32 (200, 500)" in said
     assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tracebacks have no notes")
+def test_a_traceback_ends_with_the_hint(saved: tuple[Path, Net, torch.optim.Optimizer]) -> None:
+    with pytest.raises(WeightsMismatch) as told:
+        holdfast.load_weights(Net(width=500), saved[0])
+
+    assert "".join(traceback.format_exception(told.value)).endswith(f"\nhint: {told.value.hint}\n")
 
 
 def test_another_type_is_a_difference(saved: tuple[Path, Net, torch.optim.Optimizer]) -> None:
     with pytest.raises(
-        WeightsMismatch, match=r"of another dtype: embed.weight float32 \(200, 600\) instead of bfloat16"
+        WeightsMismatch, match=r"of another dtype:\n    embed.weight float32 \(200, 600\) instead of bfloat16"
     ):
         holdfast.load_weights(Net().bfloat16(), saved[0])
 
