@@ -1,12 +1,14 @@
 """How long until the state is back, engine beside engine, against reading the same bytes: `python -m bench.restore`.
 
 Cold: the files were taken out of the page cache (POSIX_FADV_DONTNEED). Warm: they were just read. The clock starts in a
-process that has imported everything and holds the weights to be filled, and stops when they are filled.
+process that has imported everything and holds the weights to be filled, and stops when they are filled. What an engine
+sets up for it (a Trainer, a process that will save) is its own time; holdfast is timed with its run and without one.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
@@ -22,6 +24,7 @@ from bench import disk, engines, machine
 from bench.engines import Engine
 from bench.faults import Bench
 from bench.faults.flip import save_in_peace
+from bench.judge import Verdict, judge
 from bench.restoreplot import plot
 from bench.trials import Trial
 
@@ -86,19 +89,22 @@ def _ways(name: str, trial: Trial) -> list[tuple[str, bool]]:
 
 
 def _raw_file(bench: Bench) -> Path:
-    """The same bytes in one plain file."""
+    """As many bytes in one plain file; no zeros, which a disk may never have written."""
     path = bench.folder / "raw" / "file"
     path.parent.mkdir()
+    some = os.urandom(disk.BLOCK)
     with path.open("wb") as file:
-        for _ in range(-(-bench.size_bytes // disk.BLOCK)):
-            file.write(bytes(disk.BLOCK))
+        for at in range(0, bench.size_bytes, len(some)):
+            file.write(some[: bench.size_bytes - at])
     return path
 
 
 def _seconds(trial: Trial, live: bool) -> float | None:
     outcome = trial.load(live=live)
     trial.kill_all()
-    return None if outcome.error else outcome.seconds
+    told = trial.told()
+    verdict, _ = judge(outcome, saved=told.saved, begun=max(told.begun, default=0), damaged=False)
+    return outcome.seconds if verdict is Verdict.RECOVERED else None
 
 
 def _add(times: dict[str, list[Facts]], key: str, cold_s: float | None, warm_s: float | None) -> None:

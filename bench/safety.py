@@ -195,14 +195,15 @@ def _colour(text: str) -> str:
 
 
 def _keep(lines: list[Line], given: argparse.Namespace) -> Path:
-    """`safety.json` with every trial, `safety.md` with the table; engines that were not asked for keep their lines."""
+    """`safety.json` with every trial, `safety.md` with the table; what was not asked for keeps its lines."""
     order = list(engines.every())
-    lines = sorted([*_of_others(given), *lines], key=lambda line: order.index(line["engine"]))
+    lines = sorted([*_not_asked(given), *lines], key=lambda line: order.index(line["engine"]))
     versions = {}
     for name, engine in engines.every().items():
         if not engine.missing():
             versions[name] = engine.versions()
-    chosen = [fault for name, fault in faults.every().items() if _among(name, given.faults)]
+    there = {line.get("fault") for line in lines}
+    chosen = [fault for name, fault in faults.every().items() if name in there]
     path = machine.keep(
         "safety",
         {
@@ -214,17 +215,23 @@ def _keep(lines: list[Line], given: argparse.Namespace) -> Path:
     return path
 
 
-def _of_others(given: argparse.Namespace) -> list[Line]:
-    """What an earlier run with as many trials, seeds and bytes has kept of engines that this one leaves out."""
+def _not_asked(given: argparse.Namespace) -> list[Line]:
+    """What an earlier run with as many trials, seeds and bytes has kept of what this one leaves out."""
     path = machine.RESULTS / "safety.json"
-    if not given.engines or not path.exists():
+    if not path.exists():
         return []
     before = json.loads(path.read_text())
     if (before["trials_each"], before["first_seed"], before["state_mb"]) != (
         given.trials, given.first_seed, given.size_mb,
     ):  # fmt: skip
         return []
-    return [line for line in before["lines"] if not _among(line["engine"], given.engines)]
+    return [line for line in before["lines"] if not _is_asked(line, given)]
+
+
+def _is_asked(line: Line, given: argparse.Namespace) -> bool:
+    """Whether this run says anew what the line says. One that is of no fault is of the whole engine."""
+    known = line.get("fault") in {*faults.every(), "audit"}
+    return _among(line["engine"], given.engines) and (not known or _among(line["fault"], given.faults))
 
 
 def markdown(lines: Sequence[Line], wanted: Sequence[Fault], given: argparse.Namespace) -> str:

@@ -37,6 +37,7 @@ class AccelerateNaming(Engine):
         accelerator = self._prepared(folder, weights)
         if not (folder / "checkpoints").exists():
             return NOTHING
+        chosen: list[str] = []
+        accelerator.register_load_state_pre_hook(lambda _models, folder: chosen.append(folder))
         accelerator.load_state()
-        newest = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name.rpartition("_")[2]))
-        return Loaded(int(newest.name.rpartition("_")[2]) + 1)  # it counts from 0
+        return Loaded(int(chosen[0].rpartition("_")[2]) + 1)  # it counts from 0

@@ -28,11 +28,24 @@ class OrbaxManager(Engine):
         import orbax.checkpoint as ocp
 
         manager = _manager(folder)
+        under_way: list[int] = []
+
+        def finish() -> None:
+            manager.wait_until_finished()  # raises what went wrong
+            while under_way:
+                job.saved(under_way.pop())
+
+        def look() -> None:
+            if under_way and not manager.is_saving_in_progress():
+                finish()
+
+        job.each = look
         for step in job.steps():
-            state = {name: value.numpy().copy() for name, value in job.weights.state_dict().items()}
+            finish()
+            state = {name: value.numpy() for name, value in job.weights.state_dict().items()}
             manager.save(step, args=ocp.args.StandardSave(state))
-            manager.wait_until_finished()
-            job.saved(step)
+            under_way.append(step)
+        finish()
         manager.close()
 
     def load(self, folder: Path, weights: Weights) -> Loaded:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from bench.engines import NOTHING, Engine, Loaded, newest
+from bench.engines.torch_save import read
 from bench.job import Job, Weights
 
 KEPT = 3
@@ -42,8 +43,4 @@ class Reference(Engine):
 
     def load(self, folder: Path, weights: Weights) -> Loaded:
         path = newest(folder, "step-*.pt")
-        if path is None:
-            return NOTHING
-        state = torch.load(path, weights_only=True)
-        weights.load_state_dict(state["model"])
-        return Loaded(state["step"])
+        return NOTHING if path is None else read(path, weights)

@@ -22,8 +22,11 @@ class TorchSave(Engine):
 
     def load(self, folder: Path, weights: Weights) -> Loaded:
         path = folder / "checkpoint.pt"
-        if not path.exists():
-            return NOTHING
-        state = torch.load(path, weights_only=True)
-        weights.load_state_dict(state["model"])
-        return Loaded(state["step"])
+        return read(path, weights) if path.exists() else NOTHING
+
+
+def read(path: Path, weights: Weights) -> Loaded:
+    """`torch.load` of model and step."""
+    state = torch.load(path, weights_only=True)
+    weights.load_state_dict(state["model"])
+    return Loaded(state["step"])

@@ -1,4 +1,4 @@
-"""One bit of one file is flipped while nothing runs; file after file, half of the flips near a beginning or an end."""
+"""One bit of one file is flipped while nothing runs: file after file from the last written on, half near an end."""
 
 from __future__ import annotations
 
@@ -53,10 +53,9 @@ def save_in_peace(trial: Trial) -> None:
 
 
 def pick(folder: Path, seed: int) -> Path:
-    """The files in turn, those that hold something."""
-    files = sorted(
-        path for path in folder.rglob("*") if path.is_file() and not path.is_symlink() and path.stat().st_size
-    )
+    """The files in turn, those that hold something; the last written first, since the newest save is among them."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink() and path.stat().st_size]
+    files.sort(key=lambda path: (path.stat().st_mtime_ns, path), reverse=True)
     return files[seed % len(files)]
 
 
