@@ -64,7 +64,7 @@ class Exit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The class, the lines that decided it, and the last traceback of the output, with what its message says below it."""
+    """The class, the lines that decided it, and the last traceback of the output, its message in full (bounded)."""
 
     exit_class: ExitClass
     evidence: tuple[str, ...] = ()
