@@ -194,6 +194,8 @@ def steps(*more: str) -> list[int]:
 def test_a_pinned_checkpoint_is_refused_to_rm_until_it_is_unpinned(long_run: RunDir) -> None:
     assert holdfast("ckpt", "pin", "digits@20", "--reason", "paper").code == 0
     assert "1-2 (pinned)" in holdfast("ckpt", "ls", "digits").out
+    assert "pinned      paper\n" in holdfast("ckpt", "show", "digits@20").out
+    assert json.loads(holdfast("ckpt", "show", "digits@20", "--json").out)["pin"]["reason"] == "paper"
 
     refused = holdfast("ckpt", "rm", "digits@20", "--yes")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,17 +26,19 @@ _HEADINGS = ("TENSOR", "TYPE", "SHAPE", "KIND", "SIZE")
 @json_option
 def command(target: Target, listed: bool, as_json: bool) -> None:
     """What one checkpoint holds: by default the newest. Reads no tensor."""
+    from holdfast.checkpoint import pins
     from holdfast.checkpoint.reading import open_checkpoint
     from holdfast.checkpoint.target import find
 
     info = find(target)
+    pin = pins.read(target.root, info.position)
     with open_checkpoint(target.root, info) as checkpoint:
         tensors = checkpoint.tensors
         manifest = {"packs": [{"name": p.name, "bytes": p.size_bytes} for p in checkpoint.manifest.packs]}
         manifest["ranks"] = list(checkpoint.manifest.ranks)
     if as_json:
         extra = {"tensors": [tensor_facts(one) for one in tensors.values()]} if listed else {"manifest": manifest}
-        print_json({**facts(info), **extra})
+        print_json({**facts(info), "pin": pin and asdict(pin), **extra})
         return
     lines = [("checkpoint", name_of(info)), ("step", f"{info.step}, epoch {info.epoch}"), ("time", clock(info.time_s))]
     lines += [("name", printable(info.name))] if info.name else []
@@ -43,6 +46,7 @@ def command(target: Target, listed: bool, as_json: bool) -> None:
         ("reason", printable(info.reason)),
         ("size", f"{show_size(info.size_bytes)}, {plural(info.world, 'rank')}"),
     ]
+    lines += [("pinned", printable(pin.reason) or "yes")] if pin else []
     lines += [("added", f"{show_size(info.added_bytes)} that no older checkpoint needs")]
     lines += [(printable(name), number(value)) for name, value in info.metrics.items()]
     lines += contents(tensors)
