@@ -54,7 +54,8 @@ def compose(
     record = tail.newest(run.records / "rank-00000.jsonl", "step")
     metrics = {k: v for k, v in record.items() if k not in _NOT_METRICS and isinstance(v, (int, float, str, bool))}
     ended = state.history[-1] if state.history else None
-    step = max([beat.step for beat in beats], default=0) or max(int(record.get("step", 0)), state.committed_step)
+    told = max(int(record.get("step", 0)), state.committed_step, ended.step if ended else 0)
+    step = max([beat.step for beat in beats], default=0) or told
     total = max((beat.steps_total for beat in beats), default=ended.steps_total if ended else 0)
     speed = 1 / step_s if step_s > 0 else _mean_speed(state, beats, now_s)
     running = state.phase == RunState.RUNNING

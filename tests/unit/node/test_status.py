@@ -10,7 +10,7 @@ import pytest
 
 from holdfast.checkpoint.survey import CheckpointInfo
 from holdfast.commands.status import mirror
-from holdfast.events import CheckpointCommitted
+from holdfast.events import AttemptEnded, CheckpointCommitted
 from holdfast.lifecycle import State
 from holdfast.node.status import compose
 from holdfast.plan import CheckpointPlan, MirrorPlan, Plan
@@ -53,3 +53,15 @@ def test_how_many_the_mirror_lacks_and_for_how_long(
 
     assert (unsent, unsent > 0) == (told["mirror"]["unsent"], told["mirror"]["behind"])
     assert said == mirror(told)
+
+
+def test_an_attempt_that_had_nothing_left_to_do_keeps_the_step_it_continued_from(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "digits")
+    run.records.mkdir(parents=True)
+    checkpoint = CheckpointPlan(dir=str(tmp_path / "checkpoints"))
+    plan = Plan(run="digits", name="digits", dir=str(run.root), argv=("true",), cwd="/", checkpoint=checkpoint)
+    ended = AttemptEnded(t=NOW, attempt=1, exit_class="succeeded", status=0, step=92, committed_step=0, epoch=4)
+
+    told = compose(run, plan, State(history=(ended,)), [], now_s=NOW, live=False)
+
+    assert (told["step"], told["epoch"]) == (92, 4)
