@@ -118,10 +118,18 @@ def _work(given: argparse.Namespace, wanted: Sequence[Fault]) -> None:
     with tempfile.TemporaryDirectory(prefix="safety-", dir=given.folder) as folder:
         bench = Bench(Path(folder), int(given.size_mb * (1 << 20)))
         if _among("audit", given.faults):
-            answers.write(json.dumps({"fault": "audit", **_audit(bench, engine)}) + "\n")
+            answers.write(told({"fault": "audit", **_audit(bench, engine)}, bench.folder))
         for fault in wanted:
             for line in _put_to(fault, engine, bench, seeds):
-                answers.write(json.dumps({"fault": fault.name, **line}) + "\n")
+                answers.write(told({"fault": fault.name, **line}, bench.folder))
+
+
+def told(line: Line, folder: Path) -> str:
+    """A line as it travels and is kept; where trials, packages and this checkout lie here is nobody's concern."""
+    text = json.dumps(line)
+    for place in (folder, sys.prefix, _ROOT):
+        text = text.replace(f"{place}/", "")
+    return text + "\n"
 
 
 def _put_to(fault: Fault, engine: engines.Engine, bench: Bench, seeds: range) -> Iterator[Line]:

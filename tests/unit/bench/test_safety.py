@@ -6,6 +6,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,12 @@ def test_pruning_is_not_judged_where_nothing_saves_any_more(tmp_path: Path) -> N
 
     with pytest.raises(DoesNotSave):
         next(trials)
+
+
+def test_what_is_kept_does_not_say_where_things_lie_on_this_machine(tmp_path: Path) -> None:
+    here = Path(safety.__file__)
+    said = f"no {tmp_path}/dcp-1/state/step-3: {sys.prefix}/lib/torch/serialization.py, {here}"
+
+    assert json.loads(safety.told({"detail": said}, tmp_path)) == {
+        "detail": "no dcp-1/state/step-3: lib/torch/serialization.py, bench/safety.py"
+    }
