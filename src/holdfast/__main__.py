@@ -68,7 +68,9 @@ def _verb(argv: Sequence[str], clock: Callable[[], float] | None) -> int:
 
     try:
         returned = group.main(args=list(argv), prog_name="holdfast", standalone_mode=False, obj=clock)
-    except click.Abort:
+    except click.Abort as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # and nobody has said what goes on
+            sys.stderr.write("interrupted: this command has ended, runs go on\n")
         return INTERRUPTED
     except SystemExit as error:  # click's way to say that the reader left; nothing else exits from inside a verb
         raise BrokenPipeError from error

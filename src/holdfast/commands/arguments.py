@@ -7,7 +7,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
@@ -88,6 +89,16 @@ def say(sentence: str, *, hint: str = "") -> None:
         click.echo(f"hint: {hint}", err=True)
 
 
+@contextmanager
+def going_on(sentence: str, *, hint: str = "") -> Iterator[None]:
+    """Ctrl-C inside ends the command, with exit code 130, and says what goes on without it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"\n{sentence}", hint=hint)  # below the ^C that the terminal shows
+        raise click.Abort from None
+
+
 def print_table(lines: Sequence[str]) -> None:
     """Lines on stdout. At a terminal each ends at its edge, since lines that wrap cannot be read as a table."""
     click.echo("\n".join(fitted(lines)))
@@ -95,8 +106,13 @@ def print_table(lines: Sequence[str]) -> None:
 
 def fitted(lines: Sequence[str]) -> list[str]:
     """Lines no longer than the terminal is wide; all of them elsewhere."""
-    width = shutil.get_terminal_size().columns if at_terminal() else max(map(len, lines), default=0)
-    return [line if len(line) <= width else f"{line[: width - 1]}…" for line in lines]
+    width = terminal_width()
+    return [line if width is None or len(line) <= width else f"{line[: width - 1]}…" for line in lines]
+
+
+def terminal_width() -> int | None:
+    """How many columns a person sees; None where nobody looks."""
+    return shutil.get_terminal_size().columns if at_terminal() else None
 
 
 def takes_colours() -> bool:

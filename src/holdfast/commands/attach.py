@@ -123,7 +123,7 @@ class LiveView:
         self._live.stop()
 
     def show(self, status: dict[str, Any]) -> None:
-        self._live.update(_standing(status), refresh=True)
+        self._live.update(standing(status), refresh=True)
 
     def write(self, pieces: Iterator[Piece]) -> None:
         for piece in pieces:
@@ -160,15 +160,17 @@ def _view() -> contextlib.AbstractContextManager[View]:
     return LiveView() if at_terminal() else contextlib.nullcontext(PlainView())
 
 
-def _standing(status: dict[str, Any]) -> RenderableType:
+def standing(status: dict[str, Any]) -> RenderableType:
     from rich.console import Group
     from rich.progress_bar import ProgressBar
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     total = status.get("steps_total")
-    head = Table.grid(padding=(0, 1))
-    bar = ProgressBar(total=total, completed=status.get("step") or 0, width=28) if total else Text("")
+    head = Table.grid(
+        Column(no_wrap=True), Column(no_wrap=True), Column(max_width=28), Column(no_wrap=True), padding=(0, 1)
+    )
+    bar = ProgressBar(total=total, completed=status.get("step") or 0) if total else Text("")
     head.add_row(Text(status["run"], style="bold"), status["state"], bar, progress(status))
     return Group(head, Text(facts(status), style="dim", overflow="ellipsis", no_wrap=True))
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 import click
 
 from holdfast import faults
-from holdfast.commands.arguments import json_option, optional_run, print_json, print_table, say
+from holdfast.commands.arguments import going_on, json_option, optional_run, print_json, print_table, say
 from holdfast.commands.liveness import must_be_live
 from holdfast.commands.save import request
 from holdfast.commands.wording import columns, plural
@@ -53,7 +53,7 @@ def command(run: RunDir | None, demo: bool, names: str | None, deadline: float, 
     if (run is None) != demo:
         raise UsageError("give either a run or --demo", hint="holdfast drill --demo")
     chosen = [faults.load(name) for name in _checked(names)]
-    results = list(drill(run, chosen, deadline_s=deadline)) if run is not None else _demo(chosen, deadline)
+    results = _drilled(run, chosen, deadline) if run is not None else _demo(chosen, deadline)
     if as_json:
         print_json([asdict(result) for result in results])
     else:
@@ -93,16 +93,22 @@ def table(results: list[Result]) -> list[str]:
     return columns([_HEADINGS, *rows])
 
 
+def _drilled(run: RunDir, chosen: list[Fault], deadline_s: float) -> list[Result]:
+    with going_on(f"{run.id} goes on, and recovers by itself", hint=f"holdfast status {run.id}"):
+        return list(drill(run, chosen, deadline_s=deadline_s))
+
+
 def _demo(chosen: list[Fault], deadline_s: float) -> list[Result]:
     """Drill a run made for it, which is deleted afterwards unless something went wrong."""
     from holdfast.commands import drill_demo
 
     made = drill_demo.start()
     say(f"{made.id} trains in {made.root}")
-    try:
-        results = list(drill(made, chosen, deadline_s=deadline_s))
-    finally:
-        drill_demo.end(made)
+    with going_on(f"the demo is over; kept: {made.root}"):
+        try:
+            results = list(drill(made, chosen, deadline_s=deadline_s))
+        finally:
+            drill_demo.end(made)
     if all(result.passed for result in results):
         drill_demo.delete(made)
     else:

@@ -15,7 +15,7 @@ from datetime import datetime
 
 import click
 
-from holdfast.commands.arguments import chosen, clock_of, optional_run, say
+from holdfast.commands.arguments import chosen, clock_of, going_on, optional_run, say
 from holdfast.commands.liveness import polls
 from holdfast.commands.output import Cursor, Output, Piece
 from holdfast.errors import UsageError
@@ -126,7 +126,8 @@ def _attempts(run: RunDir) -> list[AttemptStarted]:
 def _follow(run: RunDir, output: Output, start: int) -> None:
     cursor = Cursor(output, start)
     try:
-        for _ in polls(run):
-            write(cursor.new())
+        with going_on(f"{run.id} goes on"):
+            for _ in polls(run):
+                write(cursor.new())
     finally:
         say(f"{run.id}: shown up to byte {cursor.at}", hint=f"holdfast logs {run.id} -f --from-byte {cursor.at}")

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from holdfast import runs
-from holdfast.commands.arguments import complete_runs, say
+from holdfast.commands.arguments import complete_runs, going_on, say
 from holdfast.commands.attach import attach
 from holdfast.commands.liveness import ENDED, POLL_S, live, sending, status_of, when_over
 from holdfast.commands.resumable import At, Elsewhere, source
@@ -83,7 +83,8 @@ def resume(run: RunDir, at: At) -> None:
     if before in ENDED:
         if sending(run, status):
             say(f"{run.id} still sends to its mirror; it continues after that")
-            when_over(run)
+            with going_on(f"{run.id} sends on; it was not resumed", hint=f"holdfast resume {run.id}"):
+                when_over(run)
         _ask(run, at, lambda: start_shim(run, secrets=secrets_of(plan, os.environ)))
     elif at is not None:
         hint = f"holdfast resume {run.id}, then holdfast stop {run.id}; after that going back is possible"

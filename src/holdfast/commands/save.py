@@ -6,7 +6,7 @@ import time
 
 import click
 
-from holdfast.commands.arguments import chosen, duration_option, optional_run, say
+from holdfast.commands.arguments import chosen, duration_option, going_on, optional_run, say
 from holdfast.commands.liveness import ENDED, POLL_S, must_be_live, status_of
 from holdfast.commands.wait import TIMED_OUT
 from holdfast.errors import HoldfastError, StoreRefused
@@ -35,7 +35,8 @@ def command(run: RunDir | None, reason: str, wait: bool, timeout: float) -> None
     if not wait:
         say(f"{meant.id} saves at its next step")
         return
-    committed = _outcome(meant, seen, _asked_step(meant), timeout)
+    with going_on(f"{meant.id} was asked to save, and goes on", hint=f"holdfast status {meant.id}"):
+        committed = _outcome(meant, seen, _asked_step(meant), timeout)
     click.echo(f"step {committed.step} saved")
 
 

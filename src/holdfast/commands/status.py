@@ -8,9 +8,18 @@ from typing import Any
 
 import click
 
-from holdfast.commands.arguments import at_terminal, chosen, json_option, optional_run, print_json, say
+from holdfast.commands.arguments import (
+    at_terminal,
+    chosen,
+    going_on,
+    json_option,
+    optional_run,
+    print_json,
+    say,
+    terminal_width,
+)
 from holdfast.commands.liveness import ENDED, polls, status_of
-from holdfast.commands.wording import age, number, plural
+from holdfast.commands.wording import age, by_commas, hanging, labelled, number, plural, unbroken
 from holdfast.runs import RunDir
 from holdfast.units import show_duration
 
@@ -25,29 +34,30 @@ def command(run: RunDir | None, as_json: bool, watch: bool) -> None:
     """Where RUN stands. Without RUN: the only live one, else the newest."""
     meant = chosen(run)
     if watch:
-        _watch(meant, as_json)
+        with going_on(f"{meant.id} goes on"):
+            _watch(meant, as_json)
         return
     status = status_of(meant)
     if as_json:
         print_json(status)
         return
-    click.echo("\n".join(render(status)))
+    width = terminal_width()
+    click.echo("\n".join(render(status, width)))
     for hint in hints(status):
-        click.echo(f"hint: {hint}", err=True)
+        click.echo("\n".join(hanging("hint: ", hint, width)), err=True)
 
 
-def render(status: dict[str, Any]) -> list[str]:
-    """The lines for people. Pure."""
+def render(status: dict[str, Any], width: int | None = None) -> list[str]:
+    """The lines for people, none longer than `width` columns where words allow that. Pure."""
     facts = [
-        (status["run"], "    ".join(_standing(status))),
+        (status["run"], "    ".join(map(unbroken, _standing(status)))),
         *(("why", text) for text in [status.get("reason")] if text),
-        ("saved", saved(status)),
-        *(("mirror", text) for text in [mirror(status)] if text),
-        *(("metrics", text) for text in [metrics(status)] if text),
+        ("saved", "; ".join(map(unbroken, saved(status).split("; ")))),
+        *(("mirror", by_commas(text)) for text in [mirror(status)] if text),
+        *(("metrics", by_commas(text)) for text in [metrics(status)] if text),
         *(("finding", f"{finding['id']}: {finding['message']}") for finding in status.get("findings") or []),
     ]
-    width = max(7, *(len(label) for label, _ in facts))
-    return [f"{label.ljust(width)}  {text}" for label, text in facts]
+    return list(labelled(facts, width))
 
 
 def hints(status: dict[str, Any]) -> Iterator[str]:
@@ -146,5 +156,8 @@ def _redraw(run: RunDir) -> None:
 
     with Live(auto_refresh=False) as screen:
         for status in polls(run, every_s=_WATCH_S):
-            lines = render(status) + [f"hint: {hint}" for hint in hints(status)]
+            width = terminal_width()
+            lines = render(status, width)
+            for hint in hints(status):
+                lines += hanging("hint: ", hint, width)
             screen.update(Text("\n".join(lines)), refresh=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from holdfast.commands.arguments import duration_option, run_argument, say
+from holdfast.commands.arguments import duration_option, going_on, run_argument, say
 from holdfast.commands.liveness import must_be_live, when_over
 from holdfast.commands.wording import plural
 from holdfast.runs import RunDir
@@ -29,7 +29,8 @@ def end(run: RunDir, verb: str, body: dict[str, float], *, wait: bool) -> None:
     if not wait:
         say(f"{run.id} was asked to {verb}")
         return
-    status = when_over(run)
+    with going_on(f"{run.id}: {verb} was asked for and goes on", hint=f"holdfast wait {run.id}"):
+        status = when_over(run)
     checkpoint = status.get("checkpoint")
     said = f"{run.id} {status['state']}" + (f" at step {status['step']}" if status.get("step") is not None else "")
     if checkpoint and status.get("step") is not None and (behind := status["step"] - checkpoint["step"]) > 0:

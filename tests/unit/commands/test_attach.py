@@ -1,56 +1,13 @@
 from __future__ import annotations
 
-import os
-import pty
-import select
-import sys
+import io
 
+import pytest
+from rich.console import Console
+
+from holdfast.commands import attach
 from tests.unit.commands.scene import holdfast, make_run, status, supervised
-from tests.waiting import until
-
-
-class Terminal:
-    """A program on a terminal of its own, as a person has it."""
-
-    def __init__(self, *argv: str) -> None:
-        self.pid, self.screen = pty.fork()
-        if self.pid == 0:
-            environ = {**os.environ, "TERM": "xterm", "COLUMNS": "160", "LINES": "40"}
-            os.execve(sys.executable, [sys.executable, "-m", "holdfast", *argv], environ)
-        self.shown = b""
-
-    def read(self) -> bytes:
-        """Everything shown so far."""
-        while select.select([self.screen], [], [], 0)[0]:
-            try:
-                new = os.read(self.screen, 65_536)
-            except OSError:  # the other end is closed
-                break
-            if not new:
-                break
-            self.shown += new
-        return self.shown
-
-    def await_text(self, text: bytes) -> None:
-        """Until it was shown."""
-        until(lambda: text in self.read(), what=f"{text!r} in {self.shown!r}")
-
-    def press(self, key: bytes) -> None:
-        """As on the keyboard."""
-        os.write(self.screen, key)
-
-    def exit_code(self) -> int:
-        """Until it has ended."""
-
-        def ended() -> tuple[int] | None:
-            self.read()
-            pid, code = os.waitpid(self.pid, os.WNOHANG)
-            return (os.waitstatus_to_exitcode(code),) if pid else None
-
-        code = until(ended)[0]
-        self.read()
-        os.close(self.screen)
-        return code
+from tests.unit.commands.terminal import Terminal
 
 
 def test_ctrl_c_leaves_the_run_running_and_says_how_to_come_back() -> None:
@@ -102,3 +59,16 @@ def test_without_a_terminal_it_is_the_plain_log() -> None:
     assert said.err.endswith(
         "digits stopped at step 18200 of 50000, epoch 7, after 3 restarts\nhint: holdfast resume digits\n"
     )
+
+
+@pytest.mark.parametrize("columns", [60, 80, 160])
+def test_what_stands_below_the_output_takes_two_lines(columns: int) -> None:
+    console = Console(width=columns, file=io.StringIO())
+
+    with console.capture() as shown:
+        console.print(attach.standing(status()))
+
+    head, below = shown.get().splitlines()
+    assert "digits running ━" in head
+    assert head.endswith(" step 18200 of 50000, epoch 7")
+    assert below.startswith("loss 0.3125, lr 0.001, 0.96 steps/s")

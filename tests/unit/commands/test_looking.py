@@ -14,6 +14,7 @@ from holdfast.commands.arguments import takes_colours
 from holdfast.events import RunEnded
 from tests.unit.commands.golden import matches_golden
 from tests.unit.commands.scene import NOW, holdfast, make_run, status, supervised
+from tests.unit.commands.terminal import Terminal
 
 DISK = {"id": "disk-full", "severity": "error", "message": "12 MiB left on /data", "hint": "free some space"}
 
@@ -89,6 +90,44 @@ def test_status_of_a_run_nobody_carries_comes_from_its_files() -> None:
     assert "failed, exit code 13" in said.out
     assert "no progress in 3 attempts" in said.out
     assert "hint: holdfast explain digits" in said.err
+
+
+WIDE = {
+    "memory": {"step": 18200, "age_s": 3.0},
+    "metrics": {"loss": 0.3125, "lr": 0.001, "accuracy": 0.98123, "grad_norm": 1.23, "val_loss": 0.5},
+    "mirror": {
+        "url": "s3://bucket/holdfast/runs/digits", "superseded": False, "unreachable_since_s": NOW, "unsent": 3,
+        "unsent_s": 7000.0, "held": 3, "behind": True,
+    },
+    "findings": [
+        {
+            "id": "archiver-failed", "severity": "error",
+            "message": "a job of the thread archive failed: FileNotFoundError: [Errno 2] /data/packs: no such folder",
+            "hint": "node.log in the run's folder has the trace: please report it, with what else happened on that day",
+        },
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", [80, 60])
+@pytest.mark.parametrize("name", ["digits", "finetune-llama-7b-on-everything-2025-11-24"])
+def test_status_fits_the_terminal_and_says_the_same(columns: int, name: str) -> None:
+    run, facts = make_run(name), status(name, **WIDE)
+
+    with supervised(run, facts):
+        terminal = Terminal("status", name, columns=columns)
+        assert terminal.exit_code() == 0
+
+    lines = terminal.shown.decode().splitlines()
+    assert max(map(len, lines)) <= columns
+    everything = [*status_verb.render(facts), *(f"hint: {hint}" for hint in status_verb.hints(facts))]
+    assert " ".join(lines).split() == " ".join(everything).split()
+
+
+def test_status_at_80_columns_and_at_60() -> None:
+    shown = ["\n".join(status_verb.render(status(**WIDE), columns)) for columns in (80, 60)]
+
+    matches_golden("status-narrow.txt", "\n\n".join(shown) + "\n")
 
 
 def test_status_watch_prints_each_change_until_the_end() -> None:
