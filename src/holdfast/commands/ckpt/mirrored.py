@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from holdfast.commands.arguments import Callback
+from holdfast.commands.ckpt.selection import name_of
 from holdfast.commands.liveness import live
 from holdfast.commands.secrets import secrets_of
 from holdfast.errors import UsageError
 from holdfast.runs import RunDir, plan_of
 
 if TYPE_CHECKING:
+    from holdfast.checkpoint.survey import CheckpointInfo
     from holdfast.checkpoint.target import Target
     from holdfast.mirror.keeper import Keeper
     from holdfast.stores import Store
@@ -52,6 +54,12 @@ def keeper_of(run: RunDir, root: Path, store: Store) -> Keeper:
 
     mirror = plan_of(run)["checkpoint"].get("mirror") or {}
     return Keeper(root, store, bytes_per_s=mirror.get("bytes_per_s"))
+
+
+def facts(store: Store, info: CheckpointInfo) -> dict[str, Any]:
+    """Which checkpoint went where, for `--json`."""
+    numbers = {"term": info.term, "sequence": info.sequence, "step": info.step}
+    return {"url": store.url, "checkpoint": name_of(info), **numbers}
 
 
 def let_go(run: RunDir, keeper: Keeper) -> None:

@@ -9,7 +9,7 @@ import click
 
 from holdfast.checkpoint.lineage import Position
 from holdfast.commands.arguments import json_option, print_json, say
-from holdfast.commands.ckpt.mirrored import run_of, store_of, url_argument
+from holdfast.commands.ckpt.mirrored import facts, run_of, store_of, url_argument
 from holdfast.commands.ckpt.selection import name_of, target_argument
 from holdfast.commands.progress import bar
 from holdfast.errors import UsageError
@@ -44,15 +44,7 @@ def command(target: Target, url: str | None, as_json: bool) -> None:
         say(sentence)
     info = chosen.info
     if as_json:
-        print_json(
-            {
-                "url": store.url,
-                "checkpoint": name_of(info),
-                "term": info.term,
-                "sequence": info.sequence,
-                "step": info.step,
-            }
-        )
+        print_json(facts(store, info))
     else:
         click.echo(f"{name_of(info)} (step {info.step}) is here: {target.root}")
 

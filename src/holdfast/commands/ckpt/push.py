@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from holdfast.commands.arguments import json_option, print_json
-from holdfast.commands.ckpt.mirrored import keeper_of, let_go, run_of, store_of, url_argument
+from holdfast.commands.ckpt.mirrored import facts, keeper_of, let_go, run_of, store_of, url_argument
 from holdfast.commands.ckpt.selection import name_of, target_argument
 from holdfast.commands.progress import bar
 from holdfast.units import show_size
@@ -36,14 +36,7 @@ def command(target: Target, url: str | None, as_json: bool) -> None:
     keeper.mend_index()
     let_go(run, keeper)
     if as_json:
-        told = {
-            "url": store.url,
-            "checkpoint": name_of(info),
-            "term": info.term,
-            "sequence": info.sequence,
-            "step": info.step,
-        }
-        print_json({**told, "packs": pushed.packs, "sent_bytes": pushed.sent_bytes})
+        print_json({**facts(store, info), "packs": pushed.packs, "sent_bytes": pushed.sent_bytes})
     else:
         said = f"sent {show_size(pushed.sent_bytes)}" if pushed.packs else "was there already"
         click.echo(f"{name_of(info)} (step {info.step}) {said}: {store.url}")
