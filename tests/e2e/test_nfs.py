@@ -35,7 +35,7 @@ def test_a_run_that_lies_on_nfs_survives_kills_with_the_same_bits(nfs: Mounted) 
 
 
 @pytest.mark.e2e
-def test_a_server_that_falls_silent_costs_saves_and_no_step(box: Box, nfs: Mounted) -> None:
+def test_a_server_that_falls_silent_costs_saves_and_no_step(nfs: Mounted, box: Box) -> None:
     shutil.copy(TINY, box.work / "train.py")
     spec = f"run: exec python train.py\ncheckpoint: {{dir: {nfs.path}/ckpt, every: [3 steps]}}\n"
     box.write("holdfast.yaml", f"name: silent\nenvs: {{STEP_S: 0.03, EPOCHS: 30}}\n{spec}")

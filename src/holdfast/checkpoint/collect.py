@@ -78,19 +78,23 @@ def drop_doubles(into: Folder) -> None:
 
 
 def candidates(into: Folder, found: Survey) -> list[Candidate]:
-    """The checkpoints as retention judges them."""
-    return [_candidate(into, info) for info in found.checkpoints]
+    """The checkpoints as retention judges them. Of two manifests of one, while it is repacked, either will do."""
+    copies: dict[Position, list[CheckpointInfo]] = {}
+    for one in (*found.checkpoints, *found.doubles):
+        copies.setdefault(one.position, []).append(one)
+    return [_candidate(into, info, copies[info.position]) for info in found.checkpoints]
 
 
-def _candidate(into: Folder, info: CheckpointInfo) -> Candidate:
+def _candidate(into: Folder, info: CheckpointInfo, copies: Iterable[CheckpointInfo]) -> Candidate:
+    whole = [one for one in copies if is_complete(into, one)]
     return Candidate(
         position=info.position,
         step=info.step,
         epoch=info.epoch,
         time_s=info.time_s,
         metrics=info.metrics,
-        whole=is_complete(into, info),
-        verified=all(into.known.verified_s(entry.name) is not None for entry in info.packs),
+        whole=bool(whole),
+        verified=any(all(into.known.verified_s(entry.name) is not None for entry in one.packs) for one in whole),
         live=info.live,
         pinned=info.pinned,
         needs=info.needs,
@@ -187,5 +191,5 @@ def _sweep_leases(into: Folder, found: Survey) -> None:
     within = lease.folder(into.root)
     for name in into.disk.list(within):
         term = lease.term_of(name)
-        if term is not None and term < min(oldest, found.newest_term):
+        if term is not None and term < oldest:
             into.disk.remove(within / name)

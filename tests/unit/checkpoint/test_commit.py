@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from holdfast.checkpoint import collect, lease, load
+from holdfast.checkpoint import collect, lease, load, manifest
 from holdfast.checkpoint.canonical import Damaged, NewerFormat, encode_checked
-from holdfast.checkpoint.commit import Part, Superseded, commit
+from holdfast.checkpoint.commit import Part, Superseded, commit, publish
 from holdfast.checkpoint.folder import Folder
 from holdfast.checkpoint.lease import Lease
 from holdfast.checkpoint.lineage import Position
+from holdfast.checkpoint.manifest import PackEntry
 from holdfast.checkpoint.pack import MAX_PACK_BYTES, path
+from holdfast.fsio import BLOCK, File
 from holdfast.plan import Best, Keep
+from holdfast.testing.crashdisk import CrashDisk
 from tests.slotparts import contents, new_slot, part_of
 
 ROOT = Path("/checkpoints")
@@ -60,6 +66,73 @@ def test_a_damaged_pack_of_that_name_is_written_anew(folder: Folder) -> None:
     assert [load.verify(ROOT, info, folder.disk) for info in load.checkpoints(ROOT, folder.disk)] == [[], []]
 
 
+def test_a_damaged_manifest_of_that_name_is_written_anew(folder: Folder) -> None:
+    made = commit(folder, [part_of(seed=1)])
+    broken = ROOT / "manifests" / made.file_name
+    folder.disk.remove(broken)
+    folder.disk.create(broken).append([b"{}"])
+
+    commit(folder, [part_of(seed=1)])
+
+    assert [load.verify(ROOT, info, folder.disk) for info in load.checkpoints(ROOT, folder.disk)] == [[]]
+
+
+class Untrue(CrashDisk):
+    """Keeps one bit of each file of a kind otherwise than it was written."""
+
+    kind, at = "", 0
+
+    def open(self, path: Path, *, cached: bool = True) -> Any:
+        file = super().open(path)
+        return Bent(file, self.at) if path.suffix == self.kind and not cached else file
+
+
+class Bent:
+    """A file as it lies on such a medium."""
+
+    def __init__(self, file: File, at: int) -> None:
+        self._file, self._at = file, at
+
+    def read(self, offset: int, parts: Sequence[memoryview]) -> int:
+        at = self._at - offset
+        total = self._file.read(offset, parts)
+        for part in parts:
+            if 0 <= at < part.nbytes:
+                part[at] ^= 1
+            at -= part.nbytes
+        return total
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+@pytest.mark.parametrize(("kind", "at", "said"), [(".hfp", BLOCK, "damaged chunk"), (".json", 17, "reads back diff")])
+def test_what_the_medium_keeps_otherwise_is_not_committed(kind: str, at: int, said: str) -> None:
+    disk = Untrue()
+    folder = Folder(ROOT, disk)
+    folder.open()
+    disk.kind, disk.at = kind, at
+
+    with pytest.raises((Damaged, OSError), match=said):
+        commit(folder, [part_of(seed=1)])
+
+    assert load.checkpoints(ROOT, disk) == []
+
+
+def test_a_manifest_that_nobody_could_read_is_not_published(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = commit(folder, [part_of(seed=1, sequence=1, step=1)]).manifest
+    outside = PackEntry(made.packs[0].name, MAX_PACK_BYTES + 1)
+
+    with pytest.raises(Damaged, match="impossible pack"):
+        publish(folder, dataclasses.replace(made, packs=(outside,)))
+    monkeypatch.setattr(manifest, "MAX_MANIFEST_BYTES", len(made.raw) - 1)
+    with pytest.raises(Damaged, match="more than the"):
+        commit(folder, [part_of(seed=1, sequence=2, step=2)])
+
+    monkeypatch.undo()
+    assert steps(folder) == [1]
+
+
 def test_a_large_state_is_spread_over_packs_within_their_limit(folder: Folder) -> None:
     made = commit(folder, [part_of(seed=1, sizes=(20 << 20,) * 4)])
 
@@ -90,8 +163,10 @@ def test_saving_the_same_again_is_the_same_commit(folder: Folder) -> None:
 def test_parts_of_different_saves_are_refused(folder: Folder) -> None:
     parts = [part_of(rank=0, world=2, step=1), part_of(rank=1, world=2, step=2)]
 
-    with pytest.raises(Damaged, match="rank 1 belongs to another save"):
-        commit(folder, parts)
+    for other in ({"step": 2}, {"term": 2}, {"save_id": "1-1-2"}):
+        stranger = part_of(rank=1, world=2, **{"step": 1, "save_id": "1-1", **other})
+        with pytest.raises(Damaged, match="rank 1 belongs to another save"):
+            commit(folder, [parts[0], stranger])
     with pytest.raises(Damaged, match="rank 0 belongs to another save"):
         commit(folder, [Part(parts[1].table, parts[1].slot)])
 
@@ -113,6 +188,14 @@ def test_retention_removes_packs_that_nobody_needs_and_keeps_shared_ones(folder:
 
     assert ([info.step for info in removed], steps(folder), len(packs(folder))) == ([1, 2, 3], [4, 5], 2)
     assert all(load.verify(ROOT, info, folder.disk) == [] for info in load.checkpoints(ROOT, folder.disk))
+
+
+def test_retention_notes_which_is_the_newest_so_that_its_loss_is_told(folder: Folder) -> None:
+    made = [commit(folder, [part_of(seed=sequence, sequence=sequence, step=sequence)]) for sequence in (1, 2, 3)]
+    collect.retain(folder, Keep())
+    folder.disk.remove(ROOT / "manifests" / made[-1].file_name)
+
+    assert load.problems(ROOT, folder.disk) == [f"manifest {made[-1].file_name} is missing"]
 
 
 def test_what_is_aside_is_left_alone(folder: Folder) -> None:
@@ -144,12 +227,17 @@ def test_a_damaged_manifest_keeps_packs_until_two_newer_ones_are_whole(folder: F
 
 
 def test_leases_older_than_every_checkpoint_go(folder: Folder) -> None:
-    for term in (1, 2, 3):
+    def take(term: int) -> None:
         lease.write(folder, Lease(term=term, claim=str(term), attempt=term, base=None, owner={}, time_s=0.0))
+
+    for term in (1, 2, 3):
+        take(term)
     commit(folder, [part_of(term=3)])
+    for term in (4, 5):
+        take(term)
     collect.retain(folder, Keep())
 
-    assert [lease.term_of(name) for name in folder.disk.list(ROOT / "leases")] == [3]
+    assert [lease.term_of(name) for name in folder.disk.list(ROOT / "leases")] == [3, 4, 5]
 
 
 def test_a_folder_of_a_later_version_is_refused(folder: Folder) -> None:

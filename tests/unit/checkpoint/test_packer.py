@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from holdfast.checkpoint import codecs, collect, pack
 from holdfast.checkpoint.canonical import digest
 from holdfast.checkpoint.folder import Folder, FolderInUse
 from holdfast.checkpoint.known import read_back
+from holdfast.checkpoint.manifest import PackEntry
 from holdfast.checkpoint.packer import Packer, TooSlow
 
 ROOT = Path("/checkpoints")
@@ -75,6 +77,27 @@ def test_packs_of_a_guest_stay_until_it_leaves(folder: Folder) -> None:
     assert folder.disk.list(ROOT / "tmp") == []
 
 
+def test_a_guest_that_comes_while_the_owner_sweeps_loses_nothing(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest, real = Folder(ROOT, folder.disk), folder.disk.list
+    entries: list[PackEntry] = []
+
+    def listed(within: Path) -> list[str]:
+        found = real(within)
+        if within == ROOT / "tmp" and not entries:  # the owner has seen no guest
+            guest.join()
+            with Packer(guest) as packer:
+                packer.add(pack.padded(b"a"), 1)
+                entries.extend(packer.finish())
+        return found
+
+    monkeypatch.setattr(folder.disk, "list", listed)
+    collect.sweep(folder)
+
+    read_back(ROOT, folder.disk, entries[0])
+
+
 GUEST = """
 import sys; from pathlib import Path
 from holdfast.checkpoint import pack
@@ -97,8 +120,10 @@ def test_processes_write_the_same_packs_into_one_folder_beside_its_owner(tmp_pat
     owner.open()
     argv = [sys.executable, "-c", GUEST, str(owner.root)]
     guests = [subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    for _ in range(20):
+    writing = [guest.stdout for guest in guests]
+    while writing:
         collect.sweep(owner)
+        writing = [pipe for pipe in writing if not select.select([pipe], [], [], 0)[0]]
     said = {guest.stdout.readline() for guest in guests}  # type: ignore[union-attr]
     collect.sweep(owner)
     found = {path.stem for path in (owner.root / "packs").rglob("*.hfp")}

@@ -105,6 +105,23 @@ def test_who_reads_meanwhile_keeps_what_it_reads(folder: Folder) -> None:
     assert load.verify(ROOT, info, folder.disk) == []
 
 
+def test_while_the_new_manifest_lacks_a_pack_the_old_one_stays_and_is_loaded(folder: Folder) -> None:
+    saved(folder, line(4))
+    old = load.checkpoints(ROOT, folder.disk)[0]
+    with load.reading(ROOT, old, folder.disk):
+        repack(folder, least_gain_bytes=0)
+    new = load.checkpoints(ROOT, folder.disk)[0]
+    for entry in {*new.packs} - {*old.packs}:
+        folder.disk.remove(pack.path(ROOT, entry.name))
+
+    collect.retain(folder, Keep(last=2))
+
+    assert len(list(survey.paths_at(ROOT, old.position, folder.disk))) == 2
+    chosen = load.choose(ROOT, disk=folder.disk).info
+    assert chosen is not None
+    assert chosen.path == old.path
+
+
 def test_pins_hold_across_it(folder: Folder) -> None:
     parts = line(6)
     saved(folder, parts[:3])

@@ -48,7 +48,6 @@ class FakeShim:
         self.path = run.runtime / "shim.sock"
         self.sets = [_make_set(rank) for rank in range(ranks)]
         self.slots = [[Slot(descriptor) for descriptor in one.slots] for one in self.sets]
-        self.offers: list[list[int]] = []
         self.link: socket.socket | None = None
         self.listen()
 
@@ -133,7 +132,7 @@ def run(tmp_path: Path) -> Iterator[RunDir]:
 
 
 def write_plan(run: RunDir, folder: Path, **checkpoint: Any) -> None:
-    table = {"dir": str(folder), "timeout_s": 1.0, "memory": {"auto": False}, **checkpoint}
+    table = {"dir": str(folder), "memory": {"auto": False}, **checkpoint}
     plan = {"version": 1, "run": "digits", "name": "digits", "dir": str(run.root), "argv": ["true"], "cwd": "/"}
     run.plan.write_text(json.dumps({**plan, "checkpoint": table}))
 
@@ -408,11 +407,7 @@ def test_two_ranks_commit_together_or_not_at_all(run: RunDir, shim: FakeShim) ->
         seal(shim.slots[0][0], rank=0, world=2, seed=1, sequence=1, step=1)
         save(shim, rank=1, world=2, seed=2, sequence=1, step=1)
         until(lambda: shim.slots[0][0].state == State.FREE)
-        alone = save(shim, 1, rank=0, world=2, seed=3, sequence=2, step=2)
-
-        assert alone.get("result") == Result.FAILED
-        assert "not every rank came" in alone.read_message()
-        seal(shim.slots[0][2], rank=0, world=2, seed=4, sequence=3, step=3)
+        seal(shim.slots[0][2], rank=0, world=2, seed=4, sequence=2, step=3)
         os.eventfd_write(shim.sets[0].to_archiver, 1)
         seal(shim.slots[1][1], rank=1, world=2, seed=5, sequence=2, step=4)
         os.eventfd_write(shim.sets[1].to_archiver, 1)
@@ -423,6 +418,20 @@ def test_two_ranks_commit_together_or_not_at_all(run: RunDir, shim: FakeShim) ->
         answers = [restore(run, "b", rank=rank, world=2) for rank in (0, 1)]
         tables = [shim.slots[rank][answer["slot"]].read_table() for rank, answer in enumerate(answers)]
         assert [table["rank"] for table in tables] == [0, 1]
+
+
+@pytest.mark.parametrize("shim", [2], indirect=True)
+def test_a_save_that_not_every_rank_comes_to_is_given_up_in_time(run: RunDir, shim: FakeShim) -> None:
+    write_plan(run, run.checkpoints, timeout_s=1.0)
+    with archiver(run):
+        shim.welcome()
+        restore(run, world=2)
+        alone = save(shim, rank=0, world=2, sequence=1, step=1)
+
+    assert alone.get("result") == Result.FAILED
+    assert alone.read_message() == "not every rank came within 1 s"
+    (failed,) = events(run, "save_failed")
+    assert failed["message"] == "not every rank came within 1 s: 1 of 2 ranks, [0]"
 
 
 def test_going_back_leaves_the_later_ones_aside(run: RunDir, shim: FakeShim) -> None:
