@@ -226,6 +226,34 @@ def test_a_damaged_manifest_keeps_packs_until_two_newer_ones_are_whole(folder: F
     assert (len(packs(folder)), steps(folder)) == (2, [2, 3])
 
 
+def test_a_damaged_manifest_that_is_the_newest_keeps_its_packs(folder: Folder) -> None:
+    for sequence in (1, 2, 3):
+        made = commit(folder, [part_of(seed=sequence, sequence=sequence, step=sequence)])
+    broken = ROOT / "manifests" / made.file_name
+    folder.disk.remove(broken)
+    folder.disk.create(broken).append([b"{}"])
+
+    collect.retain(folder, Keep(last=1))
+
+    assert made.file_name in folder.disk.list(ROOT / "manifests")
+    assert len(packs(folder)) == 3
+
+
+@pytest.mark.parametrize("left", [0, BLOCK])
+def test_a_checkpoint_that_lacks_a_part_does_not_count(folder: Folder, left: int) -> None:
+    for sequence in (1, 2, 3, 4):
+        made = commit(folder, [part_of(seed=sequence, sequence=sequence, step=sequence)])
+        if sequence > 2:
+            target = path(ROOT, made.manifest.packs[0].name)
+            folder.disk.remove(target)
+            if left:
+                folder.disk.create(target).append([bytes(left)])
+
+    collect.retain(folder, Keep(last=1))
+
+    assert steps(folder) == [1, 2, 4]
+
+
 def test_leases_older_than_every_checkpoint_go(folder: Folder) -> None:
     def take(term: int) -> None:
         lease.write(folder, Lease(term=term, claim=str(term), attempt=term, base=None, owner={}, time_s=0.0))

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from holdfast.checkpoint import collect, load, pack
-from holdfast.checkpoint.commit import Committed, Part, commit
+from holdfast.checkpoint.commit import Committed, Part, commit, publish
 from holdfast.checkpoint.folder import Folder
+from holdfast.checkpoint.known import read_back
+from holdfast.checkpoint.packer import Packer
 from holdfast.checkpoint.slots import TABLE_VERSION, Slot
 from holdfast.checkpoint.snapshot import Spec, copy_in, plan
 from holdfast.fsio import BLOCK
@@ -103,13 +105,58 @@ def flip(folder: Folder, name: str, at: int) -> None:
 @pytest.mark.parametrize("harm", ["gone", "short"])
 def test_a_pack_that_is_gone_or_short_is_not_relied_on(folder: Folder, harm: str) -> None:
     name = commit(folder, [FIRST]).manifest.packs[0].name
+    commit(folder, [SECOND])
     folder.disk.remove(pack.path(ROOT, name))
     if harm == "short":
         folder.disk.create(pack.path(ROOT, name)).append([bytes(BLOCK)])
+    third = changed(FIRST, 3, sequence=3, step=3)
 
-    commit(folder, [SECOND])
+    commit(folder, [third])
 
-    assert loads(folder, SECOND)
+    assert loads(folder, third)
+
+
+def test_a_name_that_a_power_cut_could_undo_is_made_durable_before_it_is_relied_on(folder: Folder) -> None:
+    made, disk = commit(folder, [FIRST]), CrashDisk()
+    copied = opened(disk)
+    (entry,) = made.manifest.packs
+    with pack.opened(folder.disk, ROOT, entry.name, entry.size_bytes) as source:
+        raw = bytearray(entry.size_bytes)
+        source.read(0, [memoryview(raw)])
+    target = disk.create(copied.pack_path(entry.name))
+    target.append([raw])
+    target.sync()
+    publish(copied, made.manifest)
+
+    commit(copied, [SECOND])
+
+    assert loads(opened(disk.reboot()), SECOND)
+
+
+def test_a_pack_that_goes_takes_no_chunk_with_it_that_another_holds(folder: Folder) -> None:
+    made, (chunk, *_) = commit(folder, [FIRST]).manifest, FIRST.table["chunks"]
+    view = FIRST.slot[chunk["offset"] :][: pack.padded(bytes(chunk["bytes"])).nbytes]
+    with Packer(Folder(ROOT, folder.disk)) as packer:  # of a writer that does not know of it
+        packer.add(view, chunk["bytes"])
+        (other,) = packer.finish()
+    folder.known.trust(other, read_back(ROOT, folder.disk, other))
+
+    folder.known.forget(made.packs[0].name)
+
+    found = folder.known.find(made.ranks[0]["chunks"][0]["id"])
+    assert found is not None
+    assert found[0] == other
+
+
+def test_what_is_swept_is_not_offered_any_more(folder: Folder) -> None:
+    first = commit(folder, [FIRST]).manifest.ranks[0]["chunks"][0]["id"]
+    for step in (2, 3):
+        commit(folder, [part_of(seed=step, sequence=step, step=step)])
+    assert folder.known.find(first) is not None
+
+    collect.retain(folder, Keep(last=2))
+
+    assert folder.known.find(first) is None
 
 
 def test_damage_that_is_found_is_healed_by_the_next_save(folder: Folder) -> None:

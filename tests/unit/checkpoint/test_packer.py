@@ -14,7 +14,8 @@ from holdfast.checkpoint.canonical import digest
 from holdfast.checkpoint.folder import Folder, FolderInUse
 from holdfast.checkpoint.known import read_back
 from holdfast.checkpoint.manifest import PackEntry
-from holdfast.checkpoint.packer import Packer, TooSlow
+from holdfast.checkpoint.packer import WRITERS, Packer, TooSlow
+from holdfast.testing.crashdisk import CrashDisk
 
 ROOT = Path("/checkpoints")
 
@@ -59,6 +60,30 @@ def test_after_its_time_no_pack_is_begun(folder: Folder) -> None:
             packer.finish()
 
     assert folder.disk.list(ROOT / "packs") == []
+
+
+def test_what_earlier_packs_met_is_told_before_many_more_wait(folder: Folder) -> None:
+    payload = pack.padded(bytes(pack.MAX_CHUNK_BYTES))
+    with Packer(folder, until_s=0.0) as packer, pytest.raises(TooSlow):
+        for number in range(WRITERS + 2):
+            packer.add(payload, len(payload), chunk_id=f"{number:064x}")
+
+
+def test_a_pack_that_found_no_room_is_written_once_there_is(folder: Folder) -> None:
+    disk = folder.disk
+    assert isinstance(disk, CrashDisk)
+    disk.capacity_bytes = disk.used_bytes()
+    for _ in range(2):
+        with Packer(folder) as packer, pytest.raises(OSError, match="No space left"):
+            packer.add(pack.padded(b"a"), 1)
+            packer.finish()
+    disk.capacity_bytes = None
+
+    with Packer(folder) as packer:
+        packer.add(pack.padded(b"a"), 1)
+        (entry,) = packer.finish()
+
+    read_back(ROOT, disk, entry)
 
 
 def test_packs_of_a_guest_stay_until_it_leaves(folder: Folder) -> None:

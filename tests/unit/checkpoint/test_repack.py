@@ -78,6 +78,13 @@ def test_little_gain_is_not_worth_it(folder: Folder) -> None:
     assert repack(folder) is None
 
 
+def test_nothing_is_written_anew_while_a_manifest_cannot_be_read(folder: Folder) -> None:
+    saved(folder, line(4))
+    folder.disk.create(ROOT / "manifests" / f"000001-00000002-{'0' * 64}.json").append([b"{}"])
+
+    assert repack(folder, least_gain_bytes=0) is None
+
+
 def test_the_next_save_relies_on_the_new_pack(folder: Folder) -> None:
     parts = line(5)
     saved(folder, parts[:4])
