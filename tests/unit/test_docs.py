@@ -85,3 +85,14 @@ def test_every_page_below_docs_can_be_reached_from_the_readme() -> None:
         waiting += [(page.parent / link.partition("#")[0]).resolve() for link in _LINK.findall(prose(page))]
 
     assert set(PAGES) - seen == set()
+
+
+def test_every_part_of_the_package_has_its_place_on_the_page_about_architecture() -> None:
+    rows = re.search(
+        r"^## Where the code lies\n(.*?)^## ", (ROOT / "docs/concepts/architecture.md").read_text(), re.M | re.S
+    )
+    assert rows is not None
+    placed = [part for cells in re.findall(r"^\| (`.*?) \|", rows[1], re.M) for part in re.findall(r"`(\w+)`", cells)]
+    there = {path.stem for path in (ROOT / "src/holdfast").iterdir() if path.suffix == ".py" or path.is_dir()}
+
+    assert sorted(there - {"__init__", "__main__", "__pycache__"}) == sorted(placed)
