@@ -85,7 +85,8 @@ def saved(status: dict[str, Any]) -> str:
         durable = _of_tier(checkpoint, checkpoint.get("tier")) if checkpoint else "nothing on disk yet"
         return f"{_of_tier(memory, 'memory')}; {durable}"
     if not checkpoint:
-        return "nothing yet"
+        began = status.get("restored")  # from a disk to which this run committed nothing: after `resume URL`
+        return f"step {began['step']}, from the mirror" if began and began["tier"] != "memory" else "nothing yet"
     return _of_tier(checkpoint, checkpoint.get("tier"))
 
 

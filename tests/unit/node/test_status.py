@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.checkpoint.survey import CheckpointInfo
-from holdfast.commands.status import mirror
+from holdfast.commands.status import mirror, saved
 from holdfast.events import AttemptEnded, CheckpointCommitted
 from holdfast.lifecycle import State
 from holdfast.node.status import compose
@@ -65,3 +65,17 @@ def test_an_attempt_that_had_nothing_left_to_do_keeps_the_step_it_continued_from
     told = compose(run, plan, State(history=(ended,)), [], now_s=NOW, live=False)
 
     assert (told["step"], told["epoch"]) == (92, 4)
+
+
+@pytest.mark.parametrize(
+    ("restored", "said"),
+    [
+        (None, "nothing yet"),
+        ({"attempt": 1, "step": 92, "tier": "disk"}, "step 92, from the mirror"),
+        ({"attempt": 2, "step": 7, "tier": "memory"}, "nothing yet"),
+    ],
+)
+def test_a_run_that_was_resumed_from_a_mirror_has_something_saved(
+    restored: dict[str, object] | None, said: str
+) -> None:
+    assert saved({"checkpoint": None, "memory": None, "restored": restored}) == said
