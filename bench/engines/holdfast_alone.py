@@ -52,6 +52,6 @@ def passed_over(run: Path) -> list[str]:
     """What the last restore said about damaged checkpoints; it is on the terminal as well."""
     said: list[str] = []
     for path in sorted((run / "records").glob("rank-*.jsonl")):
-        restored = [json.loads(line) for line in path.read_text().splitlines() if '"restored"' in line]
-        said += restored[-1]["fell_back"] if restored else []
+        restored = [line for line in path.read_text(errors="replace").splitlines() if '"event":"restored"' in line]
+        said += json.loads(restored[-1])["fell_back"] if restored else []  # lines before may be what was damaged
     return said

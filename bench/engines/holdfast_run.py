@@ -53,8 +53,10 @@ class HoldfastRun(Engine):
     def load(self, folder: Path, weights: Weights) -> Loaded:
         look = look_of(folder)
         look.touch()
-        call(folder, "resume", NAME, "-d")
-        call(folder, "wait", NAME)
+        for _ in range(2):  # the first one may only find, where the journal's end is lost, that training was over
+            if not look.stat().st_size:
+                call(folder, "resume", NAME, "-d")
+                call(folder, "wait", NAME)
         seen = torch.load(look, weights_only=True)
         weights.load_state_dict(seen["model"])
         return Loaded(seen["step"], passed_over(self._run(folder))) if seen["step"] else NOTHING
