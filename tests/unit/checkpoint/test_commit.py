@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,10 +15,10 @@ from holdfast.checkpoint.lease import Lease
 from holdfast.checkpoint.lineage import Position
 from holdfast.checkpoint.manifest import PackEntry
 from holdfast.checkpoint.pack import MAX_PACK_BYTES, path
-from holdfast.fsio import BLOCK, File
+from holdfast.fsio import BLOCK
 from holdfast.plan import Best, Keep
-from holdfast.testing.crashdisk import CrashDisk
 from tests.slotparts import contents, new_slot, part_of
+from tests.untrue import Untrue
 
 ROOT = Path("/checkpoints")
 
@@ -75,35 +73,6 @@ def test_a_damaged_manifest_of_that_name_is_written_anew(folder: Folder) -> None
     commit(folder, [part_of(seed=1)])
 
     assert [load.verify(ROOT, info, folder.disk) for info in load.checkpoints(ROOT, folder.disk)] == [[]]
-
-
-class Untrue(CrashDisk):
-    """Keeps one bit of each file of a kind otherwise than it was written."""
-
-    kind, at = "", 0
-
-    def open(self, path: Path, *, cached: bool = True) -> Any:
-        file = super().open(path)
-        return Bent(file, self.at) if path.suffix == self.kind and not cached else file
-
-
-class Bent:
-    """A file as it lies on such a medium."""
-
-    def __init__(self, file: File, at: int) -> None:
-        self._file, self._at = file, at
-
-    def read(self, offset: int, parts: Sequence[memoryview]) -> int:
-        at = self._at - offset
-        total = self._file.read(offset, parts)
-        for part in parts:
-            if 0 <= at < part.nbytes:
-                part[at] ^= 1
-            at -= part.nbytes
-        return total
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
 
 
 @pytest.mark.parametrize(("kind", "at", "said"), [(".hfp", BLOCK, "damaged chunk"), (".json", 17, "reads back diff")])

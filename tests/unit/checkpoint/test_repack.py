@@ -18,6 +18,7 @@ from holdfast.checkpoint.repack import Repacked, repack
 from holdfast.fsio import BLOCK
 from holdfast.plan import Keep
 from tests.slotparts import contents, new_slot, part_of, table_of
+from tests.untrue import Untrue
 
 ROOT = Path("/checkpoints")
 SIZES = (4096, 40_000, 50_000, 60_000)
@@ -159,6 +160,27 @@ def test_a_damaged_pack_is_not_copied(folder: Folder) -> None:
         repack(fresh, least_gain_bytes=0)
     assert worn.name in packs(folder)
     assert worn.name in fresh.known.damaged
+
+
+def test_what_the_medium_keeps_otherwise_takes_no_place() -> None:
+    disk = Untrue()
+    folder = Folder(ROOT, disk)
+    folder.open()
+    saved(folder, line(4))
+    disk.kind, disk.at = ".hfp", BLOCK
+
+    with pytest.raises(load.Damaged, match="damaged chunk"):
+        repack(folder, least_gain_bytes=0)
+
+    assert [info.rewritten for info in load.checkpoints(ROOT, disk)] == [0, 0]
+    assert_intact(folder, line(4))
+
+
+def test_one_go_copies_no_more_than_it_may(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(folder, line(4))
+    monkeypatch.setattr("holdfast.checkpoint.repack.MOST_COPIED_BYTES", 2 * BLOCK - 1)
+
+    assert repack(folder, least_gain_bytes=0) is None
 
 
 def test_compressed_chunks_are_copied_as_they_are(folder: Folder) -> None:

@@ -48,6 +48,19 @@ def test_a_stranger_may_not_write_to_a_mirror_that_is_another_runs(connected: Pl
         Fence(connected(), THERE).hold(lease_of(1, "b"), [])
 
 
+def test_another_lease_of_the_own_term_is_never_overlooked(tmp_path: Path) -> None:
+    """As a machine leaves it that did not list them again after it had put its own."""
+    for claim in "abcdefgh":  # whichever comes first in the list
+        store = connect(str(tmp_path / claim), {})
+        own, other = lease_of(1, claim), lease_of(1, "x")
+        ours = Fence(store, HERE)
+        ours.hold(own, [])
+        store.put(f"leases/{other.file_name}", other.raw)
+
+        with pytest.raises(Superseded, match="term 1"):
+            ours.hold(own, [])
+
+
 class Meanwhile:
     """A store in which something happens right before a put."""
 
@@ -78,8 +91,20 @@ def test_two_that_take_a_term_at_once_do_not_both_go_on(connected: Place, moment
     if _try(lambda: ours.hold(lease_of(1, "a"), [])):
         won.append("a")
 
-    assert 1 == len(won)
+    # With conditions the first to claim the term wins, else the first whose lease is there.
+    assert won == ["b" if ours.enforced == (moment == "terms/0") else "a"]
     assert 1 == len(connected().list("leases/"))
+
+
+def test_who_died_between_claim_and_lease_takes_the_term_after_all(moto_place: Place) -> None:
+    own, other = lease_of(1, "a"), lease_of(1, "b")
+    dying = Fence(Meanwhile(moto_place(), "leases/", lambda: 1 // 0), HERE)  # type: ignore[arg-type]
+    with pytest.raises(ZeroDivisionError):
+        dying.hold(own, [])
+
+    with pytest.raises(Superseded, match="term 1"):
+        Fence(moto_place(), THERE).hold(other, [])
+    assert Fence(moto_place(), HERE).hold(own, [])
 
 
 def _try(act: Callable[[], object]) -> bool:
