@@ -135,6 +135,33 @@ def test_a_sign_of_life_is_judged_by_the_stores_clock(connected: Place) -> None:
     refuse_if_alive(connected(), THERE)
 
 
+def test_the_sign_of_life_that_counts_is_the_newest_terms_and_only_its_owner_takes_it_away(tmp_path: Path) -> None:
+    store = connect(str(tmp_path / "mirror"), {})
+    first, second = lease_of(1, "a"), lease_of(2, "b")
+    ours, theirs = Fence(store, HERE), Fence(store, THERE)
+    ours.hold(first, [])
+    theirs.hold(second, [first.file_name])
+    theirs.beat(second)
+    ours.beat(first)
+
+    ours.rest(first)
+
+    found = alive(store)
+    assert found is not None
+    assert found.owner == THERE
+    theirs.rest(second)
+    assert alive(store) is None
+
+
+def test_whoever_takes_a_mirror_shows_a_sign_of_life_at_once(ours: Machine, tmp_path: Path) -> None:
+    store = connect(str(tmp_path / "mirror"), {})
+
+    ours.keeper(store).hold()
+
+    with pytest.raises(HeldElsewhere):
+        refuse_if_alive(store, THERE)
+
+
 def test_ninety_seconds_of_silence_free_it(tmp_path: Path) -> None:
     store = connect(str(tmp_path / "mirror"), {})
     fence, own = Fence(store, HERE), lease_of(1, "a")
