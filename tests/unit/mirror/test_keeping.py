@@ -10,11 +10,14 @@ import pytest
 from holdfast.checkpoint.lineage import Position
 from holdfast.errors import NoValidCheckpoint, StoreRefused
 from holdfast.mirror import index, origin
+from holdfast.mirror.fence import Superseded
 from holdfast.mirror.keeper import Keeper
 from holdfast.mirror.throttle import Bucket, Throttle
+from holdfast.mirror.view import pack_key
 from holdfast.node.mirroring import is_due, outstanding, policy
 from holdfast.plan import Best, Keep, MirrorPlan
 from holdfast.runs import RunDir
+from holdfast.stores import connect
 from tests.mirrors import Machine, Place, state_of
 
 
@@ -72,6 +75,47 @@ def test_no_pack_goes_while_a_manifest_is_damaged(moto_place: Place, ours: Machi
     other.retire(policy(Keep(last=1)), grace_s=0.0)
 
     assert before == packs(other)
+
+
+def test_who_was_superseded_sends_and_removes_nothing(ours: Machine, tmp_path: Path) -> None:
+    store = connect(str(tmp_path / "mirror"), {})
+    keeper = ours.keeper(store)
+    for sequence in (1, 2, 3):
+        keeper.push(ours.save(seed=sequence, sequence=sequence, step=10 * sequence))
+    late = ours.save(seed=4, sequence=4, step=40)
+    store.put(f"leases/000002-{'0' * 64}.json", b"of another machine")
+    before = store.list("packs/"), store.list("manifests/"), store.list("index/")
+
+    for act in (lambda: keeper.push(late), lambda: keeper.retire(policy(Keep(last=2)), grace_s=0.0), keeper.mend_index):
+        with pytest.raises(Superseded):
+            act()
+
+    assert before == (store.list("packs/"), store.list("manifests/"), store.list("index/"))
+
+
+def test_a_lease_that_it_held_is_known_although_the_folder_has_it_no_more(ours: Machine, tmp_path: Path) -> None:
+    keeper = ours.keeper(connect(str(tmp_path / "mirror"), {}))
+    held = keeper.hold()
+    (ours.root / "leases" / held.file_name).unlink()
+    ours.begin(2, base=None)
+
+    assert keeper.hold().term == 2
+
+
+def test_a_checkpoint_that_lacks_a_pack_there_is_not_there(ours: Machine, tmp_path: Path) -> None:
+    store = connect(str(tmp_path / "mirror"), {})
+    keeper = ours.keeper(store)
+    first, second = (keeper.push(ours.save(seed=n, sequence=n, step=10 * n)).manifest for n in (1, 2))
+    store.delete(pack_key(first.packs[0].name))
+    store.put(pack_key(second.packs[0].name), b"cut")
+
+    assert keeper.there() == []
+
+
+def test_a_folder_gets_chunks_as_they_are(ours: Machine, tmp_path: Path) -> None:
+    info = ours.save(seed=1, sequence=1, step=10, sizes=(400_000,), flat=True)
+
+    assert ours.keeper(connect(str(tmp_path / "mirror"), {})).push(info).sent_bytes > 400_000
 
 
 def test_the_index_names_job_epoch_and_step_and_is_made_anew(moto_place: Place, ours: Machine) -> None:
