@@ -182,7 +182,7 @@ def cell(lines: Sequence[Line], engine: str, fault: str) -> str:
     found = [line for line in lines if line["engine"] == engine and line.get("fault") == fault]
     counts = Counter(line["verdict"] for line in found if "verdict" in line)
     words = [f"{counts[verdict.value]} {verdict.value}" for verdict in Verdict if counts[verdict.value]]
-    words += [f"does not run: {line['failed'].splitlines()[0][:60]}" for line in found if line.get("failed")]
+    words += [f"does not run: {line['failed'].splitlines()[0][:110]}" for line in found if line.get("failed")]
     words += [line["spared"] for line in found if "spared" in line]
     return ", ".join(words) or "–"
 

@@ -55,6 +55,7 @@ class LightningTrainer(Engine):
     preload = ("lightning", "lightning.pytorch.callbacks")
     retention = "save_top_k=1, save_last"
     moves_from_tmp = True
+    note = "save_last=True, as documented, writes each checkpoint twice; save_last='link' makes a link of the second"
 
     def train(self, folder: Path, job: Job) -> None:
         import lightning
