@@ -127,7 +127,7 @@ def _work(given: argparse.Namespace, wanted: Sequence[Fault]) -> None:
 def told(line: Line, folder: Path) -> str:
     """A line as it travels and is kept; where trials, packages and this checkout lie here is nobody's concern."""
     text = json.dumps(line)
-    for place in (folder, sys.prefix, _ROOT):
+    for place in (folder, sys.prefix, sys.base_prefix, _ROOT):
         text = text.replace(f"{place}/", "")
     return text + "\n"
 
