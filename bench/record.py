@@ -67,6 +67,11 @@ class Audit:
     folder_syncs: int = 0  # per save
     hazards: set[str] = field(default_factory=set)
 
+    @property
+    def undurable_share(self) -> float:
+        """Of the bytes that a save writes."""
+        return min(1.0, self.undurable_bytes / max(self.written_bytes, 1))
+
 
 def audit(recorded: Recorded, folder: Path, checkpoints: Path) -> Audit:
     """Play it operation by operation; each acknowledged save is written back before the next begins."""

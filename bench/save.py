@@ -23,7 +23,7 @@ from rich.table import Table
 from bench import disk, engines, machine, timing
 from bench.engines import Engine
 from bench.faults import Bench, DoesNotSave
-from bench.record import SIZE_BYTES, NotRecorded, audit, needs_strace, record
+from bench.record import NotRecorded, audit, needs_strace, record
 from bench.saveplot import plot
 from bench.timing import Pace
 from bench.trials import Trial
@@ -156,7 +156,7 @@ def _durability(bench: Bench, engine: Engine, *, wanted: bool) -> str:
             found = audit(recorded, trial.folder, engine.checkpoints(trial.folder))
     except NotRecorded as error:
         return f"not recorded: {str(error)[:60]}"
-    lacking = f"{found.undurable_bytes / SIZE_BYTES:.0%} of bytes, {found.undurable_names} names"
+    lacking = f"{found.undurable_share:.0%} of bytes, {found.undurable_names} names"
     return "all durable" if not (found.undurable_bytes or found.undurable_names) else f"not durable: {lacking}"
 
 
