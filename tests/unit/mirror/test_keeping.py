@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from holdfast.checkpoint.lineage import Position
 from holdfast.errors import NoValidCheckpoint, StoreRefused
-from holdfast.mirror import index, origin
+from holdfast.fsio import Bytes
+from holdfast.mirror import index, origin, throttle
 from holdfast.mirror.fence import Superseded
 from holdfast.mirror.keeper import Keeper
+from holdfast.mirror.push import UPLOADS
 from holdfast.mirror.throttle import Bucket, Throttle
 from holdfast.mirror.view import pack_key
 from holdfast.node.mirroring import is_due, outstanding, policy
 from holdfast.plan import Best, Keep, MirrorPlan
 from holdfast.runs import RunDir
 from holdfast.stores import connect
+from holdfast.stores.file import DirectoryStore
 from tests.mirrors import Machine, Place, state_of
 
 
@@ -93,6 +97,39 @@ def test_who_was_superseded_sends_and_removes_nothing(ours: Machine, tmp_path: P
     assert before == (store.list("packs/"), store.list("manifests/"), store.list("index/"))
 
 
+def test_who_is_superseded_while_it_sends_adds_no_checkpoint(ours: Machine, tmp_path: Path) -> None:
+    store = connect(str(tmp_path / "mirror"), {})
+    info = ours.save(seed=1, sequence=1, step=10)
+
+    with pytest.raises(Superseded):
+        ours.keeper(store).push(info, lambda *_: store.put(f"leases/000002-{'0' * 64}.json", b"of another machine"))
+
+    assert {} == store.list("manifests/")
+
+
+class TakesNoPacks(DirectoryStore):
+    """As if it were full."""
+
+    def put(self, key: str, data: Bytes, *, create: bool = False) -> None:
+        if key.startswith("packs/"):
+            raise StoreRefused("full")
+        super().put(key, data, create=create)
+
+
+def test_an_upload_that_fails_is_told_before_everything_is_read(
+    ours: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(throttle, "BURST_S", 0.0)  # each chunk is a pack of its own
+    info = ours.save(seed=1, sequence=1, step=10, sizes=(600_000,) * 12)
+    keeper = Keeper(ours.root, TakesNoPacks(str(tmp_path / "mirror"), tmp_path / "mirror"), bytes_per_s=1e12)
+    begun: list[int] = []
+
+    with pytest.raises(StoreRefused, match="full"):
+        keeper.push(info, lambda done, _: begun.append(done))
+
+    assert len(begun) <= UPLOADS + 2
+
+
 def test_a_lease_that_it_held_is_known_although_the_folder_has_it_no_more(ours: Machine, tmp_path: Path) -> None:
     keeper = ours.keeper(connect(str(tmp_path / "mirror"), {}))
     held = keeper.hold()
@@ -150,7 +187,9 @@ def test_a_rate_makes_packs_small(moto_place: Place, ours: Machine) -> None:
     assert 1 == ours.keeper(moto_place()).push(info).packs
     keeper = Keeper(ours.root, moto_place(), bytes_per_s=5e5)
     newest = ours.save(seed=2, sequence=2, step=20, sizes=(700_000,) * 2)
+    began_s = time.monotonic()
     assert 2 == keeper.push(newest).packs
+    assert time.monotonic() - began_s > 1_400_000 / 5e5 - 0.5  # what it saved up since it was made
 
 
 def run_with_code(root: Path) -> RunDir:

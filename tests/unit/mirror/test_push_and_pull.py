@@ -53,6 +53,8 @@ def test_what_is_there_is_not_sent_again(connected: Place, ours: Machine) -> Non
     assert sent[0] > 0
     assert [0, 0] == sent[1:]
     assert [10, 20] == [info.step for info in keeper.there()]
+    first.path.unlink()
+    assert 0 == keeper.push(first).packs, "nobody looks here for what is there"
 
 
 def test_packs_that_nobody_names_are_used_once_they_were_read(connected: Place, ours: Machine) -> None:

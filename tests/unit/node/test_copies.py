@@ -291,6 +291,28 @@ def test_what_was_taken_is_written_down(node_of: Callable[..., Node]) -> None:
     assert [line["memory"] for line in lines] == [None, {"term": 1, "sequence": 1, "save_id": "1-7"}]
 
 
+def test_what_the_dead_had_sealed_is_saved_before_the_next_attempt_begins(node_of: Callable[..., Node]) -> None:
+    node = node_of()
+    node.restore("a")
+    seal(node.slots[0][0], sequence=1, step=5)
+
+    assert node.restore("b")["step"] == 5
+    assert node.slots[0][0].get("result") == Result.COMMITTED
+
+
+def test_a_save_that_lacks_a_rank_ends_with_its_attempt_and_not_before(node_of: Callable[..., Node]) -> None:
+    node = node_of(ranks=2)
+    node.restore("a")
+    slot = node.slots[0][0]
+    seal(slot, rank=0, world=2, sequence=1, step=5)
+    node.restore("a", rank=1)
+    assert slot.state is State.SEALED
+
+    node.restore("b", rank=1)
+
+    assert (slot.get("result"), slot.read_message()) == (Result.FAILED, "the attempt that began this save is over")
+
+
 def test_saves_of_two_moments_of_one_step_are_never_bound_together(node_of: Callable[..., Node]) -> None:
     node = node_of(ranks=2)
     [node.restore("a", rank=rank) for rank in (0, 1)]
