@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from holdfast.checkpoint import load, survey
+from holdfast.checkpoint import load, manifest, pack, survey
 from holdfast.checkpoint.lease import Memory as Named
 from holdfast.checkpoint.room import Room
 from holdfast.checkpoint.slots import Result, Slot, SlotSet, State
+from holdfast.errors import NoValidCheckpoint
+from holdfast.fsio import BLOCK
 from holdfast.node.archive import Archive
 from holdfast.node.eventlog import EventLog
 from holdfast.node.restoring import Restoring
@@ -279,6 +281,43 @@ def test_a_restore_from_disk_takes_the_memory_of_old_copies(node_of: Callable[..
     assert slot.state is State.RESTORED
     assert contents(slot.view, slot.read_table()) == contents(expected.view, table)
     assert load.verify(node.root / "checkpoints", load.checkpoints(node.root / "checkpoints")[0]) == []
+
+
+def harm(node: Node, step: int, *, rank: int) -> None:
+    """One bit of what that rank has in the checkpoint of that step."""
+    root = node.root / "checkpoints"
+    (info,) = [info for info in load.checkpoints(root) if info.step == step]
+    found = manifest.parse(info.path.name, info.path.read_bytes())
+    chunk = found.ranks[rank]["chunks"][0]
+    path = pack.path(root, found.packs[chunk["pack"]].name)
+    raw = bytearray(path.read_bytes())
+    raw[chunk["offset"] + BLOCK] ^= 1
+    path.write_bytes(raw)
+
+
+def test_no_rank_takes_a_checkpoint_that_another_could_not(node_of: Callable[..., Node]) -> None:
+    node = node_of(ranks=2, memory=Memory(auto=False))
+    [node.restore("a", rank=rank) for rank in (0, 1)]
+    for step in (5, 6):
+        for rank in (0, 1):
+            seal(node.slots[rank][0], rank=rank, world=2, seed=10 * step + rank, sequence=step, step=step)
+        node.archive.scan()
+    harm(node, 6, rank=1)
+
+    answers = [node.restore("b", rank=rank) for rank in (0, 1)]
+
+    assert [answer["step"] for answer in answers] == [5, 5]
+    assert ["damaged chunk" in answer["fell_back"][0] for answer in answers] == [True, True]
+
+
+def test_a_restore_that_finds_nothing_intact_leaves_its_slot_to_the_rank(node_of: Callable[..., Node]) -> None:
+    node = node_of(memory=Memory(auto=False))
+    node.restore("a")
+    node.save(0, sequence=1, step=5)
+    harm(node, 5, rank=0)
+
+    assert node.restore("b")["exit_code"] == NoValidCheckpoint.exit_code
+    assert [slot.state for slot in node.slots[0]] == [State.FREE] * 3
 
 
 def test_what_was_taken_is_written_down(node_of: Callable[..., Node]) -> None:
