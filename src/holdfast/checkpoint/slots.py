@@ -85,7 +85,7 @@ class SlotSet:
 
     rank: int
     to_archiver: int  # eventfd: the rank rings it after sealing
-    to_rank: int  # eventfd: the archiver rings it after freeing or filling
+    to_rank: int  # eventfd: the archiver rings it after giving a slot back
     slots: tuple[int, ...]  # memfds
 
     def fds(self) -> list[int]:

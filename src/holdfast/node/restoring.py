@@ -118,7 +118,6 @@ class Restoring:
             self._tell_fell_back(lease, (*untrusted, *chosen.fell_back))
         if info is not None:
             slot.set(sequence=info.sequence, step=info.step, term=info.term, state=State.RESTORED)
-            owner.ring()
         return {
             **_answer(lease, found, info.sequence if info is not None else 0),
             "slot": index if info is not None else None,
@@ -146,7 +145,6 @@ class Restoring:
                 return [str(error)]
             return []
 
-        slot.refresh()
         try:
             folder, other = self._archive.folder, _Copies(self._archive.folder, self._mirroring)
             chosen = load.choose(

@@ -320,6 +320,38 @@ def test_a_restore_that_finds_nothing_intact_leaves_its_slot_to_the_rank(node_of
     assert [slot.state for slot in node.slots[0]] == [State.FREE] * 3
 
 
+def test_sequences_go_on_after_what_the_term_has_committed(node_of: Callable[..., Node]) -> None:
+    node = node_of()
+    assert node.restore("a")["next_sequence"] == 1
+    node.save(0, sequence=1, step=5)
+
+    assert node.restore("a")["next_sequence"] == 2
+
+
+def test_saves_that_wait_are_committed_oldest_first(node_of: Callable[..., Node]) -> None:
+    node = node_of()
+    node.restore("a")
+    for index, sequence in enumerate((2, 1)):
+        seal(node.slots[0][index], seed=sequence, sequence=sequence, step=10 * sequence)
+
+    assert node.archive.scan() == 0
+
+    assert [slot.get("result") for slot in node.slots[0][:2]] == [Result.COMMITTED] * 2
+    assert [info.step for info in load.checkpoints(node.root / "checkpoints")] == [10, 20]
+
+
+def test_what_lacks_a_rank_is_given_up_once_a_later_save_is_complete(node_of: Callable[..., Node]) -> None:
+    node = node_of(ranks=2)
+    [node.restore("a", rank=rank) for rank in (0, 1)]
+    for rank, index, step in ((0, 0, 5), (0, 1, 6), (1, 0, 6)):
+        seal(node.slots[rank][index], rank=rank, world=2, sequence=step, step=step)
+
+    assert node.archive.scan() == 0
+
+    assert node.slots[0][0].read_message() == "a later save was complete first"
+    assert [info.step for info in load.checkpoints(node.root / "checkpoints")] == [6]
+
+
 def test_what_was_taken_is_written_down(node_of: Callable[..., Node]) -> None:
     node = node_of()
     node.restore("a")

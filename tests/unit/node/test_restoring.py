@@ -16,6 +16,7 @@ from holdfast.checkpoint import collect, load, pack
 from holdfast.checkpoint.room import Room
 from holdfast.checkpoint.slots import Slot, SlotSet
 from holdfast.checkpoint.survey import CheckpointInfo
+from holdfast.errors import StoreRefused
 from holdfast.node.archive import Archive
 from holdfast.node.eventlog import EventLog
 from holdfast.node.mirroring import Mirroring
@@ -60,15 +61,17 @@ class Run:
         archive.add_slots(SlotSet.of(0, [os.dup(one) for one in (*self.bells, *self.memory)]))
         request = {"rank": 0, "world": 1, "attempt": 2, "claim": "b", "want": want}
         answer = Restoring(archive, log, Mirroring(run, plan, log, Mishaps(log))).restore(request, 0.0)
-        if not answer["ok"]:
-            return answer, []
-        slot = Slot(self.memory[answer["slot"]])
-        slot.refresh()
-        held = contents(slot.view, slot.read_table())
-        slot.close()
+        held = self.held(answer["slot"]) if answer["ok"] and answer["slot"] is not None else []
         collect.retain(archive.folder, Keep(last=3))
         archive.folder.leave()
         return answer, held
+
+    def held(self, index: int) -> list[bytes]:
+        slot = Slot(self.memory[index])
+        slot.refresh()
+        found = contents(slot.view, slot.read_table())
+        slot.close()
+        return found
 
     def fetched(self) -> list[int]:
         lines = map(json.loads, (self.root / "archiver.jsonl").read_text().splitlines())
@@ -144,12 +147,23 @@ def test_damaged_here_and_there_the_next_one_is_tried_in_both(run: Run) -> None:
     assert (answer["step"], answer["tier"], run.fetched()) == (20, "mirror", [20])
 
 
-def test_a_mirror_that_is_away_is_told_and_the_older_one_here_taken(run: Run) -> None:
+def test_a_mirror_that_is_away_is_told_once_and_an_older_one_here_taken(run: Run) -> None:
     run.send(*run.infos)
-    flip(run, run.infos[2])
+    for info in run.infos[1:]:
+        flip(run, info)
     shutil.rmtree(run.url)
 
     answer, _ = run.restore()
 
-    assert (answer["step"], answer["tier"]) == (20, "disk")
-    assert "sequence 3 was not had: there is no mirror at" in answer["fell_back"][1]
+    assert (answer["step"], answer["tier"]) == (10, "disk")
+    (said,) = [sentence for sentence in answer["fell_back"] if "was not had" in sentence]
+    assert "sequence 3 was not had: there is no mirror at" in said
+
+
+def test_a_start_from_nothing_asks_no_mirror(run: Run) -> None:
+    shutil.rmtree(run.machine.root)  # as on a new disk
+    run.url = str(run.root / "not" / "mounted")
+
+    asked, _ = run.restore("newest")
+    assert (asked["ok"], asked["exit_code"]) == (False, StoreRefused.exit_code)
+    assert run.restore("nothing")[0]["ok"]

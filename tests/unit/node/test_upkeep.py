@@ -167,6 +167,16 @@ def test_a_save_past_its_time_is_given_up_and_the_slot_returned(
     assert list((archive.folder.root / "tmp").iterdir()) == []
 
 
+def test_a_save_applies_retention_and_says_so(tmp_path: Path, slots: list[Slot], archive: Archive) -> None:
+    archive.plan = plan(tmp_path, keep=Keep(last=2))
+    seal(slots[0], seed=9, sequence=4, step=4)
+
+    archive.scan()
+
+    assert [info.step for info in load.checkpoints(archive.folder.root)] == [3, 4]
+    assert [[one["step"] for one in line["removed"]] for line in said(tmp_path, "retained")] == [[1, 2]]
+
+
 def test_a_checkpoint_carries_its_name(tmp_path: Path, slots: list[Slot], archive: Archive) -> None:
     archive.plan = plan(tmp_path, name="{project}-{step:04d}-{metric:.2f}", keep=Keep(best=Best(metric="loss")))
     seal(slots[0], seed=9, sequence=4, step=4, metrics={"loss": 0.125})
