@@ -81,6 +81,7 @@ _WORDS = {
     "memory_at_s": 25,  # when it was made, in unix seconds: it is told to people
     "memory_steps": 26,  # steps between two of them, where this rank has to choose; all take the largest
     "memory_blocked_ns": 27,  # time this attempt's steps spent making them
+    "news": 28,  # 2 × (boundary + 1), plus 1 if this rank has something new to save at that end of training
     # rank 0's newest decisions whether all ranks save at a boundary, told by `note_decision`
     **{f"decision_{number}": 32 + number for number in range(DECISIONS)},
     # written by the supervisor; by rank 0 of several ranks that have none

@@ -51,7 +51,7 @@ def test_stop_is_agreed_by_both_ranks(box: Box) -> None:
 
 
 def test_ranks_that_save_at_every_step_never_save_at_different_ones(box: Box) -> None:
-    run = _begin(box, "always", SAVE_ALWAYS="1", BALLAST_MB="16")
+    run = _begin(box, "always", SAVE_ALWAYS="1", BALLAST_MB="32", STEP_S="0.03")
 
     found = box.wait_for(run, "succeeded", "failed", within_s=120)
 
@@ -60,5 +60,5 @@ def test_ranks_that_save_at_every_step_never_save_at_different_ones(box: Box) ->
     assert [one for one in archived if one["event"] == "save_failed"] == []
     committed = [one["step"] for one in archived if one["event"] == "committed"]
     skipped = [line for line in (run.records / "rank-00001.jsonl").read_text().splitlines() if "save_skipped" in line]
-    assert len(committed) >= 5
+    assert len(committed) >= 4
     assert skipped, "the saves were never in each other's way: nothing was tested"

@@ -58,7 +58,9 @@ def test_two_ranks_save_by_the_clock_and_by_a_signal_to_one_of_them_at_the_same_
     assert sealed[0] == sealed[1]
 
 
-def test_two_ranks_without_a_supervisor_agree_to_save_by_the_clock_and_to_stop(tmp_path: Path) -> None:
+@pytest.fixture
+def alone(tmp_path: Path) -> RunDir:
+    """A run that two ranks of `train.py` in `tmp_path` start by themselves."""
     run = RunDir(tmp_path / "alone")
     run.root.mkdir()
     checkpoint = CheckpointPlan(dir=str(run.checkpoints), every=Every(auto=False, seconds=0.3))
@@ -66,23 +68,36 @@ def test_two_ranks_without_a_supervisor_agree_to_save_by_the_clock_and_to_stop(t
     run.plan.write_text(json.dumps(Plan(**names, argv=("python",), checkpoint=checkpoint, alone=True).to_json()))
     script = (SCRIPTS / "two_ranks.py").read_text().replace("loader=loader)", f"loader=loader, dir={str(run.root)!r})")
     (tmp_path / "train.py").write_text(script.replace('os.environ["HOLDFAST_RUN_DIR"]', repr(str(run.root))))
+    return run
 
-    def committed(reason: str) -> list[int]:
-        found = lines(run.archiver_log, "committed") if run.archiver_log.exists() else []
-        return [line["step"] for line in found if line["reason"] == reason]
 
+def committed(run: RunDir, reason: str) -> list[int]:
+    """The steps of the checkpoints made for that reason."""
+    found = lines(run.archiver_log, "committed") if run.archiver_log.exists() else []
+    return [line["step"] for line in found if line["reason"] == reason]
+
+
+def test_two_ranks_without_a_supervisor_agree_to_save_by_the_clock_and_to_stop(alone: RunDir, tmp_path: Path) -> None:
     with _torchrun(tmp_path, STEP_S="0.3") as stopped:
-        until(lambda: committed("every 0.3 s"), 60, what="a save by the clock")
+        until(lambda: committed(alone, "every 0.3 s"), 60, what="a save by the clock")
         stopped.terminate()
         stopped.wait(60)
-    assert committed("stop")
+    assert committed(alone, "stop")
     with _torchrun(tmp_path, STEP_S="0.02") as finished:
         assert finished.wait(100) == 0
 
-    # At the end of the loop, and of the program: code between may have changed state.
-    assert committed("final") == [40, 40]
-    assert lines(run.archiver_log, "save_failed") == []
-    assert [line["step"] for line in lines(run.records / "rank-00001.jsonl", "restored")] == [0, committed("stop")[0]]
+    assert committed(alone, "final") == [40], "no rank had anything new after the loop"
+    assert lines(alone.archiver_log, "save_failed") == []
+    restored = [line["step"] for line in lines(alone.records / "rank-00001.jsonl", "restored")]
+    assert restored == [0, committed(alone, "stop")[0]]
+
+
+def test_what_one_of_two_ranks_changed_after_the_loop_is_saved_by_both(alone: RunDir, tmp_path: Path) -> None:
+    with _torchrun(tmp_path, NEWS_OF_RANK="1") as finished:
+        assert finished.wait(100) == 0
+
+    assert committed(alone, "final") == [40, 40]
+    assert lines(alone.archiver_log, "save_failed") == []
 
 
 @contextlib.contextmanager

@@ -5,18 +5,23 @@ the lower half of the pages then names a step that no rank has reached: the supe
 
 When a save is due and every slot may be busy, rank 0 decides for all whether there is one: a rank that went by its own
 slots would save at other steps than its neighbours, and a checkpoint needs all of them.
+
+At the end of training each rank says whether it has anything new since its last save, and rank 0, which hears all, says
+whether there is one more.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from holdfast.heartbeat import Page, meeting_step, page_path
 from holdfast.train.setting import Setting
 
 FOLLOW_S = 10.0  # a rank waits no longer for another one at a boundary
 _LOOK_S = 0.001
+_LOOK_AT_ENDS_S = 0.01  # code behind the loop may take one rank long
 
 
 class Accord:
@@ -27,7 +32,7 @@ class Accord:
         self._leads = setting.alone and setting.world > 1 and setting.rank == 0
         paths = [page_path(setting.run.runtime, rank) for rank in range(1, setting.world)] if self._leads else []
         self._pages = [page, *map(Page, paths)]
-        self._world, self._attempt = setting.world, setting.attempt
+        self._world, self._attempt, self._runtime = setting.world, setting.attempt, setting.run.runtime
         follows = setting.world > 1 and setting.rank > 0
         self._first = Page(page_path(setting.run.runtime, 0)) if follows else None
 
@@ -57,6 +62,36 @@ class Accord:
             time.sleep(_LOOK_S)
         return bool(said)
 
+    def has_news(self, boundary: int, *, mine: bool, timeout_s: float, meanwhile: Callable[[], object]) -> bool:
+        """Whether any rank has something new to save at this boundary, an end of training. All ranks find the same.
+
+        Asked only by ranks that have a durable checkpoint of this attempt in common: none of them has yet to begin.
+        Those without news wait for the others; one that has said nothing after `timeout_s` has none.
+        """
+        self._page.set(news=(boundary + 1) << 1 | mine)
+        if mine:
+            return True
+        if self._first is not None:
+            return _awaited(partial(self._told, self._first, boundary), timeout_s, meanwhile)
+        pages = [Page(page_path(self._runtime, rank)) for rank in range(1, self._world)]
+        found = _awaited(partial(self._heard, pages, boundary), timeout_s, meanwhile)
+        for page in pages:
+            page.close()
+        if not found:
+            self._page.note_decision(boundary, go=False)
+        return found
+
+    def _heard(self, pages: list[Page], boundary: int) -> bool | None:
+        """What the pages of all other ranks say; None while one of those without news is missing."""
+        if any(page.get("attempt") != self._attempt for page in pages):
+            return True  # on another machine: nobody hears it
+        said = {page.get("news") for page in pages}
+        nothing = (boundary + 1) << 1
+        return True if nothing | 1 in said else False if said == {nothing} else None
+
+    def _told(self, first: Page, boundary: int) -> bool | None:
+        return first.decision(boundary) if first.get("attempt") == self._attempt else True
+
     def lead(self, step_s: float) -> None:
         """Where there is no supervisor: name a step to all ranks if one of them wants a save or a stop."""
         if not self._leads:
@@ -74,3 +109,12 @@ class Accord:
                 page.set(save_at_step=at_step, save_number=number)
             if stop:
                 page.set(stop_at_step=at_step)
+
+
+def _awaited(found: Callable[[], bool | None], timeout_s: float, meanwhile: Callable[[], object]) -> bool:
+    """What `found` says once it is not None; False after `timeout_s`."""
+    until_s = time.monotonic() + timeout_s
+    while (said := found()) is None and time.monotonic() < until_s:
+        meanwhile()
+        time.sleep(_LOOK_AT_ENDS_S)
+    return bool(said)

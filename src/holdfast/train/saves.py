@@ -219,6 +219,19 @@ class Saves:
         """Whether that save is known to have failed."""
         return bool(self._ended.get(sequence)) if sequence is not None else False
 
+    def is_durable(self, sequence: int | None) -> bool:
+        """Whether that save is known to be."""
+        return sequence is not None and self._ended.get(sequence) == ""
+
+    def has_news(self, head: Head, *, mine: bool) -> bool:
+        """As `Accord.has_news` at the boundary of `head`, for as long as a save may take."""
+        before = self._pulse.enter(Phase.WAITING)
+        try:
+            timeout_s = self._setting.timeout_s
+            return self._accord.has_news(head.boundary, mine=mine, timeout_s=timeout_s, meanwhile=self._meanwhile)
+        finally:
+            self._pulse.enter(before)
+
     def free_slot(self) -> Slot:
         """A slot to write, waiting for one. Raises StoreRefused after `checkpoint.timeout`."""
         found = self._awaited_slot(self._setting.timeout_s)

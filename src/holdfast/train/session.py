@@ -448,12 +448,21 @@ class Session:
 
     def _make_durable(self, reason: str, at: At, *, final: bool) -> None:
         self._pending.flush()
-        # What is new in one rank only, as what rank 0 alone has logged, must not make it save without the others.
-        several = self.setting.world > 1
-        if several or self._marked() != self._mark or self._saves.failed(self._sequence) or self._was_changed():
+        if self._has_news(self._head(reason)):
             self._save(reason, at, final=final, patient=True)
         if self._sequence is not None:
             self._saves.await_durable(self._sequence, self.step)
+
+    def _has_news(self, head: Head) -> bool:
+        """Whether a save would hold anything that the last one does not, in this rank or in another."""
+        if self.setting.world == 1:
+            return self._marked() != self._mark or self._saves.failed(self._sequence) or self._was_changed()
+        if self._marked()[:2] != self._mark[:2]:
+            mine = True
+        else:  # a state_dict may need all ranks: it comes before what one of them alone may have logged
+            changed = self._was_changed()
+            mine = changed or not self._saves.is_durable(self._sequence) or self._marked() != self._mark
+        return self._saves.has_news(head, mine=mine)
 
     def close(self) -> None:
         """The final checkpoint, then goodbye. Raises StoreRefused."""

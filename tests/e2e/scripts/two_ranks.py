@@ -33,6 +33,8 @@ def main() -> None:
         if "SAVE_ALWAYS" in os.environ:
             run.save(reason="always")
         time.sleep(float(os.environ.get("STEP_S", "0")))
+    if os.environ.get("NEWS_OF_RANK") == str(dist.get_rank()):
+        run.state["after"] = "the loop"
     if dist.get_rank() == 0:
         digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in model.state_dict().values())).hexdigest()
         pathlib.Path(os.environ["HOLDFAST_RUN_DIR"], "final.txt").write_text(digest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -130,3 +131,60 @@ def test_without_rank_0_on_this_machine_a_rank_goes_by_itself(ranks: list[tuple[
     page.set(attempt=7)
 
     assert other.decides(12, 6, ready=True, meanwhile=never) is None
+
+
+def ends(
+    rank: tuple[Accord, Page],
+    boundary: int = 12,
+    *,
+    mine: bool = False,
+    timeout_s: float = 60.0,
+    meanwhile: Any = never,
+) -> bool:
+    """What the rank finds at an end of training."""
+    return rank[0].has_news(boundary, mine=mine, timeout_s=timeout_s, meanwhile=meanwhile)
+
+
+def test_when_no_rank_has_news_none_saves(ranks: list[tuple[Accord, Page]]) -> None:
+    first, other = ranks
+    found: list[bool] = []
+
+    assert ends(other, meanwhile=lambda: found.append(ends(first))) is False
+    assert found == [False]
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_what_is_new_in_one_rank_makes_all_save(ranks: list[tuple[Accord, Page]], who: int) -> None:
+    first, other = ranks
+    if who == 1:
+        assert ends(other, mine=True) is True
+        assert ends(first) is True
+        return
+
+    def arrives() -> None:
+        assert ends(first, mine=True) is True
+        first[0].decides(12, 6, ready=True, meanwhile=never)  # as every save does
+
+    assert ends(other, meanwhile=arrives) is True
+
+
+def test_each_end_of_training_is_asked_anew(ranks: list[tuple[Accord, Page]]) -> None:
+    first, other = ranks
+    assert ends(other, 12, meanwhile=lambda: ends(first, 12)) is False
+
+    assert ends(other, 13, mine=True) is True
+    assert ends(first, 13) is True
+
+
+def test_a_rank_that_says_nothing_has_nothing_new(ranks: list[tuple[Accord, Page]]) -> None:
+    first, other = ranks
+
+    assert ends(first, timeout_s=0) is False
+    assert ends(other) is False, "as rank 0 has decided"
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_rank_whose_neighbour_cannot_be_heard_saves(ranks: list[tuple[Accord, Page]], who: int) -> None:
+    ranks[1 - who][1].set(attempt=7)
+
+    assert ends(ranks[who]) is True
