@@ -352,6 +352,43 @@ def test_what_lacks_a_rank_is_given_up_once_a_later_save_is_complete(node_of: Ca
     assert [info.step for info in load.checkpoints(node.root / "checkpoints")] == [6]
 
 
+def test_a_slot_says_how_long_its_save_took_and_nothing_when_it_failed(node_of: Callable[..., Node]) -> None:
+    node = node_of()
+    node.restore("a")
+    assert node.save(0, sequence=1, step=5).get("archived_ns") > 0
+
+    failed = node.save(0, sequence=2, step=6, epoch=-1)
+
+    assert (failed.get("result"), failed.get("archived_ns")) == (Result.FAILED, 0)
+
+
+def test_a_table_of_another_rank_fails_and_is_bound_to_nothing(node_of: Callable[..., Node]) -> None:
+    node = node_of(ranks=2)
+    [node.restore("a", rank=rank) for rank in (0, 1)]
+    for slots in node.slots:
+        seal(slots[0], rank=1, world=2, sequence=1, step=5)
+
+    assert node.archive.scan() == 1
+
+    assert node.slots[0][0].get("result") == Result.FAILED
+    assert node.slots[0][0].read_message() == "the slot of rank 0 holds a table of rank 1 of 2"
+    assert node.slots[1][0].state is State.SEALED
+
+
+def test_a_set_that_another_has_replaced_is_let_go_once_it_is_saved(node_of: Callable[..., Node]) -> None:
+    node = node_of()
+    node.restore("a")
+    seal(node.slots[0][0], sequence=1, step=5)
+    bells = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2)]
+    node.archive.add_slots(SlotSet.of(0, [*bells, *(os.memfd_create("slot") for _ in range(3))]))
+    before = [one.memory for one in node.archive.slots.every()]
+
+    node.archive.scan()
+
+    assert [one.memory for one in node.archive.slots.every()] == before[1:]
+    assert node.slots[0][0].get("result") == Result.COMMITTED
+
+
 def test_what_was_taken_is_written_down(node_of: Callable[..., Node]) -> None:
     node = node_of()
     node.restore("a")

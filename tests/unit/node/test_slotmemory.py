@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.node.slotmemory import SLOTS_PER_RANK, SlotFiles, living_memory, new_memory
+from holdfast.node.slotmemory import SLOTS_PER_RANK, SlotFiles, _open_again, living_memory, new_memory
+from tests.needs import need
 
 
 @pytest.fixture
@@ -98,6 +99,21 @@ def test_the_plan_says_where_files_lie(tmp_path: Path) -> None:
     assert of(dir="/ram", auto=False) is None
     assert of(dir="/ram") == of(dir="/ram", auto=False, steps=1)
     assert of(dir="/ram") == SlotFiles(Path("/ram"), "holdfast-ab12", "deadbeef")
+
+
+def test_what_another_has_in_the_place_of_a_slot_is_not_taken(tmp_path: Path) -> None:
+    need(os.geteuid() == 0, "needs root to give memory to another user")
+    name = f"holdfast-{tmp_path.name}-{os.getpid()}"
+    fds = new_memory(name, 0)
+    os.fchown(fds[1], 12345, 12345)
+    before = open_now()
+
+    assert living_memory(name) == {}
+    with pytest.raises(OSError, match="is not /memfd:another"):  # closed since it was listed, and the number used again
+        _open_again(Path(f"/proc/self/fd/{fds[0]}"), "/memfd:another")
+
+    assert open_now() == before
+    close(fds)
 
 
 def test_of_memory_the_newest_whole_set_of_each_rank_is_found(tmp_path: Path) -> None:
