@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -265,6 +266,8 @@ def test_cadence_and_retention_say_what_is_sent(ours: Machine) -> None:
     assert [20] == sent(rare, {3})
     assert [50] == sent(rare, {3, 1}, last=True)
     assert [] == sent(rare, {3, 1})
+    final = [*infos[:4], replace(newest, final=True)]
+    assert final[4] in outstanding(final, {infos[3].position}, rare, keep, last=False)
     assert is_due(rare, newest, first)
     assert not is_due(rare, newest, second)
     assert is_due(each, newest, second, 60.0)
