@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.checkpoint import canonical
 from holdfast.checkpoint.lineage import Position
 from holdfast.errors import NoValidCheckpoint, StoreRefused
 from holdfast.fsio import Bytes
@@ -54,6 +55,33 @@ def test_what_is_pinned_here_stays_there(moto_place: Place, ours: Machine) -> No
     keeper.retire(policy(Keep(last=2), {Position(1, 1)}))
 
     assert [10, 30, 40] == [info.step for info in keeper.there()]
+
+
+def test_a_pack_goes_a_day_after_it_was_needed_last(ours: Machine, tmp_path: Path) -> None:
+    store = connect(str(tmp_path / "mirror"), {})
+    keeper = ours.keeper(store)
+    for sequence in (1, 2, 3):
+        keeper.push(ours.save(seed=sequence, sequence=sequence, step=10 * sequence))
+    every = packs(keeper)
+    keeper.retire(policy(Keep(last=2)))
+    ((idle, since_s),) = canonical.decode_checked(store.get("unneeded.json"), "it")["packs"].items()
+
+    for age_s, left in ((86_300.0, every), (86_401.0, every - {idle})):
+        store.put("unneeded.json", canonical.encode_checked({"packs": {idle: since_s - age_s}}))
+        keeper.retire(policy(Keep(last=2)))
+        assert packs(keeper) == left
+
+
+def test_what_lacks_packs_there_does_not_count_as_one_that_is_kept(ours: Machine, tmp_path: Path) -> None:
+    store = connect(str(tmp_path / "mirror"), {})
+    keeper = ours.keeper(store)
+    made = [keeper.push(ours.save(seed=n, sequence=n, step=10 * n)).manifest for n in (1, 2, 3, 4)]
+    for one in made[2:]:
+        store.delete(pack_key(one.packs[0].name))
+
+    keeper.retire(policy(Keep(last=2)), grace_s=0.0)
+
+    assert [10, 20] == [info.step for info in keeper.there()]
 
 
 def test_a_pack_that_is_needed_again_stays(moto_place: Place, ours: Machine) -> None:
@@ -171,6 +199,9 @@ def test_the_index_names_job_epoch_and_step_and_is_made_anew(moto_place: Place, 
     assert whole == keeper.store.get(key)
     assert [key] == list(keeper.store.list("index/"))
     assert key == index.key_of(keeper.there()[0])
+    keeper.store.put(key, b"cut")
+    assert 1 == keeper.mend_index()
+    assert whole == keeper.store.get(key)
 
 
 def test_the_bucket_holds_the_rate_and_saves_up_two_seconds() -> None:
@@ -217,6 +248,16 @@ def test_run_file_and_code_go_along_and_come_back(connected: Place, tmp_path: Pa
     assert before == connected().list("run/")
     assert "digits" == found.plan["run"]
     assert "1" == (tmp_path / "out" / "sub" / "data.txt").read_text()
+
+
+def test_a_run_file_of_the_same_length_is_sent_anew(tmp_path: Path) -> None:
+    run, store = run_with_code(tmp_path / "run"), connect(str(tmp_path / "mirror"), {})
+    origin.send(run, store)
+    (run.root / "plan.json").write_text('{"run": "others"}')
+
+    origin.send(run, store)
+
+    assert "others" == origin.Origin(store).plan["run"]
 
 
 def test_code_that_was_tampered_with_is_refused(moto_place: Place, tmp_path: Path) -> None:

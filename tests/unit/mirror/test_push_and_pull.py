@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 import uuid
@@ -9,14 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.checkpoint import load
+from holdfast.checkpoint import load, survey
 from holdfast.checkpoint.codecs import NONE
+from holdfast.checkpoint.folder import Folder, make_folders
+from holdfast.checkpoint.lineage import Position
 from holdfast.checkpoint.pack import read_layout
 from holdfast.errors import NoValidCheckpoint, StoreRefused, UsageError
 from holdfast.mirror import catalog, pull
 from holdfast.mirror.catalog import find, read_whole
-from holdfast.mirror.view import ROOT, Stored, View
+from holdfast.mirror.view import ROOT, Stored, View, pack_key
 from holdfast.stores import Store, connect
+from holdfast.stores.file import DirectoryStore
+from holdfast.testing.crashdisk import CrashDisk, PowerCut
 from tests.labs import faultproxy
 from tests.labs.servers import BUCKET, Server
 from tests.mirrors import QUICK, Machine, Place, state_of
@@ -87,6 +92,18 @@ def test_a_damaged_pack_that_nobody_names_is_not_relied_on(connected: Place, our
     assert state_of(ours.root) == state_of(bare.root)
 
 
+def test_a_pack_that_is_named_and_gone_is_not_relied_on(ours: Machine, tmp_path: Path) -> None:
+    store = connect(str(tmp_path / "mirror"), {})
+    keeper = ours.keeper(store)
+    made = keeper.push(ours.save(seed=1, sequence=1, step=10))
+    store.delete(pack_key(made.manifest.packs[0].name))
+
+    again = keeper.push(ours.save(seed=1, sequence=2, step=20))
+
+    assert again.sent_bytes > 0
+    assert [10, 20] == [info.step for info in keeper.there()]
+
+
 def test_what_compresses_is_sent_compressed_and_read_back(ours: Machine, bare: Machine, moto_place: Place) -> None:
     info = ours.save(seed=1, sequence=1, step=10, sizes=(400_000, 5000), flat=True)
 
@@ -138,6 +155,63 @@ def test_a_pull_that_was_cut_off_goes_on(ours: Machine, bare: Machine, moto_plac
 
     assert packs == [path.stat().st_ino for path in bare.root.glob("packs/*/*")]
     assert state_of(ours.root) == state_of(bare.root)
+
+
+def test_a_pack_that_is_damaged_here_is_fetched_again(ours: Machine, bare: Machine, tmp_path: Path) -> None:
+    store = connect(str(tmp_path / "mirror"), {})
+    made = ours.keeper(store).push(ours.save(seed=1, sequence=1, step=10))
+    bring(store, bare)
+    (bare.root / "manifests" / made.manifest.file_name).unlink()
+    (path,) = bare.root.glob("packs/*/*")
+    path.write_bytes(bytes(path.stat().st_size))
+
+    bring(store, bare)
+
+    assert state_of(ours.root) == state_of(bare.root)
+
+
+def test_what_is_brought_in_the_place_of_a_damaged_one_comes_before_it(ours: Machine, tmp_path: Path) -> None:
+    store = DirectoryStore("test://mirror", tmp_path / "mirror")  # no folder, so chunks are compressed: other packs
+    ours.keeper(store).push(ours.save(seed=1, sequence=1, step=10, flat=True))
+    folder = ours.folder()
+
+    brought = pull.replace(View(store, {}), Position(1, 1), folder)
+
+    folder.leave()
+    assert brought is not None
+    assert brought.rewritten == 1
+    assert [brought.path] == [info.path for info in load.checkpoints(ours.root)]
+
+
+def test_power_fails_at_every_operation_of_a_pull(ours: Machine, tmp_path: Path) -> None:
+    """What is there then is whole, and its line is known: nobody goes on in a term that is taken."""
+    store = connect(str(tmp_path / "mirror"), {})
+    ours.keeper(store).push(ours.save(seed=1, sequence=1, step=10))
+    ours.begin(2, base=Position(1, 1))
+    ours.keeper(store).hold()
+    root, seen = tmp_path / "disk", set()
+    root.mkdir()  # in memory, but its room is looked at
+    for operation in itertools.count():
+        disk = CrashDisk()
+        folder = Folder(root, disk)
+        make_folders(disk, root)
+        folder.open()
+        disk.stop_at = len(disk.operations) + operation
+        try:
+            pull.choose(View(store, {}), folder, "newest")
+        except PowerCut:
+            cut = True
+        else:
+            cut = False
+        for after in (disk.reboot(), disk.reboot(keep_all=True), disk.reboot(random.Random(operation))):
+            found = survey.take(root, after)
+            seen.add(len(found.checkpoints))
+            assert all(load.verify(root, info, after) == [] for info in found.checkpoints)
+            assert not found.checkpoints or found.newest_term == 2
+        if not cut:
+            break
+    assert {0, 1} == seen
+    assert operation > 15
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(
