@@ -164,18 +164,32 @@ def test_every_flipped_byte_of_the_hint_is_harmless(saved: tuple[Folder, Committ
         assert resumed(saved[0].root) == (20, ())
 
 
-def test_parts_of_a_tensor_that_overlap_are_never_loaded(tmp_path: Path) -> None:
-    """As many elements as there should be, each part with the right hash: only the places are wrong."""
-    older = save(tmp_path, {"w": torch.arange(1 << 20)}, sequence=1, step=10)
-    newer = save(tmp_path, {"w": torch.arange(1 << 20)}, sequence=2, step=20)
-    found = manifest.parse(newer.path.name, newer.path.read_bytes())
-    boxes = [entry for chunk in found.ranks[0]["chunks"] for entry in chunk["tensors"]]
+def forge(info: load.CheckpointInfo, rank: int) -> None:
+    """As many elements as there should be, each part with the right hash: only the places are wrong, of that rank."""
+    found = manifest.parse(info.path.name, info.path.read_bytes())
+    boxes = [entry for chunk in found.ranks[rank]["chunks"] for entry in chunk["tensors"]]
     boxes[-1].update(index=boxes[0]["index"])
-    newer.path.unlink()
-    newer.path.with_name(found.file_name).write_bytes(found.raw)
+    info.path.unlink()
+    info.path.with_name(found.file_name).write_bytes(found.raw)
+
+
+def test_parts_of_a_tensor_that_overlap_are_never_loaded(tmp_path: Path) -> None:
+    older = save(tmp_path, {"w": torch.arange(1 << 20)}, sequence=1, step=10)
+    forge(save(tmp_path, {"w": torch.arange(1 << 20)}, sequence=2, step=20), 0)
 
     _, forged = load.checkpoints(tmp_path)
     with pytest.raises(load.Damaged, match="'w' is not stored whole"):
         load.fill(tmp_path, forged, 0, new_slot(), whole=False)
     assert "overlap" in load.verify(tmp_path, forged)[0]
     assert load.choose(tmp_path).info == older
+
+
+def test_no_rank_is_given_what_another_could_not_load(tmp_path: Path) -> None:
+    forge(save(tmp_path, *[{"w": torch.arange(1 << 20)}] * 2), 1)
+
+    (forged,) = load.checkpoints(tmp_path)
+    with pytest.raises(load.Damaged, match="'w' is not stored whole"):
+        load.fill(tmp_path, forged, 0, new_slot(), whole=True)
+    load.fill(tmp_path, forged, 0, new_slot(), whole=False)
+    with pytest.raises(load.Damaged, match="there is none for rank 2"):
+        load.fill(tmp_path, forged, 2, new_slot(), whole=False)

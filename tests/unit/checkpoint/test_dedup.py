@@ -116,7 +116,10 @@ def test_a_pack_that_is_gone_or_short_is_not_relied_on(folder: Folder, harm: str
     assert loads(folder, third)
 
 
-def test_a_name_that_a_power_cut_could_undo_is_made_durable_before_it_is_relied_on(folder: Folder) -> None:
+@pytest.mark.parametrize("restored", [True, False])
+def test_a_name_that_a_power_cut_could_undo_is_made_durable_before_it_is_relied_on(
+    folder: Folder, *, restored: bool
+) -> None:
     made, disk = commit(folder, [FIRST]), CrashDisk()
     copied = opened(disk)
     (entry,) = made.manifest.packs
@@ -127,6 +130,9 @@ def test_a_name_that_a_power_cut_could_undo_is_made_durable_before_it_is_relied_
     target.append([raw])
     target.sync()
     publish(copied, made.manifest)
+    if restored:
+        (info,) = load.checkpoints(ROOT, disk)
+        load.fill(ROOT, info, 0, new_slot(), whole=True, known=copied.known, disk=disk)
 
     commit(copied, [SECOND])
 
@@ -146,6 +152,21 @@ def test_a_pack_that_goes_takes_no_chunk_with_it_that_another_holds(folder: Fold
     found = folder.known.find(made.ranks[0]["chunks"][0]["id"])
     assert found is not None
     assert found[0] == other
+
+
+def test_a_pack_of_which_a_restore_read_a_part_is_not_relied_on_for_the_rest(folder: Folder) -> None:
+    made = commit(folder, [FIRST]).manifest
+    commit(folder, [SECOND])  # which needs all of that pack but chunk 2
+    flip(folder, made.packs[0].name, made.ranks[0]["chunks"][2]["offset"] + BLOCK)
+    again = opened(folder.disk)  # type: ignore[arg-type]
+    load.fill(
+        ROOT, load.checkpoints(ROOT, again.disk)[1], 0, new_slot(), whole=True, known=again.known, disk=again.disk
+    )
+    third = part_of(seed=1, sequence=3, step=3, sizes=SIZES)
+
+    commit(again, [third])
+
+    assert loads(again, third)
 
 
 def test_what_is_swept_is_not_offered_any_more(folder: Folder) -> None:

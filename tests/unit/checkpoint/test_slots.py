@@ -1,4 +1,4 @@
-"""Which copy a rank may give up."""
+"""Which copy a rank may give up, and what fits into a header."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from holdfast.checkpoint.slots import Slot, State, oldest_spare
+from holdfast.checkpoint.slots import PAGE, Slot, State, oldest_spare
 
 H, S, F, W = State.HELD, State.SEALED, State.FREE, State.WRITING
 
@@ -40,3 +40,14 @@ def test_the_oldest_copy_is_spare_while_a_newer_one_is_held_or_sealed(
         slot.set(term=term, sequence=sequence, state=state)
 
     assert oldest_spare(slots) is (None if expected is None else slots[expected])
+
+
+def test_a_long_message_is_cut_to_the_header_page(slots: list[Slot]) -> None:
+    slot = slots[0]
+    slot.reserve(2 * PAGE)
+    slot.view[PAGE] = 7
+
+    slot.write_message("é" * PAGE)
+
+    assert slot.view[PAGE] == 7
+    assert set(slot.read_message()[:-1]) == {"é"}
