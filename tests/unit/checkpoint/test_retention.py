@@ -53,6 +53,14 @@ def test_the_best_may_be_the_highest_and_of_equals_the_one_that_was_measured() -
     assert kept(found(0.9, 0.9, 0.1, 0.2, 0.3), keep) == [1, 4, 5]
 
 
+def test_what_several_share_is_given_back_with_the_last_of_them_alone() -> None:
+    every = [
+        Candidate(position=Position(1, n), step=n, needs={"shared": {0: 100}, f"own {n}": {0: 1}}) for n in range(1, 7)
+    ]
+
+    assert choose(every, Keep(last=6, max_bytes=103)) == {Position(1, n) for n in (4, 5, 6)}
+
+
 def test_a_damaged_one_does_not_count_but_the_newest_stays_whatever_it_is() -> None:
     assert kept(found(1, 2, 3, 4, damaged=(3, 4)), Keep(last=2)) == [1, 2, 4]
 
