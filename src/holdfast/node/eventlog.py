@@ -33,6 +33,13 @@ class EventLog:
         finally:
             os.close(descriptor)
 
+    def last(self, event: str) -> dict[str, Any] | None:
+        """The newest line of that name, by us or by one that lived before; None where there is none. Raises OSError."""
+        mark = f'"event":{json.dumps(event)},'.encode()
+        written = self._path.read_bytes() if self._path.exists() else b""
+        found = next((line for line in reversed((written + self._waiting).splitlines()) if mark in line), None)
+        return None if found is None else dict(json.loads(found))
+
 
 def _newest_lines(raw: bytes, limit_bytes: int) -> bytes:
     if len(raw) <= limit_bytes:

@@ -114,6 +114,8 @@ class Restoring:
         info = chosen.info
         lease = held
         if lease is None:
+            if info is None and request["want"] == "newest":
+                self._refuse_if_emptied()
             lease = self._take_lease(request, found, info.position if info is not None else None, now_s)
             self._tell_fell_back(lease, (*untrusted, *chosen.fell_back))
         if info is not None:
@@ -128,6 +130,17 @@ class Restoring:
             "manifest": info.path.name if info is not None else "",
             "fell_back": [sentence[:1000] for sentence in self._fell_back.get(lease.claim, ())[:20]],
         }
+
+    def _refuse_if_emptied(self) -> None:
+        """Raises NoValidCheckpoint where this run has committed and nothing is left: it must not begin anew unasked."""
+        committed = self._log.last("committed")
+        if committed is not None:
+            root = self._archive.folder.root
+            raise NoValidCheckpoint(
+                root.name,
+                said=f"step {committed['step']} was committed to {root}, where no checkpoint is any more",
+                hint="is its disk mounted? To begin at the first step, start a run of another name",
+            )
 
     def _choose(self, request: Mapping[str, Any], held: Lease | None, slot: Slot) -> load.Chosen:
         want: load.Want = request["want"]

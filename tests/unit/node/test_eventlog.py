@@ -40,3 +40,15 @@ def test_the_oldest_are_given_up_when_it_takes_long(tmp_path: Path) -> None:
 
     assert names(path)[-2:] == ["29", "last"]
     assert path.stat().st_size <= 1 << 20
+
+
+def test_the_newest_line_of_a_name_is_found_also_while_it_waits(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "none" / "log")
+    assert log.last("a") is None
+    log.write("a", n=1)
+    log.write("b", event_like='"event":"a",')
+    assert (log.last("a") or {})["n"] == 1
+
+    (tmp_path / "none").mkdir()
+    log.write("a", n=2)
+    assert (EventLog(tmp_path / "none" / "log").last("a") or {})["n"] == 2

@@ -167,3 +167,25 @@ def test_a_start_from_nothing_asks_no_mirror(run: Run) -> None:
     asked, _ = run.restore("newest")
     assert (asked["ok"], asked["exit_code"]) == (False, StoreRefused.exit_code)
     assert run.restore("nothing")[0]["ok"]
+
+
+def test_a_folder_that_was_emptied_is_no_first_start(run: Run) -> None:
+    """A disk that is not mounted, and its mount point is there."""
+    EventLog(run.root / "archiver.jsonl").write("committed", step=30, term=1)
+    shutil.rmtree(run.machine.root)
+
+    answer, _ = run.restore()
+
+    assert (answer["ok"], answer["exit_code"]) == (False, 12)
+    assert answer["error"] == f"step 30 was committed to {run.machine.root}, where no checkpoint is any more"
+    assert "mounted" in answer["hint"]
+    assert not any((run.machine.root / "leases").glob("*"))
+
+
+def test_an_attempt_that_died_before_it_committed_is_followed_by_a_start_from_nothing(run: Run) -> None:
+    EventLog(run.root / "archiver.jsonl").write("save_failed", step=3)
+    shutil.rmtree(run.machine.root)
+
+    answer, _ = run.restore()
+
+    assert (answer["ok"], answer["step"], answer["slot"]) == (True, 0, None)
