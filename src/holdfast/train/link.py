@@ -129,7 +129,7 @@ class Link:
             return reply
         why = str(reply.get("error", reply))
         if reply.get("exit_code") == NoValidCheckpoint.exit_code:
-            raise NoValidCheckpoint(s.run.id, said=why)
+            raise NoValidCheckpoint(s.run.id, said=why, hint=str(reply.get("hint", "")))
         if reply.get("exit_code") == StoreRefused.exit_code and self.leave_files(why):
             return self.restore()
         raise HoldfastError(f"the archiver did not restore: {why}", hint=f"see {s.run.node_log}")
