@@ -1,7 +1,8 @@
-"""Object stores for whoever mirrors: one of each a session."""
+"""Object stores for whoever mirrors, one of each a session; and Ctrl-C as a terminal gives it."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from tests.labs import ceph as ceph_cluster
 from tests.labs import servers
 from tests.labs.servers import Server
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in what they start in the background
 
 
 @pytest.fixture(scope="session")
