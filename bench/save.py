@@ -24,7 +24,7 @@ from bench import disk, engines, machine, timing
 from bench.engines import Engine
 from bench.faults import Bench, DoesNotSave
 from bench.record import NotRecorded, audit, needs_strace, record
-from bench.saveplot import plot
+from bench.saveplot import plot, title
 from bench.timing import Pace
 from bench.trials import Trial
 
@@ -218,7 +218,7 @@ def _target(what: str, ours_s: float, peer: str, theirs_s: float, most: float) -
 
 def table(rows: Sequence[Facts], facts: Facts) -> Table:
     """Engines down, cheapest first."""
-    made = Table(title=f"A checkpoint of {facts['state_bytes'] / 1e6:g} MB every {facts['steps']} steps")
+    made = Table(title=title(facts))
     for head in ("engine", "added ms", "blocked ms", "worst step ms", "until saved ms", "first ms", "peak MB"):
         made.add_column(head, justify="left" if head == "engine" else "right")
     made.add_column("when it says saved")

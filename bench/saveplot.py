@@ -38,9 +38,15 @@ def plot(path: Path, rows: Sequence[dict[str, Any]], facts: dict[str, Any]) -> N
     handles += [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in words]
     handles += worst.get_legend_handles_labels()[0]
     figure.legend(handles, [*labels, *words.values(), "a step alone"], loc="outside lower center", ncols=5)
-    figure.suptitle(f"A checkpoint of {facts['state_bytes'] / 1e6:g} MB every {facts['steps']} steps")
+    figure.suptitle(title(facts))
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def title(facts: dict[str, Any]) -> str:
+    """What was measured."""
+    threads = f", training on {facts['threads']} threads" if facts.get("threads", 1) > 1 else ""
+    return f"A checkpoint of {facts['state_bytes'] / 1e6:g} MB every {facts['steps']} steps{threads}"
 
 
 def _colour(row: dict[str, Any]) -> str:
