@@ -114,7 +114,7 @@ class Restoring:
         info = chosen.info
         lease = held
         if lease is None:
-            if info is None and request["want"] == "newest":
+            if info is None and request["want"] == "newest" and not (found.checkpoints or found.unreadable):
                 self._refuse_if_emptied()
             lease = self._take_lease(request, found, info.position if info is not None else None, now_s)
             self._tell_fell_back(lease, (*untrusted, *chosen.fell_back))
