@@ -2,9 +2,9 @@
 
     python -m bench.snapshot [--keep]
 
-Medians of interleaved rounds, with one thread. `copy` is `copy_in` alone; `save` is a whole boundary that saves:
-listing, encoding, layout, copy and table, and whatever else `tick` does. --keep writes bench/results/snapshot.json:
-on a quiet machine.
+Medians of interleaved rounds, torch on one thread. `copy` is `copy_in` alone, on one thread too; `save` is a whole
+boundary that saves: listing, encoding, layout, copy (shared among threads) and table, and whatever else `tick` does.
+--keep writes bench/results/snapshot.json: on a quiet machine.
 """
 
 from __future__ import annotations

@@ -161,7 +161,9 @@ def _lock(run: RunDir) -> int | None:
         return None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        free = os.path.samestat(os.fstat(lock), run.root.stat()) and all(map(_half_made, run.root.iterdir()))
+        free = os.path.samestat(os.fstat(lock), run.root.stat()) and all(
+            _is_half_made(run, path) for path in run.root.iterdir()
+        )
     except (BlockingIOError, FileNotFoundError):
         free = False
     if not free:
@@ -175,11 +177,10 @@ def _lock(run: RunDir) -> int | None:
     return lock
 
 
-def _half_made(path: Path) -> bool:
+def _is_half_made(run: RunDir, path: Path) -> bool:
     """Whether it is something that `create` makes before plan.json."""
-    return path.name in ("code", "code.json", "holdfast.yaml", "lib", "journal.jsonl") or (
-        path.name.startswith(".plan.json.") and path.name.endswith(".tmp")
-    )
+    draft = path.name.startswith(f".{run.plan.name}.") and path.suffix == ".tmp"
+    return draft or path in (run.code, run.root / "code.json", run.spec, run.lib, run.journal)
 
 
 def _candidates(name: str) -> Iterator[str]:

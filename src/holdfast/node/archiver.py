@@ -6,6 +6,7 @@ docs/concepts/architecture.md for the messages, `archive.py` for what is done wi
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -42,6 +43,7 @@ SHIM_GONE_S = 30.0  # without a shim and without a trainer for so long, nobody w
 SLOTS_S = 20.0  # how long a restore waits for its rank's slots to arrive from the shim
 UPKEEP_S = 10.0  # a pack is read, or some are written anew, this often at most: 6.4 MB/s
 NICENESS = 10
+AUTOGROUP = Path("/proc/self/autogroup")
 UNKNOWN = 1  # how many slots wait when the look at them failed: the next tick looks again
 
 Message = dict[str, Any]
@@ -352,6 +354,6 @@ def _be_modest_among_sessions() -> None:
 
     `man 7 sched`, autogroup. A shim that we start has a session of its own, and so has what it starts.
     """
-    path = Path("/proc/self/autogroup")
-    if os.getsid(0) == os.getpid() and path.exists():
-        path.write_text(str(NICENESS))
+    if os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):  # no such kernel, or a container that lets nobody write there
+            AUTOGROUP.write_text(str(NICENESS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -37,8 +38,11 @@ class EventLog:
         """The newest line of that name, by us or by one that lived before; None where there is none. Raises OSError."""
         mark = f'"event":{json.dumps(event)},'.encode()
         written = self._path.read_bytes() if self._path.exists() else b""
-        found = next((line for line in reversed((written + self._waiting).splitlines()) if mark in line), None)
-        return None if found is None else dict(json.loads(found))
+        for line in reversed((written + self._waiting).splitlines()):
+            if mark in line:
+                with contextlib.suppress(ValueError):  # a power cut may have left the beginning of a line, or zeros
+                    return dict(json.loads(line))
+        return None
 
 
 def _newest_lines(raw: bytes, limit_bytes: int) -> bytes:

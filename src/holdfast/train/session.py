@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
@@ -56,6 +56,14 @@ class _Resume:
     rng: dict[str, Any]
     gradients: dict[str, torch.Tensor]
     kept: Slot | None = None  # the registered objects as of the yield of the resumed epoch
+
+
+class _Mark(NamedTuple):
+    """What a save would hold: `at` is step and epoch, equal in all ranks at one boundary; the rest one rank's own."""
+
+    at: tuple[int, int]
+    state: str
+    metrics: str
 
 
 class Session:
@@ -407,9 +415,9 @@ class Session:
         best = self._saves.best_with(metrics)
         return self.content.values({**run, "metrics": metrics, "best": best}, {**self._stored_feeds, **feeds})
 
-    def _marked(self) -> tuple[Any, ...]:
+    def _marked(self) -> _Mark:
         """Equal as long as a save would hold nothing new, but for what code behind the loop did to the objects."""
-        return self.step, self.epoch, repr(self.content.state), repr(self._pending.metrics)
+        return _Mark((self.step, self.epoch), repr(self.content.state), repr(self._pending.metrics))
 
     def _was_changed(self) -> bool:
         """Whether code behind the loop has changed an object since this process saved (averaged weights, say)."""
@@ -457,7 +465,7 @@ class Session:
         """Whether a save would hold anything that the last one does not, in this rank or in another."""
         if self.setting.world == 1:
             return self._marked() != self._mark or self._saves.failed(self._sequence) or self._was_changed()
-        if self._marked()[:2] != self._mark[:2]:
+        if self._marked().at != self._mark.at:
             mine = True
         else:  # a state_dict may need all ranks: it comes before what one of them alone may have logged
             changed = self._was_changed()

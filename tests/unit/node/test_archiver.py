@@ -498,6 +498,16 @@ def test_its_session_is_modest_too(run: RunDir, shim: FakeShim) -> None:
     assert Path("/proc/self/autogroup").read_text() == ours
 
 
+def test_a_place_that_lets_nobody_be_modest_costs_nothing_but_that(run: RunDir, shim: FakeShim) -> None:
+    start = (
+        "import sys; from pathlib import Path; from holdfast.node import archiver; "
+        "archiver.AUTOGROUP = Path('/'); sys.exit(archiver.main(Path(sys.argv[1])))"
+    )
+    with archiver(run, start, start_new_session=True):
+        shim.welcome()
+        assert ask(run, op="status")["ok"]
+
+
 def test_a_damaged_checkpoint_is_passed_over_and_named(run: RunDir, shim: FakeShim) -> None:
     with archiver(run):
         shim.welcome()

@@ -52,3 +52,12 @@ def test_the_newest_line_of_a_name_is_found_also_while_it_waits(tmp_path: Path) 
     (tmp_path / "none").mkdir()
     log.write("a", n=2)
     assert (EventLog(tmp_path / "none" / "log").last("a") or {})["n"] == 2
+
+
+def test_a_line_that_a_power_cut_left_is_passed_over(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "log")
+    log.write("a", n=1)
+    with (tmp_path / "log").open("ab") as file:
+        file.write(b'{"t":1,"event":"a","n":\0\0\n')
+
+    assert (log.last("a") or {})["n"] == 1
