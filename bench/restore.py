@@ -132,7 +132,7 @@ def targets(rows: Sequence[Facts]) -> list[str]:
         if row["engine"].startswith("holdfast") and row["cold_s"]:
             share = row["cold_s_raw"] / row["cold_s"]
             met = "met" if share >= TARGET else "NOT met"
-            said.append(f"{met}: {row['title']}, cold: {share:.0%} of the raw read's speed, target {TARGET:.0%}")
+            said.append(f"{met}: {row['title']}, cold: {share:.1%} of the raw read's speed, target {TARGET:.0%}")
     return said
 
 
