@@ -19,6 +19,7 @@ from tests.cgroups import limited
 from tests.e2e.box import Box
 from tests.labs.clock import clock
 from tests.labs.disks import loop_ext4, throttled
+from tests.labs.mounts import apart
 from tests.needs import need
 from tests.waiting import until
 
@@ -153,7 +154,7 @@ def test_a_dev_shm_of_64_mb_is_too_small_for_the_copies_and_told(box: Box) -> No
     prepare(box, "big_state.py", "every: [4 steps], memory: 1 step, memory_dir: /dev/shm")
     small = 'mount -t tmpfs -o size=64m,mode=1777 tmpfs /dev/shm && exec "$@"'
     started = subprocess.run(
-        ["unshare", "-m", "sh", "-c", small, "sh", *box.argv("run", "-d", "--json")],
+        [*apart(), "sh", "-c", small, "sh", *box.argv("run", "-d", "--json")],
         cwd=box.work, env={**box.env, "STEPS": "60"}, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert started.returncode == 0, started.stderr

@@ -14,6 +14,7 @@ import pytest
 from holdfast.runs import RunDir
 from tests.cgroups import Group, limited
 from tests.e2e.box import Box
+from tests.labs.mounts import apart
 from tests.needs import need
 from tests.waiting import until
 
@@ -84,7 +85,7 @@ def test_dev_shm_plays_no_part(box: Box) -> None:
     need(os.geteuid() == 0, "needs root to mount over /dev/shm")
     shutil.copy(SCRIPTS / "big_state.py", box.work / "train.py")
     tiny = "mount -t tmpfs -o size=64k tmpfs /dev/shm"
-    command = f"exec unshare -m sh -c '{tiny} && exec python train.py'"
+    command = f"exec {' '.join(apart())} sh -c '{tiny} && exec python train.py'"
     box.write("holdfast.yaml", f'name: shm\nrun: "{command}"\ncheckpoint: {{every: 4 steps, memory: 1 step}}\n')
 
     run = box.start(STEPS="8")

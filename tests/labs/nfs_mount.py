@@ -23,6 +23,8 @@ from typing import Any
 
 import mfusepy
 
+from tests.labs.mounts import apart
+
 NFS_PORT, MOUNT_PORT = 2049, 2050
 START_S = 20.0
 _STAT_NAMES = (
@@ -203,16 +205,21 @@ def serve(export: Path, work: Path) -> list[subprocess.Popen[bytes]]:
         f"EXPORT {{ Export_Id = 1; Path = {export}; Pseudo = /lab; Access_Type = RW; Squash = No_Root_Squash;"
         " SecType = sys; Transports = TCP; Protocols = 3; FSAL { Name = VFS; } }\n"
     )
+    run = work / "run"  # theirs: a machine may have an rpcbind, whose lock and socket lie in /run
+    (run / "ganesha").mkdir(parents=True)
+    run.chmod(0o755)
     ganesha = ["ganesha.nfsd", "-F", "-f", str(config), "-L", str(log), "-p", str(work / "ganesha.pid")]
-    started = [_start(["rpcbind", "-f"])]
+    started = [_start(["rpcbind", "-f"], run)]
     _await(111, started, log)
-    started.append(_start(ganesha))
+    started.append(_start(ganesha, run))
     _await(NFS_PORT, started, log)
     return started
 
 
-def _start(command: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *command])
+def _start(command: list[str], run: Path) -> subprocess.Popen[bytes]:
+    """With `run` as its /run."""
+    shown = 'mount --bind "$0" /run && exec "$@"'
+    return subprocess.Popen([*apart(), "sh", "-c", shown, str(run), "setpriv", "--pdeathsig", "KILL", *command])
 
 
 def _await(port: int, started: list[subprocess.Popen[bytes]], log: Path) -> None:

@@ -90,6 +90,13 @@ def _record_class(name: str) -> type[_Record]:
     return type(name, (_Record,), {})
 
 
+def _member(kind: object, name: object) -> _Record:
+    """A member of an enumeration, as Python 3.11.0 to 3.11.3 pickle it: getattr(kind, name). Nothing is looked up."""
+    if not (isinstance(kind, type) and issubclass(kind, _Record)):
+        raise Unreadable(".metadata asks for a part of something that is no enumeration")
+    return kind(name)
+
+
 _STAND_INS = {(module, name): _record_class(name) for module, names in _CLASSES.items() for name in names}
 
 
@@ -103,6 +110,8 @@ class _Inert(pickle.Unpickler):
             return tuple
         if (module, name) in (("collections", "OrderedDict"), ("builtins", "dict")):
             return dict
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         if module == "torch" and name in KNOWN:
             return _Dtype(name)
         raise Unreadable(

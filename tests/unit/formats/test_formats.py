@@ -232,6 +232,22 @@ def test_dcp_is_loaded_by_torch_and_torch_s_is_loaded_by_us(
     assert found["optimizer"]["param_groups"] == optimizer["param_groups"]
 
 
+def test_what_torch_writes_under_the_first_pythons_3_11_is_read_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.distributed.checkpoint import FileSystemWriter
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
+    from torch.distributed.checkpoint.state_dict_saver import save as save_dcp
+
+    monkeypatch.setattr(_MEM_FORMAT_ENCODING, "__reduce_ex__", lambda self, _: (getattr, (type(self), self.name)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save_dcp({"w": torch.ones(9)}, storage_writer=FileSystemWriter(tmp_path / "dcp"), no_dist=True)
+
+    assert b"getattr" in (tmp_path / "dcp" / ".metadata").read_bytes()
+    assert torch.equal(base.named("dcp").read(tmp_path / "dcp")["w"], torch.ones(9))
+
+
 @pytest.mark.parametrize("name", base.NAMES)
 def test_a_file_is_no_folder_and_a_folder_no_file(name: str, tmp_path: Path) -> None:
     folder = name in ("huggingface", "dcp")

@@ -187,6 +187,7 @@ def _write_dcp(folder: Path) -> None:
         "number": pickle.dumps(5),
         "empty": b"",
         "getattr": b"\x80\x02c__builtin__\ngetattr\n(cos\nX\x06\x00\x00\x00systemtR(Xtouch x\ntR.",
+        "getattr-of-a-type": b"\x80\x02cbuiltins\ngetattr\n(cbuiltins\ntuple\nX\x09\x00\x00\x00__class__tR.",
         "torch-load": b"\x80\x02ctorch\nload\n(X\x01\x00\x00\x00xtR.",
         "dotted": b"\x80\x04\x8c\x05torch\x8c\x0ehub.load_state\x93.",
     }
