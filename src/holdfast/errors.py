@@ -51,6 +51,12 @@ class RunNotFound(UsageError):
         super().__init__(f"no run named {run!r}{said}", hint="holdfast ps --all lists every run")
 
 
+class HostUnreachable(HoldfastError):
+    """A machine does not answer, or does not let us do what was asked; what runs there goes on."""
+
+    exit_code = 10
+
+
 class LeaseHeld(HoldfastError):
     """Another live process holds this run directory."""
 

@@ -1,0 +1,1 @@
+"""Run on any machine that SSH reaches, and forget the connection."""

@@ -1,0 +1,312 @@
+"""The connection protocol of SSH (RFC 4254) through a master: many channels on one socket, with signals.
+
+The master rewrites channel numbers, so each `Connection` has its own; sessions here count against the server's
+MaxSessions, channels to unix sockets do not. The reader never waits for a channel: what one does not read stays within
+its window.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.link import wire
+from holdfast.link.mux import ANSWER_S, MasterGone, Refused
+from holdfast.link.wire import FALSE, TRUE, Malformed, Reader, string, u32
+
+WINDOW_BYTES = 2 << 20  # what the other side may send ahead
+PACKET_BYTES = 32 << 10
+
+_GLOBAL_REQUEST, _REQUEST_FAILURE = 80, 82
+_OPEN, _OPEN_CONFIRMATION, _OPEN_FAILURE = 90, 91, 92
+_WINDOW_ADJUST, _DATA, _EXTENDED_DATA, _EOF, _CLOSE, _REQUEST, _SUCCESS, _FAILURE = 93, 94, 95, 96, 97, 98, 99, 100
+_STDERR = 1
+_NO_SUCH_TYPE = "ping@holdfast"  # a kind of channel that no server has: it says so, and that is the answer
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a remote command ended: its status, or the name of the signal (without SIG). Neither: the channel was cut."""
+
+    status: int | None = None
+    signal: str = ""
+
+
+class Connection:
+    """All channels of one client of a master. Use on one event loop."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._channels: dict[int, Channel] = {}
+        self._numbers = itertools.count()
+        self._sending = asyncio.Lock()
+        self._why: Exception | None = None
+        self.heard_s = time.monotonic()  # when the last byte came
+        self._task = asyncio.get_running_loop().create_task(self._receive())
+
+    async def ping(self, *, within_s: float = ANSWER_S) -> float:
+        """Seconds to the server and back: no process, no session there. Raises MasterGone."""
+        began_s = time.monotonic()
+        with contextlib.suppress(Refused):
+            channel = await self._open(_NO_SUCH_TYPE, b"", within_s)
+            await channel.close()
+        return time.monotonic() - began_s
+
+    async def session(self, *, within_s: float = ANSWER_S) -> Channel:
+        """A channel for one command. Raises Refused where the server has too many, MasterGone."""
+        return await self._open("session", b"", within_s)
+
+    async def unix(self, path: str, *, within_s: float = ANSWER_S) -> Channel:
+        """A channel to a unix socket there. Raises Refused where nobody listens or it is not allowed, MasterGone."""
+        return await self._open("direct-streamlocal@openssh.com", string(path) + string("") + u32(0), within_s)
+
+    async def close(self) -> None:
+        """Hang up; the server closes our channels."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        self._end(MasterGone("the connection was closed here"))
+
+    async def _open(self, kind: str, more: bytes, within_s: float) -> Channel:
+        channel = Channel(self, next(self._numbers))
+        self._channels[channel.number] = channel
+        try:
+            await self.send(_OPEN, string(kind) + u32(channel.number, WINDOW_BYTES, PACKET_BYTES) + more)
+            await self.answered(channel.opened, within_s, f"a channel of kind {kind}")
+        except BaseException:
+            self.forget(channel)
+            raise
+        return channel
+
+    async def answered(self, answer: asyncio.Future[bool], within_s: float, what: str) -> bool:
+        """Wait for an answer of the server. Raises MasterGone when it does not come in time."""
+        try:
+            return await asyncio.wait_for(asyncio.shield(answer), within_s)
+        except asyncio.TimeoutError:
+            raise MasterGone(f"no answer within {within_s:g} s about {what}") from None
+
+    async def send(self, kind: int, body: bytes) -> None:
+        """One message. Raises MasterGone."""
+        if self._why is not None:
+            raise self._why
+        message = b"\0" + bytes([kind]) + body
+        try:
+            async with self._sending:
+                await asyncio.get_running_loop().sock_sendall(self._socket, wire.framed(message))
+        except OSError as error:
+            self._end(MasterGone(f"the master has hung up: {error.strerror or error}"))
+            raise MasterGone(f"the master has hung up: {error.strerror or error}") from error
+
+    def forget(self, channel: Channel) -> None:
+        """It is closed on both sides; its number is not used again."""
+        self._channels.pop(channel.number, None)
+
+    async def _receive(self) -> None:
+        """Hand out what comes, until the master hangs up."""
+        try:
+            while True:
+                size = Reader(await self._exactly(4)).u32()
+                if not 2 <= size <= wire.MOST_BYTES:
+                    raise Malformed(f"a message of {size} bytes")
+                message = Reader(await self._exactly(size))
+                message.byte()  # of padding: none
+                await self._take(message.byte(), message)
+        except (OSError, Malformed) as error:
+            self._end(MasterGone(f"the master has hung up: {getattr(error, 'strerror', None) or error}"))
+
+    async def _exactly(self, size: int) -> bytes:
+        loop, parts = asyncio.get_running_loop(), bytearray()
+        while len(parts) < size:
+            part = await loop.sock_recv(self._socket, size - len(parts))
+            if not part:
+                raise ConnectionResetError("closed")
+            self.heard_s = time.monotonic()
+            parts += part
+        return bytes(parts)
+
+    async def _take(self, kind: int, message: Reader) -> None:
+        if kind == _GLOBAL_REQUEST:
+            message.string()
+            if message.byte():
+                await self.send(_REQUEST_FAILURE, b"")
+            return
+        if not _OPEN_CONFIRMATION <= kind <= _FAILURE:
+            return  # not about a channel of ours
+        channel = self._channels.get(message.u32())
+        if channel is not None:
+            await channel.take(kind, message)
+
+    def _end(self, why: Exception) -> None:
+        if self._why is None:
+            self._why = why
+            self._socket.close()
+        for channel in list(self._channels.values()):
+            channel.lose(self._why)
+        self._channels.clear()
+
+
+class Channel:
+    """One channel: bytes both ways, and for a session a command and its end."""
+
+    def __init__(self, connection: Connection, number: int) -> None:
+        self._connection, self.number = connection, number
+        loop = asyncio.get_running_loop()
+        self.opened: asyncio.Future[bool] = loop.create_future()
+        self._ended: asyncio.Future[Exit] = loop.create_future()
+        self._answers: list[asyncio.Future[bool]] = []
+        self._theirs = self._most = self._room = 0  # their number, their largest packet, what they still take
+        self._owed = 0  # bytes read here that the other side may send again
+        self._streams = {0: _Stream(), _STDERR: _Stream()}
+        self._moved = asyncio.Condition()
+        self._exit = Exit()
+        self._lost: Exception | None = None
+        self._closing = False
+
+    async def exec(self, command: str, *, within_s: float = ANSWER_S) -> None:
+        """Run `command` in the user's shell. Raises Refused, MasterGone."""
+        await self._ask("exec", string(command), within_s)
+
+    async def signal(self, name: str) -> None:
+        """Send a signal, named without SIG, to the remote process group. Raises MasterGone.
+
+        Nothing tells whether it arrived: the server drops one that comes before the command has its group, or when it
+        was told to run another command.
+        """
+        await self._send(_REQUEST, string("signal") + FALSE + string(name))
+
+    async def read(self, *, stderr: bool = False) -> bytes:
+        """What has come, at least a byte; b"" at its end. Raises MasterGone when the link went before that."""
+        stream = self._streams[_STDERR if stderr else 0]
+        async with self._moved:
+            await self._moved.wait_for(lambda: stream.parts or stream.over or self._lost)
+        if not stream.parts and not stream.over and self._lost is not None:
+            raise self._lost
+        taken = b"".join(stream.parts)
+        stream.parts.clear()
+        await self._allow(len(taken))
+        return taken
+
+    async def write(self, data: bytes) -> None:
+        """All of it, as fast as the other side takes it. Raises MasterGone, BrokenPipeError when that has closed."""
+        view = memoryview(data)
+        while view:
+            async with self._moved:
+                await self._moved.wait_for(lambda: self._room or self._lost or self._closing)
+                if self._lost is not None:
+                    raise self._lost
+                if self._closing:
+                    raise BrokenPipeError("the other side has closed the channel")
+                size = min(len(view), self._room, self._most)
+                self._room -= size
+            await self._send(_DATA, string(bytes(view[:size])))
+            view = view[size:]
+
+    async def end(self) -> None:
+        """Nothing more will be written. Raises MasterGone."""
+        await self._send(_EOF, b"")
+
+    async def wait(self) -> Exit:
+        """How the command ended. Raises MasterGone."""
+        return await asyncio.shield(self._ended)
+
+    async def close(self) -> None:
+        """Give the channel up, whatever the other side does with it."""
+        if not self._closing and self._lost is None:
+            self._closing = True
+            with contextlib.suppress(MasterGone):
+                await self._send(_CLOSE, b"")
+
+    async def _ask(self, request: str, more: bytes, within_s: float) -> None:
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._answers.append(answer)
+        await self._send(_REQUEST, string(request) + TRUE + more)
+        if not await self._connection.answered(answer, within_s, request):
+            raise Refused(f"the server refused {request}")
+
+    async def _send(self, kind: int, body: bytes) -> None:
+        await self._connection.send(kind, u32(self._theirs) + body)
+
+    async def _allow(self, size: int) -> None:
+        self._owed += size
+        if self._owed >= WINDOW_BYTES // 2 and not self._closing and self._lost is None:
+            owed, self._owed = self._owed, 0
+            with contextlib.suppress(MasterGone):  # who reads on is told
+                await self._send(_WINDOW_ADJUST, u32(owed))
+
+    # -- from the connection
+
+    async def take(self, kind: int, message: Reader) -> None:
+        """A message about this channel."""
+        if kind == _OPEN_CONFIRMATION:
+            self._theirs, self._room, self._most = message.u32(), message.u32(), message.u32()
+            _settle(self.opened, result=True)
+        elif kind == _OPEN_FAILURE:
+            message.u32()
+            _settle(self.opened, error=Refused(f"the server opened no channel: {message.text()}"))
+        elif kind in (_SUCCESS, _FAILURE):
+            if not self._answers:
+                raise Malformed("an answer to no request")
+            _settle(self._answers.pop(0), result=kind == _SUCCESS)
+        elif kind == _REQUEST:
+            await self._requested(message)
+        else:
+            await self._changed(kind, message)
+
+    async def _requested(self, message: Reader) -> None:
+        request, wants_answer = message.text(), message.byte()
+        if request == "exit-status":
+            self._exit = Exit(status=message.u32())
+        elif request == "exit-signal":
+            self._exit = Exit(signal=message.text())
+        if wants_answer:
+            await self._send(_FAILURE, b"")
+
+    async def _changed(self, kind: int, message: Reader) -> None:
+        async with self._moved:
+            if kind == _WINDOW_ADJUST:
+                self._room += message.u32()
+            elif kind == _DATA:
+                self._streams[0].parts.append(message.string())
+            elif kind == _EXTENDED_DATA:
+                self._streams.get(message.u32(), _Stream()).parts.append(message.string())
+            else:
+                for stream in self._streams.values():
+                    stream.over = True
+            self._moved.notify_all()
+        if kind == _CLOSE:
+            await self.close()
+            self._connection.forget(self)
+            _settle(self._ended, result=self._exit)
+
+    def lose(self, why: Exception) -> None:
+        """The link is gone."""
+        self._lost = why
+        waited: list[asyncio.Future[Any]] = [self.opened, self._ended, *self._answers]
+        for future in waited:
+            _settle(future, error=why)
+        asyncio.get_running_loop().create_task(self._wake())
+
+    async def _wake(self) -> None:
+        async with self._moved:
+            self._moved.notify_all()
+
+
+class _Stream:
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self.over = False
+
+
+def _settle(future: asyncio.Future[Any], *, result: Any = None, error: Exception | None = None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+        future.exception()  # somebody may never ask

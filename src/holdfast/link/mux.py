@@ -1,0 +1,236 @@
+"""The control socket of an OpenSSH master (PROTOCOL.mux, version 4), without a process of ssh in between.
+
+Each call here is a connection of its own to the socket, about 40 µs, and has a deadline: a master whose network is gone
+still accepts, and would let us wait for ever. Nothing falls back to another connection by itself.
+
+`passenger` gives the master three descriptors to read and write: for bulk data, which this process never touches.
+`proxied` is a socket on which `channels.py` speaks the connection protocol itself: for everything else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from holdfast.errors import HostUnreachable
+from holdfast.link import wire
+from holdfast.link.wire import Malformed, Reader, string, u32
+
+VERSION = 4
+ANSWER_S = 10.0
+
+_HELLO = 0x00000001
+_NEW_SESSION, _ALIVE_CHECK, _TERMINATE = 0x10000002, 0x10000004, 0x10000005
+_OPEN_FORWARD, _CLOSE_FORWARD, _STOP_LISTENING, _PROXY = 0x10000006, 0x10000007, 0x10000009, 0x1000000F
+_OK, _DENIED, _FAILURE, _EXIT = 0x80000001, 0x80000002, 0x80000003, 0x80000004
+_ALIVE, _SESSION_OPENED, _REMOTE_PORT, _TTY_FAILED, _PROXY_ON = (
+    0x80000005, 0x80000006, 0x80000007, 0x80000008, 0x8000000F,
+)  # fmt: skip
+_NO_ESCAPE = 0xFFFFFFFF
+_PATH = 0xFFFFFFFE  # in place of a port: the host is the path of a unix socket
+_REQUEST = 0  # one request a connection, so any number does
+
+
+class MasterGone(HostUnreachable):
+    """Nobody listens on the control socket, or it was closed, or did not answer in time."""
+
+
+class Silent(MasterGone):
+    """It accepts, and does not answer: it is stopped, or the machine hangs."""
+
+
+class Refused(HostUnreachable):
+    """The master, or the server behind it, said no."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """One end of a forward: a port of a host, or with port 0 and `path` a unix socket. Host "" is loopback."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    path: str = ""
+
+    def encoded(self) -> bytes:
+        return string(self.path) + u32(_PATH) if self.path else string(self.host) + u32(self.port)
+
+    def __str__(self) -> str:
+        return self.path or f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """`listen` is here and `connect` there; with `remote` the other way round."""
+
+    listen: End
+    connect: End
+    remote: bool = False
+
+    def encoded(self) -> bytes:
+        return u32(2 if self.remote else 1) + self.listen.encoded() + self.connect.encoded()
+
+
+async def alive(path: str, *, within_s: float = ANSWER_S) -> int:
+    """The pid of the master; says nothing about the network. Raises MasterGone."""
+    _, answer = await _ask(path, within_s, _ALIVE_CHECK, b"", _ALIVE)
+    return answer.u32()
+
+
+async def terminate(path: str, *, within_s: float = ANSWER_S) -> None:
+    """Let the master end at once, which it does also when its network is gone. Raises Silent, Refused."""
+    try:
+        await _ask(path, within_s, _TERMINATE, b"", _OK)
+    except Silent:
+        raise
+    except MasterGone:
+        return  # it may end before it answers
+
+
+async def stop_listening(path: str, *, within_s: float = ANSWER_S) -> None:
+    """Let the master take nobody new and remove its socket; what it has goes on. Raises MasterGone, Refused."""
+    await _ask(path, within_s, _STOP_LISTENING, b"", _OK)
+
+
+async def open_forward(path: str, forward: Forward, *, within_s: float = ANSWER_S) -> int:
+    """Begin a forward. Returns the port that listens, the server's choice for 0. Raises MasterGone, Refused."""
+    kind, answer = await _ask(path, within_s, _OPEN_FORWARD, forward.encoded(), _OK, _REMOTE_PORT)
+    return answer.u32() if kind == _REMOTE_PORT else forward.listen.port
+
+
+async def close_forward(path: str, forward: Forward, *, within_s: float = ANSWER_S) -> None:
+    """End a forward; connections through it go on. Raises MasterGone, Refused."""
+    await _ask(path, within_s, _CLOSE_FORWARD, forward.encoded(), _OK)
+
+
+async def passenger(
+    path: str, command: str, stdio: Sequence[int], *, subsystem: bool = False, within_s: float = ANSWER_S
+) -> Passenger:
+    """Run `command` in the user's shell there, on three descriptors of ours, which the caller may close afterwards.
+
+    No terminal: that would delay what is typed. Raises MasterGone, Refused.
+    """
+    flags = u32(0, 0, 0, int(subsystem), _NO_ESCAPE)  # no terminal, no X11, no agent
+    body = string("") + flags + string("") + string(command)
+    control, _, answer = await _begin(path, within_s, _NEW_SESSION, body, stdio, _SESSION_OPENED)
+    return Passenger(control, answer.u32())
+
+
+async def proxied(path: str, *, within_s: float = ANSWER_S) -> socket.socket:
+    """A socket that speaks the connection protocol of SSH from now on; the caller's to close.
+
+    Raises MasterGone, Refused.
+    """
+    control, _, _ = await _begin(path, within_s, _PROXY, b"", (), _PROXY_ON)
+    return control.socket
+
+
+async def _ask(path: str, within_s: float, kind: int, body: bytes, *expected: int) -> tuple[int, Reader]:
+    control, answered, answer = await _begin(path, within_s, kind, body, (), *expected)
+    control.close()
+    return answered, answer
+
+
+async def _begin(
+    path: str, within_s: float, kind: int, body: bytes, descriptors: Sequence[int], *expected: int
+) -> tuple[_Control, int, Reader]:
+    """One request on a connection of its own, which stays open. Raises Refused for an answer that is not `expected`."""
+    control = _Control(path)
+    try:
+        with _told(path, within_s):
+            answered, answer = await asyncio.wait_for(control.request(kind, body, descriptors), within_s)
+            if answered in (_DENIED, _FAILURE):
+                raise Refused(f"the master at {path} refused: {answer.text()}")
+            if answered not in expected:
+                raise Malformed(f"an answer {answered:#x} to request {kind:#x}")
+    except BaseException:
+        control.close()
+        raise
+    return control, answered, answer
+
+
+@contextlib.contextmanager
+def _told(path: str, within_s: float = 0.0) -> Iterator[None]:
+    try:
+        yield
+    except asyncio.TimeoutError:  # an OSError too, from Python 3.11 on
+        raise Silent(f"the master at {path} did not answer within {within_s:g} s") from None
+    except (OSError, Malformed) as error:
+        raise MasterGone(f"the master at {path} is gone: {getattr(error, 'strerror', None) or error}") from error
+
+
+class Passenger:
+    """A session that the master drives.
+
+    Closing it, or losing the master, does not end the remote process: let that one notice, or end it by its pid.
+    """
+
+    def __init__(self, control: _Control, session: int) -> None:
+        self._control, self._session = control, session
+
+    async def wait(self) -> int:
+        """The exit status of the remote command, 255 for a signal. Raises MasterGone when nobody will tell any more."""
+        with _told(self._control.path):
+            while True:
+                kind, body = await self._control.read()
+                if kind == _EXIT and body.u32() == self._session:
+                    self.close()
+                    return body.u32()
+                if kind != _TTY_FAILED:
+                    raise Malformed(f"a message {kind:#x} nobody asked for")
+
+    def close(self) -> None:
+        """Hang up."""
+        self._control.close()
+
+
+class _Control:
+    """One connection to the control socket."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self.socket.setblocking(False)
+
+    async def request(self, kind: int, body: bytes, descriptors: Sequence[int]) -> tuple[int, Reader]:
+        """Say hello, ask, and what was answered. Raises OSError, Malformed, Refused."""
+        await asyncio.get_running_loop().sock_connect(self.socket, self.path)
+        await self.send(u32(_HELLO, VERSION))
+        greeted, hello = await self.read()
+        version = hello.u32()
+        if (greeted, version) != (_HELLO, VERSION):
+            raise Refused(f"the master at {self.path} speaks version {version} of the protocol, we speak {VERSION}")
+        await self.send(u32(kind, _REQUEST) + body)
+        for descriptor in descriptors:
+            await self._send_descriptor(descriptor)
+        answered, answer = await self.read()
+        answer.u32()  # our number
+        return answered, answer
+
+    async def send(self, message: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.socket, wire.framed(message))
+
+    async def _send_descriptor(self, descriptor: int) -> None:
+        """One byte along with it, as the master expects. There is room for it: little was sent before."""
+        socket.send_fds(self.socket, [b"\0"], [descriptor])
+
+    async def read(self) -> tuple[int, Reader]:
+        size = Reader(await self._exactly(4)).u32()
+        if not 4 <= size <= wire.MOST_BYTES:
+            raise Malformed(f"a message of {size} bytes")
+        body = Reader(await self._exactly(size))
+        return body.u32(), body
+
+    async def _exactly(self, size: int) -> bytes:
+        loop, parts = asyncio.get_running_loop(), bytearray()
+        while len(parts) < size:
+            part = await loop.sock_recv(self.socket, size - len(parts))
+            if not part:
+                raise ConnectionResetError("closed")
+            parts += part
+        return bytes(parts)
+
+    def close(self) -> None:
+        self.socket.close()

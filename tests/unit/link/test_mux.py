@@ -1,0 +1,241 @@
+"""The control socket of a real master that leads to a real sshd."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from holdfast.link import mux
+from holdfast.link.channels import Channel, Connection, Exit
+from holdfast.link.mux import End, Forward, MasterGone, Refused
+from tests.labs import sshd as lab
+from tests.labs.servers import free_port
+from tests.waiting import until
+
+T = TypeVar("T")
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Sshd]:
+    with lab.person() as (user, home), lab.sshd(tmp_path_factory.mktemp("sshd"), user, home) as running:
+        yield running
+
+
+@pytest.fixture
+def path(server: lab.Sshd) -> Iterator[str]:
+    with lab.master(server) as running:
+        yield running
+
+
+def through(path: str, work: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
+    """What `work` makes of a connection through the master."""
+
+    async def connected() -> T:
+        connection = Connection(await mux.proxied(path))
+        try:
+            return await asyncio.wait_for(work(connection), 30)
+        finally:
+            await connection.close()
+
+    return asyncio.run(connected())
+
+
+def test_the_master_tells_its_pid_and_ends_when_told(path: str) -> None:
+    pid = asyncio.run(mux.alive(path))
+
+    assert "ssh" in Path(f"/proc/{pid}/comm").read_text()
+    asyncio.run(mux.terminate(path))
+    until(lambda: not Path(path).exists())
+    with pytest.raises(MasterGone, match="is gone"):
+        asyncio.run(mux.alive(path))
+
+
+def test_a_passenger_reads_and_writes_our_descriptors(path: str, tmp_path: Path) -> None:
+    given, out, err = tmp_path / "in", tmp_path / "out", tmp_path / "err"
+    given.write_bytes(os.urandom(3_000_000))
+
+    async def ride() -> int:
+        with given.open("rb") as i, out.open("wb") as o, err.open("wb") as e:
+            stdio = [i.fileno(), o.fileno(), e.fileno()]
+            session = await mux.passenger(path, "cat; echo oops >&2; exit 7", stdio)
+        return await asyncio.wait_for(session.wait(), 20)
+
+    assert asyncio.run(ride()) == 7
+    assert out.read_bytes() == given.read_bytes()
+    assert err.read_text() == "oops\n"
+
+
+def test_a_forward_listens_until_it_is_closed(path: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as behind:
+        forward = Forward(End(port=free_port()), End(port=behind.getsockname()[1]))
+        assert asyncio.run(mux.open_forward(path, forward)) == forward.listen.port
+        with socket.create_connection(("127.0.0.1", forward.listen.port)) as here, behind.accept()[0] as there:
+            here.sendall(b"hello")
+            assert there.recv(5) == b"hello"
+    asyncio.run(mux.close_forward(path, forward))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", forward.listen.port))
+
+
+def test_a_port_that_is_taken_is_refused(path: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(Refused, match="refused"):
+        asyncio.run(mux.open_forward(path, Forward(End(port=taken.getsockname()[1]), End(port=1))))
+
+
+def test_a_remote_port_may_be_the_servers_choice(path: str) -> None:
+    forward = Forward(End(port=0), End(port=1), remote=True)
+
+    assert asyncio.run(mux.open_forward(path, forward)) > 1024
+
+
+def test_a_frozen_master_costs_no_more_than_the_deadline(path: str) -> None:
+    pid = asyncio.run(mux.alive(path))
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(MasterGone, match=r"did not answer within 0\.2 s"):
+            asyncio.run(mux.alive(path, within_s=0.2))
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert asyncio.run(mux.alive(path)) == pid
+
+
+def test_a_session_gives_output_errors_and_its_end(path: str) -> None:
+    async def work(connection: Connection) -> tuple[bytes, bytes, Exit]:
+        channel = await connection.session()
+        await channel.exec("cat; echo oops >&2; exit 3")
+        await channel.write(b"in")
+        await channel.end()
+        return await all_of(channel), await channel.read(stderr=True), await channel.wait()
+
+    assert through(path, work) == (b"in", b"oops\n", Exit(status=3))
+
+
+async def all_of(channel: Channel) -> bytes:
+    parts = []
+    while part := await channel.read():
+        parts.append(part)
+    return b"".join(parts)
+
+
+def test_many_sessions_at_once_keep_their_bytes_apart(path: str) -> None:
+    async def one(connection: Connection, number: int) -> str:
+        channel = await connection.session()
+        await channel.exec(f"head -c 1000000 /dev/zero | tr '\\0' {number}")
+        return hashlib.sha256(await all_of(channel)).hexdigest()
+
+    async def work(connection: Connection) -> list[str]:
+        return list(await asyncio.gather(*(one(connection, number) for number in range(6))))
+
+    assert through(path, work) == [hashlib.sha256(str(n).encode() * 1_000_000).hexdigest() for n in range(6)]
+
+
+def test_what_nobody_reads_does_not_stop_the_others(path: str) -> None:
+    async def work(connection: Connection) -> bytes:
+        full = await connection.session()
+        await full.exec("head -c 50000000 /dev/zero")
+        other = await connection.session()
+        await other.exec("echo here")
+        said = await all_of(other)
+        assert len(await all_of(full)) == 50_000_000
+        return said
+
+    assert through(path, work) == b"here\n"
+
+
+def test_much_can_be_written_to_who_reads_slowly(path: str) -> None:
+    sent = os.urandom(5_000_000)
+
+    async def work(connection: Connection) -> bytes:
+        channel = await connection.session()
+        await channel.exec("sha256sum")
+        await channel.write(sent)
+        await channel.end()
+        return await all_of(channel)
+
+    assert through(path, work).split()[0].decode() == hashlib.sha256(sent).hexdigest()
+
+
+def test_a_signal_ends_the_remote_process_and_is_told(path: str) -> None:
+    async def work(connection: Connection) -> Exit:
+        channel = await connection.session()
+        await channel.exec("echo up; exec sleep 60")
+        assert await channel.read() == b"up\n"
+        await channel.signal("TERM")
+        return await channel.wait()
+
+    assert through(path, work) == Exit(signal="TERM")
+
+
+def test_a_ping_goes_to_the_server_and_back(path: str, server: lab.Sshd) -> None:
+    sessions = server.log.count("Starting session")
+
+    assert 0 < through(path, lambda connection: connection.ping()) < 5
+    assert server.log.count("Starting session") == sessions
+
+
+def test_what_does_not_come_back_is_seen_by_a_ping(path: str) -> None:
+    async def work(connection: Connection) -> None:
+        await connection.ping()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(MasterGone, match=r"no answer within 0\.2 s"):
+                await connection.ping(within_s=0.2)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        await connection.ping()
+
+    pid = asyncio.run(mux.alive(path))
+    through(path, work)
+
+
+def test_a_unix_socket_of_the_server_is_reached(path: str) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, socket.socket(socket.AF_UNIX) as listener:
+        there = Path(folder) / "s"
+        Path(folder).chmod(0o755)
+        listener.bind(str(there))
+        there.chmod(0o666)
+        listener.listen()
+
+        def answer() -> None:
+            peer, _ = listener.accept()
+            with peer:
+                peer.sendall(peer.recv(4).upper())
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+
+        async def work(connection: Connection) -> bytes:
+            channel = await connection.unix(str(there))
+            await channel.write(b"ping")
+            return await all_of(channel)
+
+        assert through(path, work) == b"PING"
+        thread.join()
+
+
+def test_a_socket_nobody_listens_on_is_refused(path: str, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="opened no channel"):
+        through(path, lambda connection: connection.unix(str(tmp_path / "none")))
+
+
+def test_a_master_that_dies_is_told_to_all_who_wait(path: str) -> None:
+    async def work(connection: Connection) -> None:
+        channel = await connection.session()
+        await channel.exec("sleep 60")
+        os.kill(await mux.alive(path), signal.SIGKILL)
+        for waiting in (channel.read(), channel.wait(), connection.ping()):
+            with pytest.raises(MasterGone):
+                await waiting
+
+    through(path, work)
