@@ -74,6 +74,7 @@ def sshd(folder: Path, user: str, home: Path, *, options: dict[str, str] | None 
         "StrictModes": "no",
         "UsePAM": "no",
         "PasswordAuthentication": "no",
+        "KbdInteractiveAuthentication": "no",
         "MaxStartups": "100",
         **(options or {}),
     }

@@ -1,0 +1,79 @@
+"""Whom ssh would connect to under a name, asked of ssh itself: every rule of the user's configuration holds."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from holdfast import runs
+from holdfast.errors import HostUnreachable, UsageError
+
+MOST_PATH_BYTES = 90  # a master binds the path with a dot and 16 more first; 108 is where a socket's path ends
+_ANSWER_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What decides which connection can be shared. `config` is another file than the user's own."""
+
+    alias: str
+    user: str
+    host: str
+    port: int
+    jump: str = ""
+    proxy_command: str = ""
+    config: str = ""
+
+    @property
+    def key(self) -> str:
+        """12 hexadecimal digits, the same for all names of one place reached in one way."""
+        where = (self.user, self.host, str(self.port), self.jump, self.proxy_command)
+        return hashlib.blake2b("\0".join(where).encode(), digest_size=6).hexdigest()
+
+    @property
+    def options(self) -> list[str]:
+        """What ssh is told before the name."""
+        return ["-F", self.config] if self.config else []
+
+    def __str__(self) -> str:
+        return self.alias
+
+
+def resolve(alias: str, *, config: str = "") -> Target:
+    """Ask `ssh -G`; nothing is connected. Raises UsageError for a name that is none, HostUnreachable without ssh."""
+    if not alias or alias.startswith("-") or any(c.isspace() for c in alias):
+        raise UsageError(f"{alias!r} is not the name of a host")
+    argv = ["ssh", *(["-F", config] if config else []), "-G", "--", alias]
+    try:
+        told = subprocess.run(argv, capture_output=True, text=True, timeout=_ANSWER_S, check=False)
+    except FileNotFoundError:
+        raise HostUnreachable("there is no program ssh", hint="install the OpenSSH client") from None
+    except subprocess.TimeoutExpired:
+        raise HostUnreachable(f"ssh -G {alias} did not end within {_ANSWER_S:g} s") from None
+    if told.returncode:
+        said = told.stderr.strip().splitlines()
+        raise HostUnreachable(f"ssh cannot be configured for {alias}: {said[-1] if said else 'it said nothing'}")
+    values = dict(line.split(" ", 1) for line in told.stdout.splitlines() if " " in line)
+    return Target(
+        alias=alias,
+        user=values["user"],
+        host=values["hostname"],
+        port=int(values["port"]),
+        jump=_given(values.get("proxyjump", "")),
+        proxy_command=_given(values.get("proxycommand", "")),
+        config=config,
+    )
+
+
+def _given(value: str) -> str:
+    return "" if value == "none" else value
+
+
+def control_path(target: Target) -> Path:
+    """Where the socket of our master for it lies. Raises HostUnreachable where its path would be too long."""
+    path = runs.runtime_home() / "link" / target.key
+    if len(str(path)) > MOST_PATH_BYTES:
+        raise HostUnreachable(f"the control socket's path {path} has more than {MOST_PATH_BYTES} bytes")
+    return path
