@@ -24,6 +24,8 @@ class Sshd:
     port: int
     folder: Path
     config: Path
+    allowed: Path  # the keys that are let in
+    pid: int
 
     @property
     def log(self) -> str:
@@ -76,6 +78,7 @@ def sshd(folder: Path, user: str, home: Path, *, options: dict[str, str] | None 
         "PasswordAuthentication": "no",
         "KbdInteractiveAuthentication": "no",
         "MaxStartups": "100",
+        "LogLevel": "VERBOSE",
         **(options or {}),
     }
     (folder / "sshd_config").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
@@ -87,7 +90,7 @@ def sshd(folder: Path, user: str, home: Path, *, options: dict[str, str] | None 
         f"  IdentitiesOnly yes\n  UserKnownHostsFile {folder}/known_hosts\n  GlobalKnownHostsFile /dev/null\n"
     )
     with process([program, "-D", "-e", "-f", str(folder / "sshd_config")], folder / "sshd.log") as child:
-        server = Sshd(port, folder, config)
+        server = Sshd(port, folder, config, allowed, child.pid)
         until(lambda: "Server listening" in server.log or child.poll() is not None, what=lambda: server.log)
         yield server
 

@@ -1,0 +1,202 @@
+"""One OpenSSH master, our child in the foreground, and what its network does.
+
+`states` decides, this carries out: it starts ssh, asks the other end for a sign of life, and ends a master that leads
+nowhere. What ssh says lies in a file beside the socket, so that no pipe keeps anybody waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from holdfast.link import mux, states
+from holdfast.link.channels import Connection
+from holdfast.link.diagnosis import Cause, Why, diagnose
+from holdfast.link.mux import MasterGone
+from holdfast.link.states import Do, Link, State
+from holdfast.link.target import Target, control_path
+
+TICK_S = 0.1
+OPEN_POLL_S = 0.02
+END_S = 2.0  # for a master to end by itself before it is killed
+
+
+@dataclass(frozen=True, slots=True)
+class Keepalive:
+    """What ssh itself does against silence, behind our own pings: seconds between questions, and how many."""
+
+    interval_s: int = 15
+    count: int = 3
+
+
+def command(target: Target, path: Path, keepalive: Keepalive) -> list[str]:
+    """How a master is started: nothing of the user's configuration but what concerns the way there."""
+    fixed = {
+        "ControlMaster": "yes",
+        "ControlPath": str(path),
+        "ControlPersist": "no",
+        "ServerAliveInterval": keepalive.interval_s,
+        "ServerAliveCountMax": keepalive.count,
+        "TCPKeepAlive": "yes",
+        "BatchMode": "yes",
+        "ClearAllForwardings": "yes",
+        "PermitLocalCommand": "no",
+        "RemoteCommand": "none",
+        "RequestTTY": "no",
+    }
+    options = [word for name, value in fixed.items() for word in ("-o", f"{name}={value}")]
+    return ["ssh", *target.options, "-N", "-T", *options, "--", target.alias]
+
+
+class Master:
+    """The connection to one target, for as long as `serve` runs."""
+
+    def __init__(self, target: Target, tell: Callable[[Link], object], keepalive: Keepalive | None = None) -> None:
+        self.target, self.path = target, control_path(target)
+        self.link = Link()
+        self.connection: Connection | None = None  # for pings, and for who wants channels without one of their own
+        self._tell, self._keepalive = tell, keepalive or Keepalive()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._slept_s = _asleep_s()
+
+    def want(self) -> None:
+        """Somebody needs the connection now."""
+        self._become(states.want(self.link, _now_s()))
+
+    def drop(self) -> None:
+        """Nobody needs it any more."""
+        self._decided(states.drop(self.link, _now_s()))
+
+    def doubt(self) -> None:
+        """The network may be another one, or gone: ask now."""
+        self._decided(states.doubted(self.link, _now_s()))
+
+    async def serve(self) -> None:
+        """Watch over the connection until cancelled; the master is ended then."""
+        try:
+            while True:
+                await self._turn()
+                await asyncio.sleep(TICK_S)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await self._hang_up()
+
+    async def _turn(self) -> None:
+        slept_s, now_s = _asleep_s(), _now_s()
+        if slept_s > self._slept_s + 1.0:
+            self.doubt()
+        self._slept_s = slept_s
+        if self.connection is not None:
+            heard_s = self.connection.heard_s + slept_s
+            if heard_s > self.link.heard_s and self.link.state in (State.UP, State.SUSPECT):
+                self._become(states.heard(self.link, heard_s))
+        if self._child is not None and self._child.poll() is not None:
+            await self._ended(self._child)
+        self._decided(states.tick(self.link, now_s))
+
+    def _decided(self, decision: tuple[Link, tuple[Do, ...]]) -> None:
+        link, actions = decision
+        self._become(link)
+        work = {Do.CONNECT: self._connect, Do.PING: self._ping, Do.HANG_UP: self._hang_up}
+        for action in actions:
+            task = asyncio.get_running_loop().create_task(work[action]())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _become(self, link: Link) -> None:
+        changed = (link.state, link.why) != (self.link.state, self.link.why)
+        self.link = link
+        if changed:
+            self._tell(link)
+
+    # -- what states asks for
+
+    async def _connect(self) -> None:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await _remove_stale(self.path)
+        with open(self._said, "wb", opener=_private) as said:
+            self._child = child = subprocess.Popen(
+                command(self.target, self.path, self._keepalive),
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
+            )
+        while child.poll() is None and self.link.state is State.CONNECTING:
+            with contextlib.suppress(MasterGone):
+                self.connection = Connection(await mux.proxied(str(self.path), within_s=END_S))
+                await self.connection.ping(within_s=states.CONNECT_S)
+                self._become(states.opened(self.link, _now_s()))
+                return
+            await asyncio.sleep(OPEN_POLL_S)
+
+    async def _ping(self) -> None:
+        if self.connection is not None:
+            with contextlib.suppress(MasterGone):  # silence is judged by the table
+                await self.connection.ping(within_s=states.CONNECT_S)
+                self._become(states.answered(self.link, _now_s()))
+
+    async def _hang_up(self) -> None:
+        child = self._child
+        if child is None:
+            return
+        with contextlib.suppress(MasterGone):
+            await mux.terminate(str(self.path), within_s=END_S)
+        deadline_s = time.monotonic() + END_S
+        while child.poll() is None and time.monotonic() < deadline_s:
+            await asyncio.sleep(OPEN_POLL_S)
+        if child.poll() is None:
+            child.kill()
+
+    async def _ended(self, child: subprocess.Popen[bytes]) -> None:
+        self._child = None
+        if self.connection is not None:
+            await self.connection.close()
+            self.connection = None
+        said = self._said.read_text(errors="replace")
+        why = diagnose(said, self.target.alias)
+        if why.cause is Cause.UNKNOWN and self.link.state in (State.UP, State.SUSPECT, State.DEAD):
+            why = Why(Cause.LOST, f"the connection to {self.target.alias} ended", said=why.said)
+        self._become(states.gone(self.link, _now_s(), why, random.random()))  # noqa: S311 (jitter)
+
+    @property
+    def _said(self) -> Path:
+        return self.path.with_suffix(".log")
+
+
+async def _remove_stale(path: Path) -> None:
+    """A socket nobody listens on: ssh would print a word about it and go on without sharing."""
+    if not path.exists():
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            path.unlink(missing_ok=True)
+            return
+    with contextlib.suppress(MasterGone):
+        await mux.terminate(str(path), within_s=END_S)  # of an agent that was killed: ours now, and ended
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _now_s() -> float:
+    """A clock that goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _asleep_s() -> float:
+    """How long the machine has slept since it was started."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()

@@ -1,0 +1,137 @@
+"""A master and its network, with a real ssh and a real sshd."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from holdfast import process
+from holdfast.link import mux, target
+from holdfast.link.diagnosis import Cause
+from holdfast.link.master import Master
+from holdfast.link.states import State
+from tests.labs import sshd as lab
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[lab.Sshd]:
+    with lab.person() as (user, home), lab.sshd(tmp_path / "sshd", user, home) as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def serving(server: lab.Sshd) -> AsyncIterator[tuple[Master, list[State]]]:
+    """A master that is wanted, and the states it has been in."""
+    seen: list[State] = []
+    master = Master(target.resolve("node", config=str(server.config)), lambda link: seen.append(link.state))
+    task = asyncio.get_running_loop().create_task(master.serve())
+    try:
+        master.want()
+        yield master, seen
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def until(condition: Callable[[], object], within_s: float = 30.0) -> None:
+    """On the event loop."""
+    deadline_s = asyncio.get_running_loop().time() + within_s
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline_s, f"not within {within_s:g} s"
+        await asyncio.sleep(0.02)
+
+
+def ours(server: lab.Sshd) -> list[int]:
+    """The server's processes for connections, without the one that listens."""
+    listed = subprocess.run(["pgrep", "-P", str(server.pid)], capture_output=True, text=True, check=False).stdout
+    children = [int(word) for word in listed.split()]
+    grand = [subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False) for pid in children]
+    return [*children, *(int(word) for one in grand for word in one.stdout.split())]
+
+
+def test_it_comes_up_when_wanted_and_ends_when_dropped(server: lab.Sshd) -> None:
+    async def work() -> None:
+        async with serving(server) as (master, seen):
+            await until(lambda: master.link.state is State.UP)
+            pid = await mux.alive(str(master.path))
+            assert 0 < master.link.trip_s < 5 or master.link.trip_s == 0.0
+            master.drop()
+            await until(lambda: master.link.state is State.DOWN)
+            assert process.identity(pid) is None
+            assert seen[:2] == [State.CONNECTING, State.UP]
+            await asyncio.sleep(0.5)
+            assert master.link.state is State.DOWN
+
+    asyncio.run(work())
+
+
+def test_a_master_that_is_killed_is_replaced(server: lab.Sshd) -> None:
+    async def work() -> None:
+        async with serving(server) as (master, seen):
+            await until(lambda: master.link.state is State.UP)
+            pid = await mux.alive(str(master.path))
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: seen.count(State.UP) == 2)
+            assert await mux.alive(str(master.path)) != pid
+            assert State.DOWN in seen
+
+    asyncio.run(work())
+
+
+def test_silence_is_noticed_and_another_connection_made(server: lab.Sshd) -> None:
+    async def work() -> None:
+        async with serving(server) as (master, seen):
+            await until(lambda: master.link.state is State.UP)
+            silent = ours(server)
+            assert silent
+            for pid in silent:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+                master.doubt()
+                await until(lambda: State.SUSPECT in seen)
+                await until(lambda: seen.count(State.UP) == 2)
+                assert seen[-4:] == [State.DEAD, State.DOWN, State.CONNECTING, State.UP]
+            finally:
+                for pid in silent:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+
+    asyncio.run(work())
+
+
+def test_a_key_that_is_not_taken_is_shown_once(server: lab.Sshd) -> None:
+    async def work() -> None:
+        server.allowed.write_text("")
+        async with serving(server) as (master, seen):
+            await until(lambda: master.link.state is State.NEEDS_AUTHENTICATION)
+            await asyncio.sleep(1.0)
+            assert seen == [State.CONNECTING, State.NEEDS_AUTHENTICATION]
+            assert master.link.why is not None
+            assert master.link.why.cause is Cause.AUTHENTICATION
+            assert server.log.count("Connection from") <= 1
+
+    asyncio.run(work())
+
+
+def test_what_a_killed_master_left_does_not_stand_in_the_way(server: lab.Sshd) -> None:
+    async def work() -> None:
+        async with serving(server) as (master, _):
+            await until(lambda: master.link.state is State.UP)
+
+    path = target.control_path(target.resolve("node", config=str(server.config)))
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    asyncio.run(work())
+    assert not path.exists()
