@@ -32,6 +32,8 @@ def run(argv: Sequence[str], *, clock: Callable[[], float] | None = None) -> int
     """Run one command line and return its exit code. `clock` gives unix seconds; by default it is time.time."""
     if argv[:1] == ["node"]:
         return _node(argv[1:])
+    if argv == ["link-agent"]:
+        return _link_agent()
     try:
         return _verb(argv, clock)
     except KeyboardInterrupt:
@@ -57,6 +59,16 @@ def _node(argv: Sequence[str]) -> int:
 
     try:
         return node_main(argv)
+    except HoldfastError as error:
+        return _say(str(error), error.hint, error.exit_code)
+
+
+def _link_agent() -> int:
+    """The process that holds a person's connections."""
+    from holdfast.link import agent
+
+    try:
+        return agent.main()
     except HoldfastError as error:
         return _say(str(error), error.hint, error.exit_code)
 

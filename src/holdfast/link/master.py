@@ -22,7 +22,7 @@ from holdfast.link.channels import Connection
 from holdfast.link.diagnosis import Cause, Why, diagnose
 from holdfast.link.mux import MasterGone
 from holdfast.link.states import Do, Link, State
-from holdfast.link.target import Target, control_path
+from holdfast.link.target import Target, control_path, make_folder
 
 TICK_S = 0.1
 OPEN_POLL_S = 0.02
@@ -122,7 +122,7 @@ class Master:
     # -- what states asks for
 
     async def _connect(self) -> None:
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder()
         await _remove_stale(self.path)
         with open(self._said, "wb", opener=_private) as said:
             self._child = child = subprocess.Popen(

@@ -71,9 +71,24 @@ def _given(value: str) -> str:
     return "" if value == "none" else value
 
 
+def folder() -> Path:
+    """Where the sockets of links lie: on a local file system, and of one HOLDFAST_HOME."""
+    home = hashlib.blake2b(str(runs.home().absolute()).encode(), digest_size=4).hexdigest()
+    return runs.runtime_home() / f"link-{home}"
+
+
+def make_folder() -> Path:
+    """Create it, 0700. Raises PermissionError when somebody else made it before us."""
+    for each in (runs.runtime_home(), folder()):
+        each.mkdir(mode=0o700, exist_ok=True)
+        if not runs.is_ours(each):
+            raise PermissionError(f"{each} belongs to another user")
+    return folder()
+
+
 def control_path(target: Target) -> Path:
     """Where the socket of our master for it lies. Raises HostUnreachable where its path would be too long."""
-    path = runs.runtime_home() / "link" / target.key
+    path = folder() / target.key
     if len(str(path)) > MOST_PATH_BYTES:
         raise HostUnreachable(f"the control socket's path {path} has more than {MOST_PATH_BYTES} bytes")
     return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +22,14 @@ from holdfast.link.states import State
 from tests.labs import sshd as lab
 
 pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(autouse=True)
+def own_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No link of whoever runs the tests is touched."""
+    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path))
+    yield
+    shutil.rmtree(target.folder(), ignore_errors=True)
 
 
 @pytest.fixture
@@ -130,7 +139,7 @@ def test_what_a_killed_master_left_does_not_stand_in_the_way(server: lab.Sshd) -
             await until(lambda: master.link.state is State.UP)
 
     path = target.control_path(target.resolve("node", config=str(server.config)))
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    target.make_folder()
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
     asyncio.run(work())

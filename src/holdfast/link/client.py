@@ -1,0 +1,111 @@
+"""How a verb gets a connection: from the agent, which is started when there is none."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from holdfast import process
+from holdfast.errors import HoldfastError, HostUnreachable, LeaseHeld
+from holdfast.link.agent import socket_path
+from holdfast.link.states import State
+from holdfast.link.target import make_folder
+
+START_S = 10.0
+
+
+class NeedsAuthentication(HostUnreachable):
+    """A person has to let ssh in: nothing is tried again by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """A link that is up: `path` is the control socket of its master."""
+
+    alias: str
+    key: str
+    path: str
+    trip_s: float
+
+
+class Links:
+    """One client of the agent. The links it has asked for are in use until it is closed."""
+
+    def __init__(self) -> None:
+        self._agent = _connected()
+
+    def __enter__(self) -> Links:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """The links may go when nobody else uses them."""
+        self._agent.close()
+
+    def up(self, alias: str, *, config: str = "", within_s: float = 30.0, persist_s: float | None = None) -> Up:
+        """A connection to `alias`, within a time. Raises NeedsAuthentication, HostUnreachable, UsageError."""
+        asked = {"op": "want", "alias": alias, "config": config, "within_s": within_s}
+        told = self._ask({**asked, **({} if persist_s is None else {"persist_s": persist_s})}, within_s + START_S)
+        if told["ok"]:
+            return Up(told["alias"], told["key"], told["path"], told["trip_s"])
+        why = told["why"] or f"no answer within {within_s:g} s"
+        if told["state"] == State.NEEDS_AUTHENTICATION.value:
+            raise NeedsAuthentication(why, hint=told["hint"])
+        raise HostUnreachable(f"{alias} cannot be reached: {why}", hint=told["hint"])
+
+    def every(self) -> list[dict[str, Any]]:
+        """What the agent holds: alias, state, trip_s, users and why, of each link."""
+        return list(self._ask({"op": "links"}, START_S)["links"])
+
+    def drop(self, key: str) -> None:
+        """End a connection, whoever uses it."""
+        self._ask({"op": "drop", "key": key}, START_S)
+
+    def _ask(self, message: dict[str, Any], within_s: float) -> dict[str, Any]:
+        self._agent.settimeout(within_s)
+        try:
+            process.send(self._agent, message)
+            told, _ = process.receive(self._agent)
+        except (OSError, json.JSONDecodeError) as error:
+            raise HoldfastError(f"the link agent does not answer: {error}") from error
+        if "error" in told:
+            kind = HostUnreachable if told.get("exit_code") == HostUnreachable.exit_code else HoldfastError
+            raise kind(told["error"], hint=told.get("hint", ""))
+        return told
+
+
+def _connected() -> socket.socket:
+    """To the agent that lives, or to one that is started now. Raises HoldfastError."""
+    deadline_s = time.monotonic() + START_S
+    while True:
+        agent = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            agent.connect(str(socket_path()))
+        except OSError as error:
+            agent.close()
+            if time.monotonic() > deadline_s:
+                raise HoldfastError(f"the link agent cannot be reached: {error}") from error
+            _start()  # or another one is just starting
+        else:
+            return agent
+
+
+def _start() -> None:
+    """Returns when an agent listens. Raises HoldfastError."""
+    log = make_folder() / "agent.log"
+    with log.open("ab") as said:
+        child = subprocess.run(
+            [sys.executable, "-m", "holdfast", "link-agent"],
+            stdin=subprocess.DEVNULL, stdout=said, stderr=said, cwd="/", start_new_session=True, check=False,
+            timeout=START_S,
+        )  # fmt: skip
+    if child.returncode not in (0, LeaseHeld.exit_code):  # another one was faster
+        raise HoldfastError(f"the link agent ended with status {child.returncode}", hint=f"see {log}")

@@ -1,0 +1,137 @@
+"""The link agent, started as a verb would start it, between a real sshd and its clients."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from holdfast import process
+from holdfast.errors import HostUnreachable
+from holdfast.link import agent, mux, target
+from holdfast.link.client import Links, NeedsAuthentication
+from tests.labs import sshd as lab
+from tests.labs.servers import free_port
+from tests.waiting import until
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[lab.Sshd]:
+    with lab.person() as (user, home), lab.sshd(tmp_path / "sshd", user, home) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def own_agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """One for this test alone, ended afterwards."""
+    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path))
+    yield
+    who = holder()
+    if who is not None:
+        process.send_signal(who, signal.SIGTERM)
+        until(lambda: not process.alive(who))
+    shutil.rmtree(target.folder(), ignore_errors=True)
+
+
+def holder() -> process.Identity | None:
+    path = target.folder() / "agent.lock"
+    return process.identity(int(path.read_text() or 0)) if path.exists() else None
+
+
+def masters() -> list[str]:
+    """Command lines of the masters of this test's agent."""
+    place = str(target.folder())
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if words[0] == b"ssh" and place in str(words):
+                found.append(b" ".join(words).decode())
+    return found
+
+
+def test_clients_share_one_connection(server: lab.Sshd) -> None:
+    with Links() as one, Links() as other:
+        first = one.up("node", config=str(server.config))
+        second = other.up("node", config=str(server.config))
+
+        assert first.path == second.path
+        assert len(masters()) == 1
+        assert [(link["alias"], link["state"], link["users"]) for link in one.every()] == [("node", "up", 2)]
+        assert asyncio.run(mux.alive(first.path)) > 1
+
+
+def test_many_clients_at_once_start_one_agent(server: lab.Sshd) -> None:
+    def ask() -> str:
+        with Links() as links:
+            return links.up("node", config=str(server.config)).path
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len({future.result() for future in [pool.submit(ask) for _ in range(8)]}) == 1
+    assert len(masters()) == 1
+
+
+def test_a_link_goes_when_nobody_has_used_it_for_long_enough(server: lab.Sshd) -> None:
+    with Links() as links:
+        links.up("node", config=str(server.config), persist_s=0.5)
+        time.sleep(2)  # in use, however long
+        assert len(masters()) == 1
+    until(lambda: not masters())
+
+
+def test_a_refused_key_is_told_and_tried_again_when_asked(server: lab.Sshd) -> None:
+    keys = server.allowed.read_text()
+    server.allowed.write_text("")
+    with Links() as links:
+        with pytest.raises(NeedsAuthentication, match="takes none of our keys"):
+            links.up("node", config=str(server.config))
+        server.allowed.write_text(keys)
+        assert links.up("node", config=str(server.config)).alias == "node"
+
+
+def test_nobody_there_is_told_within_the_time(server: lab.Sshd, tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_text(server.config.read_text().replace(f"Port {server.port}", f"Port {free_port()}"))
+
+    with Links() as links, pytest.raises(HostUnreachable, match="no SSH server listens"):
+        links.up("node", config=str(config), within_s=5)
+
+
+def test_an_agent_that_is_killed_is_replaced_and_its_master_ended(server: lab.Sshd) -> None:
+    with Links() as links:
+        links.up("node", config=str(server.config))
+    who = holder()
+    assert who is not None
+    process.send_signal(who, signal.SIGKILL)
+    until(lambda: not process.alive(who))
+
+    with Links() as links:
+        up = links.up("node", config=str(server.config))
+        assert asyncio.run(mux.alive(up.path)) > 1
+        assert len(masters()) == 1
+
+
+def test_dropping_ends_the_connection(server: lab.Sshd) -> None:
+    with Links() as links:
+        up = links.up("node", config=str(server.config))
+        links.drop(up.key)
+        assert masters() == []
+        assert links.every() == []
+
+
+def test_nonsense_is_answered(server: lab.Sshd) -> None:
+    with Links() as links:
+        links.up("node", config=str(server.config))
+        for nonsense in ({"op": "dance"}, {}, {"op": "want"}):
+            told, _ = process.request(agent.socket_path(), nonsense, timeout_s=5)
+            assert not told["ok"]
+        assert len(links.every()) == 1
