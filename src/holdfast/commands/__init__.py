@@ -36,6 +36,7 @@ VERBS: Table = {
     "Machine": {
         "shell": Verb("shell", "a terminal in the run's code and environment"),
         "drill": Verb("drill", "break a run on purpose and prove that it recovers"),
+        "exec": Verb("exec_", "one command on one or many hosts (--on 'gpu-*')"),
         "host": Verb("host", "make this machine continue its runs after a reboot"),
         "schema": Verb("schema", "the JSON schema of the run file"),
         "completion": Verb("completion", "the completion script of a shell"),

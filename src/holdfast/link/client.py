@@ -55,7 +55,7 @@ class Links:
         asked = {"op": "want", "alias": alias, "config": config, "within_s": within_s}
         told = self._ask({**asked, **({} if persist_s is None else {"persist_s": persist_s})}, within_s + START_S)
         if told["ok"]:
-            return Up(told["alias"], told["key"], told["path"], told["trip_s"])
+            return Up(alias, told["key"], told["path"], told["trip_s"])
         why = told["why"] or f"no answer within {within_s:g} s"
         if told["state"] == State.NEEDS_AUTHENTICATION.value:
             raise NeedsAuthentication(why, hint=told["hint"])

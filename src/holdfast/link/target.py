@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,11 @@ class Target:
 
     def __str__(self) -> str:
         return self.alias
+
+
+def users_config() -> str:
+    """The ssh configuration in place of the user's own that HOLDFAST_SSH_CONFIG names; "" for none."""
+    return os.environ.get("HOLDFAST_SSH_CONFIG", "")
 
 
 def resolve(alias: str, *, config: str = "") -> Target:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from holdfast.errors import HostUnreachable
 from holdfast.link import agent, mux, target
 from holdfast.link.client import Links, NeedsAuthentication
 from tests.labs import sshd as lab
+from tests.labs.links import holder, own_links
 from tests.labs.servers import free_port
 from tests.waiting import until
 
@@ -33,18 +33,8 @@ def server(tmp_path: Path) -> Iterator[lab.Sshd]:
 @pytest.fixture(autouse=True)
 def own_agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """One for this test alone, ended afterwards."""
-    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path))
-    yield
-    who = holder()
-    if who is not None:
-        process.send_signal(who, signal.SIGTERM)
-        until(lambda: not process.alive(who))
-    shutil.rmtree(target.folder(), ignore_errors=True)
-
-
-def holder() -> process.Identity | None:
-    path = target.folder() / "agent.lock"
-    return process.identity(int(path.read_text() or 0)) if path.exists() else None
+    with own_links(tmp_path, monkeypatch):
+        yield
 
 
 def masters() -> list[str]:

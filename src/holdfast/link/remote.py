@@ -1,0 +1,119 @@
+"""Commands on hosts: one with its bytes straight to ours, or many at once, each kept apart."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from holdfast.errors import HoldfastError, HostUnreachable
+from holdfast.link import mux
+from holdfast.link.channels import Channel, Connection
+from holdfast.link.client import Links, Up
+from holdfast.link.mux import Refused
+
+AT_ONCE = 32  # hosts
+SESSIONS = 6  # of one connection at a time: slots come free late, and at the usual limit of 10 many are refused
+_AGAIN_S = 0.02
+MOST_BYTES = 16 << 20  # of output that is kept, of each stream of each host
+UNREACHED = 255  # the exit status of a command that nobody could run, as ssh has it
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a command on one host. `error` is a sentence where it did not run to its end."""
+
+    host: str
+    status: int
+    out: bytes = b""
+    err: bytes = b""
+    error: str = ""
+    hint: str = ""
+    seconds: float = 0.0
+
+
+def run(up: Up, command: str, stdio: Sequence[int], *, within_s: float | None = None) -> int:
+    """Run `command` there on descriptors of ours; its exit status. Raises HostUnreachable when the link ends first."""
+
+    async def ride() -> int:
+        passenger = await mux.passenger(up.path, command, stdio)
+        try:
+            return await asyncio.wait_for(passenger.wait(), within_s)
+        except asyncio.TimeoutError:
+            raise HostUnreachable(f"{up.alias}: the command did not end within {within_s:g} s") from None
+        finally:
+            passenger.close()
+
+    return asyncio.run(ride())
+
+
+def everywhere(
+    hosts: Sequence[str], command: str, *, config: str = "", at_once: int = AT_ONCE, within_s: float = 60.0
+) -> Iterator[Outcome]:
+    """Run `command` on every host, so many at once; outcomes in the order of `hosts`, each as soon as it may."""
+    free: defaultdict[str, threading.Semaphore] = defaultdict(lambda: threading.Semaphore(SESSIONS))
+    with ThreadPoolExecutor(max(1, at_once)) as pool:
+        waiting = [pool.submit(_one, host, command, config, within_s, free) for host in hosts]
+        try:
+            for future in waiting:
+                yield future.result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _one(host: str, command: str, config: str, within_s: float, free: Mapping[str, threading.Semaphore]) -> Outcome:
+    began_s = time.monotonic()
+    try:
+        with Links() as links:
+            up = links.up(host, config=config, within_s=within_s)
+            with free[up.key]:
+                left_s = within_s - (time.monotonic() - began_s)
+                return asyncio.run(_kept(up, command, left_s, began_s))
+    except HoldfastError as error:
+        return Outcome(host, UNREACHED, error=str(error), hint=error.hint, seconds=time.monotonic() - began_s)
+
+
+async def _kept(up: Up, command: str, within_s: float, began_s: float) -> Outcome:
+    connection = Connection(await mux.proxied(up.path))
+    try:
+        channel = await _session(connection, within_s)
+        await channel.exec(command)
+        await channel.end()
+        work = asyncio.gather(_all(channel, stderr=False), _all(channel, stderr=True), channel.wait())
+        try:
+            out, err, exit_ = await asyncio.wait_for(work, max(0.0, within_s))
+        except asyncio.TimeoutError:
+            await channel.signal("TERM")
+            raise HostUnreachable(f"{up.alias}: the command did not end in time, and was sent SIGTERM") from None
+    finally:
+        await connection.close()
+    seconds = time.monotonic() - began_s
+    if exit_.signal:
+        return Outcome(up.alias, UNREACHED, out, err, f"the command was ended by SIG{exit_.signal}", "", seconds)
+    if exit_.status is None:
+        return Outcome(up.alias, UNREACHED, out, err, "the channel was cut before the command ended", "", seconds)
+    return Outcome(up.alias, exit_.status, out, err, seconds=seconds)
+
+
+async def _session(connection: Connection, within_s: float) -> Channel:
+    """One as soon as the server has a slot: it says no at once, and frees a slot some time after a command's end."""
+    deadline_s = time.monotonic() + within_s
+    while True:
+        try:
+            return await connection.session()
+        except Refused:
+            if time.monotonic() > deadline_s:
+                raise
+        await asyncio.sleep(_AGAIN_S)
+
+
+async def _all(channel: Channel, *, stderr: bool) -> bytes:
+    kept = bytearray()
+    while part := await channel.read(stderr=stderr):
+        kept += part[: MOST_BYTES - len(kept)]
+    return bytes(kept)

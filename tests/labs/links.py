@@ -1,0 +1,33 @@
+"""A link agent of the test's own, so that nobody's connections are touched."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from holdfast import process
+from holdfast.link import target
+from tests.waiting import until
+
+
+@contextlib.contextmanager
+def own_links(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """HOLDFAST_HOME is `home`; whatever agent was started under it is ended afterwards."""
+    monkeypatch.setenv("HOLDFAST_HOME", str(home))
+    yield
+    who = holder()
+    if who is not None:
+        process.send_signal(who, signal.SIGTERM)
+        until(lambda: not process.alive(who))
+    shutil.rmtree(target.folder(), ignore_errors=True)
+
+
+def holder() -> process.Identity | None:
+    """The agent."""
+    path = target.folder() / "agent.lock"
+    return process.identity(int(path.read_text() or 0)) if path.exists() else None

@@ -1,0 +1,106 @@
+"""Commands on hosts through the agent, from the command line and from Python, on a real sshd."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from holdfast.errors import UsageError
+from holdfast.link import names, remote
+from tests.labs import sshd as lab
+from tests.labs.links import own_links
+from tests.labs.servers import free_port
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Sshd]:
+    with lab.person() as (user, home), lab.sshd(tmp_path_factory.mktemp("sshd"), user, home) as running:
+        node = running.config.read_text()
+        more = [node.replace("Host node", f"Host gpu-{name}") for name in "abc"]
+        dead = node.replace("Host node", "Host dead").replace(f"Port {running.port}", f"Port {free_port()}")
+        running.config.write_text("\n".join([node, *more, dead]))
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: lab.Sshd) -> Iterator[None]:
+    monkeypatch.setenv("HOLDFAST_SSH_CONFIG", str(server.config))
+    with own_links(tmp_path, monkeypatch):
+        yield
+
+
+def holdfast(*words: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "holdfast", *words], input=given, capture_output=True, timeout=60, check=False
+    )
+
+
+def test_one_host_gives_its_bytes_and_its_status() -> None:
+    sent = os.urandom(2_000_000)
+
+    done = holdfast("exec", "--on", "node", "--", "cat; echo oops >&2; exit 9", given=sent)
+
+    assert (done.returncode, done.stderr) == (9, b"oops\n")
+    assert hashlib.sha256(done.stdout).digest() == hashlib.sha256(sent).digest()
+
+
+def test_words_arrive_as_they_are() -> None:
+    done = holdfast("exec", "--on", "node", "--", "printf", "%s|", "a b", "$HOME", "it's")
+
+    assert done.stdout == b"a b|$HOME|it's|"
+
+
+def test_a_pattern_means_every_alias_and_each_line_says_whose_it_is() -> None:
+    done = holdfast("exec", "--on", "gpu-*", "--", "echo one; echo two >&2")
+
+    assert done.returncode == 0
+    assert done.stdout.decode().splitlines() == ["gpu-a: one", "gpu-b: one", "gpu-c: one"]
+    assert done.stderr.decode().splitlines() == ["gpu-a: two", "gpu-b: two", "gpu-c: two"]
+
+
+def test_a_host_that_does_not_answer_is_told_and_the_others_answer() -> None:
+    done = holdfast("exec", "--on", "gpu-a", "--on", "dead", "--json", "--", "exit 3")
+    told = {one["host"]: one for one in map(json.loads, done.stdout.splitlines())}
+
+    assert done.returncode == 255
+    assert (told["gpu-a"]["status"], told["gpu-a"]["error"]) == (3, "")
+    assert (told["dead"]["status"], "no SSH server listens" in told["dead"]["error"]) == (255, True)
+
+
+def test_a_command_that_takes_too_long_is_ended(server: lab.Sshd) -> None:
+    config = str(server.config)
+    (first,) = remote.everywhere(["node"], "echo $$; exec sleep 60", config=config, within_s=2)
+
+    assert "did not end in time" in first.error
+    (after,) = remote.everywhere(["node"], "pgrep -u $(id -u) -x sleep; true", config=config)
+    assert after.out == b""
+
+
+def test_many_commands_at_once_meet_no_refusal(server: lab.Sshd) -> None:
+    done = list(remote.everywhere(["node"] * 60, "true", config=str(server.config), at_once=32))
+
+    assert [(one.status, one.error) for one in done] == [(0, "")] * 60
+
+
+def test_a_pattern_that_means_nobody_is_told(server: lab.Sshd) -> None:
+    with pytest.raises(UsageError, match="no host of your ssh configuration matches 'gpx-\\*'") as refused:
+        names.chosen(["gpx-*"], str(server.config))
+    assert "gpu-" in refused.value.hint
+
+
+def test_aliases_are_found_in_every_form_that_ssh_takes(tmp_path: Path) -> None:
+    (tmp_path / "more.conf").write_text("host = c\nHost d* !e\n")
+    (tmp_path / "config").write_text(
+        f'Host a "b"  # of mine\nInclude more.*\nInclude {tmp_path}/config\nMatch host x\n'
+    )
+
+    assert names.known(str(tmp_path / "config")) == ["a", "b", "c"]
