@@ -203,11 +203,11 @@ class Channel:
                     raise BrokenPipeError("the other side has closed the channel")
                 size = min(len(view), self._room, self._most)
                 self._room -= size
-            await self._send(_DATA, string(bytes(view[:size])))
-            view = view[size:]
+            if await self._send(_DATA, string(bytes(view[:size]))):
+                view = view[size:]
 
     async def end(self) -> None:
-        """Nothing more will be written. Raises MasterGone."""
+        """Nothing more will be written; no matter where the command has ended already. Raises MasterGone."""
         await self._send(_EOF, b"")
 
     async def wait(self) -> Exit:
@@ -217,19 +217,24 @@ class Channel:
     async def close(self) -> None:
         """Give the channel up, whatever the other side does with it."""
         if not self._closing and self._lost is None:
-            self._closing = True
             with contextlib.suppress(MasterGone):
                 await self._send(_CLOSE, b"")
 
     async def _ask(self, request: str, more: bytes, within_s: float) -> None:
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._answers.append(answer)
-        await self._send(_REQUEST, string(request) + TRUE + more)
+        if not await self._send(_REQUEST, string(request) + TRUE + more):
+            raise Refused(f"the server has closed the channel before {request}")
         if not await self._connection.answered(answer, within_s, request):
             raise Refused(f"the server refused {request}")
 
-    async def _send(self, kind: int, body: bytes) -> None:
+    async def _send(self, kind: int, body: bytes) -> bool:
+        """False when we have closed the channel before: a word about one ends the whole connection of the server."""
+        if self._closing:
+            return False
+        self._closing = kind == _CLOSE
         await self._connection.send(kind, u32(self._theirs) + body)
+        return True
 
     async def _allow(self, size: int) -> None:
         self._owed += size
