@@ -53,7 +53,9 @@ def person() -> Iterator[tuple[str, Path]]:
 
 
 @contextlib.contextmanager
-def sshd(folder: Path, user: str, home: Path, *, options: dict[str, str] | None = None) -> Iterator[Sshd]:
+def sshd(
+    folder: Path, user: str, home: Path, *, options: dict[str, str] | None = None, address: str = "127.0.0.1"
+) -> Iterator[Sshd]:
     """A server that lets `user` in with a key that lies in `folder`, with `options` of sshd_config besides."""
     program = "/usr/sbin/sshd" if Path("/usr/sbin/sshd").exists() else need_program("sshd")
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -69,7 +71,7 @@ def sshd(folder: Path, user: str, home: Path, *, options: dict[str, str] | None 
     port = free_port()
     settings = {
         "Port": str(port),
-        "ListenAddress": "127.0.0.1",
+        "ListenAddress": address,
         "HostKey": str(folder / "host"),
         "AuthorizedKeysFile": str(allowed),
         "PidFile": "none",
@@ -82,11 +84,11 @@ def sshd(folder: Path, user: str, home: Path, *, options: dict[str, str] | None 
         **(options or {}),
     }
     (folder / "sshd_config").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
-    known = f"[127.0.0.1]:{port} {(folder / 'host.pub').read_text()}"
+    known = f"[{address}]:{port} {(folder / 'host.pub').read_text()}"
     (folder / "known_hosts").write_text(known)
     config = folder / "config"
     config.write_text(
-        f"Host node\n  HostName 127.0.0.1\n  Port {port}\n  User {user}\n  IdentityFile {folder}/key\n"
+        f"Host node\n  HostName {address}\n  Port {port}\n  User {user}\n  IdentityFile {folder}/key\n"
         f"  IdentitiesOnly yes\n  UserKnownHostsFile {folder}/known_hosts\n  GlobalKnownHostsFile /dev/null\n"
     )
     with process([program, "-D", "-e", "-f", str(folder / "sshd_config")], folder / "sshd.log") as child:
