@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import defaultdict
@@ -51,6 +52,11 @@ def run(up: Up, command: str, stdio: Sequence[int], *, within_s: float | None = 
     return asyncio.run(ride())
 
 
+def ask(up: Up, command: str, given: bytes = b"", *, within_s: float) -> Outcome:
+    """Run `command` there with `given` as its input, and keep what it says. Raises HostUnreachable."""
+    return asyncio.run(_kept(up, command, given, within_s, time.monotonic()))
+
+
 def everywhere(
     hosts: Sequence[str], command: str, *, config: str = "", at_once: int = AT_ONCE, within_s: float = 60.0
 ) -> Iterator[Outcome]:
@@ -73,20 +79,21 @@ def _one(host: str, command: str, config: str, within_s: float, free: Mapping[st
             up = links.up(host, config=config, within_s=within_s)
             with free[up.key]:
                 left_s = within_s - (time.monotonic() - began_s)
-                return asyncio.run(_kept(up, command, left_s, began_s))
+                return asyncio.run(_kept(up, command, b"", left_s, began_s))
     except HoldfastError as error:
         return Outcome(host, UNREACHED, error=str(error), hint=error.hint, seconds=time.monotonic() - began_s)
 
 
-async def _kept(up: Up, command: str, within_s: float, began_s: float) -> Outcome:
+async def _kept(up: Up, command: str, given: bytes, within_s: float, began_s: float) -> Outcome:
     connection = Connection(await mux.proxied(up.path))
     try:
         channel = await _session(connection, within_s)
         await channel.exec(command)
-        await channel.end()
-        work = asyncio.gather(_all(channel, stderr=False), _all(channel, stderr=True), channel.wait())
+        work = asyncio.gather(
+            _feed(channel, given), _all(channel, stderr=False), _all(channel, stderr=True), channel.wait()
+        )
         try:
-            out, err, exit_ = await asyncio.wait_for(work, max(0.0, within_s))
+            _, out, err, exit_ = await asyncio.wait_for(work, max(0.0, within_s))
         except asyncio.TimeoutError:
             await channel.signal("TERM")
             raise HostUnreachable(f"{up.alias}: the command did not end in time, and was sent SIGTERM") from None
@@ -110,6 +117,12 @@ async def _session(connection: Connection, within_s: float) -> Channel:
             if time.monotonic() > deadline_s:
                 raise
         await asyncio.sleep(_AGAIN_S)
+
+
+async def _feed(channel: Channel, given: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError):  # it wants no more of it
+        await channel.write(given)
+    await channel.end()
 
 
 async def _all(channel: Channel, *, stderr: bool) -> bytes:

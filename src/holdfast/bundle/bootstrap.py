@@ -1,0 +1,103 @@
+"""From a link that is up to a node where our code lies, asking as little as can be."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+
+from holdfast.bundle import closure, places, probing
+from holdfast.bundle.places import Node
+from holdfast.bundle.probing import Facts, Unfit
+from holdfast.bundle.push import Order, Progress, push
+from holdfast.link import remote
+from holdfast.link.client import Up
+from holdfast.process import CALLER_PYTHONPATH
+from holdfast.units import show_size
+
+PROBE_S = 30.0
+START_S = 30.0
+SERVICE = ("-m", "holdfast", "node", "service")
+Tell = Callable[[str], None]  # a sentence for a person
+
+
+def ensure(
+    up: Up,
+    *,
+    again: bool = False,
+    tell: Tell = lambda _: None,
+    progress: Progress = lambda _sent, _all: None,
+) -> Node:
+    """A node with this very holdfast on it.
+
+    What is remembered is believed and nobody is asked; where that turns out wrong, nobody listening at the socket,
+    `again` asks the node. Raises Unfit, HostUnreachable, closure.NoWheel, HoldfastError, OSError.
+    """
+    known = None if again else places.remembered(up.key)
+    if known is not None and _is_current(known):
+        return known
+    found = probing.ask(up, within_s=PROBE_S)
+    for warning in probing.warnings(up.alias, found):
+        tell(warning)
+    python, platform = probing.choose(up.alias, found, sys.version_info[:2])
+    if not closure.is_cached(platform):
+        tell(f"fetching what {up.alias} needs: wheels for {platform}")
+    bundle = closure.bundle(platform)
+    node = _node(up, found, python.path, platform, bundle.hash)
+    if bundle.hash not in found.bundles:
+        probing.check_space(up.alias, found, 2 * bundle.unpacked_bytes)  # its bytecode, and a wheel at a time
+        tell(f"sending holdfast to {up.alias}: {show_size(bundle.size_bytes)}")
+        push(up, python.path, bundle, _order(found), progress)
+    places.remember(node)
+    return node
+
+
+def _is_current(known: Node) -> bool:
+    return closure.is_cached(known.platform) and closure.bundle(known.platform).hash == known.bundle
+
+
+def _node(up: Up, found: Facts, python: str, platform: places.Platform, bundle: str) -> Node:
+    return Node(
+        alias=up.alias,
+        key=up.key,
+        uid=found.uid,
+        home=found.home,
+        python=python,
+        platform=platform,
+        folder=f"{found.place}/bundles/{bundle}",
+        bundle=bundle,
+        socket=places.service_socket(found.uid, found.home, bundle),
+    )
+
+
+def _order(found: Facts) -> Order:
+    return Order(folder=f"{found.place}/bundles", runs=f"{found.home}/runs", collect=not found.is_shared)
+
+
+def start(up: Up, node: Node, words: tuple[str, ...] = SERVICE) -> None:
+    """Run the node's Python with the bundle on its path until it returns; a service does so when it listens.
+
+    Raises Unfit with the last line it said, HostUnreachable.
+    """
+    outcome = remote.ask(up, probing.SHELL, starting(node, words).encode(), within_s=START_S)
+    if outcome.error or outcome.status:
+        places.forget(up.key)
+        said = (outcome.error or outcome.err.decode(errors="replace")).strip().splitlines()
+        raise Unfit(
+            f"{up.alias}: {' '.join(words)} ended with status {outcome.status}: "
+            f"{said[-1][:300] if said else 'it said nothing'}"
+        )
+
+
+def starting(node: Node, words: tuple[str, ...]) -> str:
+    """The shell's lines. The bundle is young again, so that it stays; PYTHONPATH as it was is what trainers get."""
+    quote = shlex.quote
+    return "\n".join(
+        [
+            f'export {CALLER_PYTHONPATH}="${{PYTHONPATH-}}"',
+            f"touch -c {quote(f'{node.folder}/{places.CONTENTS}')}",
+            f"export HOLDFAST_HOME={quote(node.home)} PYTHONPATH={quote(node.folder)}",
+            f"cd / && exec {shlex.join([node.python, '-s', *words])} </dev/null",
+            "",
+        ]
+    )

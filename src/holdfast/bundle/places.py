@@ -1,0 +1,83 @@
+"""What lies where: a bundle and a service's socket on a node, and what a laptop remembers of one."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from holdfast import fsio, runs
+
+CONTENTS = "bundle.json"  # in each bundle, written last
+NO_BUNDLE = "dev"
+_VERSION = 1
+_MOST_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """What a wheel has to fit."""
+
+    python: str  # "3.11"
+    machine: str  # "x86_64", as uname has it
+    libc: str  # "glibc" or "musl"
+    libc_version: str  # "2.36"
+
+    def __str__(self) -> str:
+        return f"Python {self.python} on {self.machine} with {self.libc} {self.libc_version}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A machine where a bundle lies. Paths are of that machine."""
+
+    alias: str
+    key: str  # of the link that leads there
+    uid: int
+    home: str  # HOLDFAST_HOME, its real path
+    python: str
+    platform: Platform
+    folder: str  # of the bundle, on the path of `python`
+    bundle: str  # its hash
+    socket: str  # where a service that was started from it listens
+
+
+def own() -> str:
+    """The hash of the bundle that this very code lies in, `dev` where it lies in none."""
+    folder = Path(__file__).resolve().parents[2]
+    return folder.name if (folder / CONTENTS).is_file() else NO_BUNDLE
+
+
+def service_socket(uid: int, home: str, bundle: str) -> str:
+    """Where the service of user `uid` listens; `home` is the real path of its HOLDFAST_HOME."""
+    digest = hashlib.blake2b(home.encode(), digest_size=4).hexdigest()
+    return f"/tmp/holdfast-{uid}/service-{digest}-{bundle}.sock"  # noqa: S108 - as runs.runtime_home there
+
+
+def remember(node: Node) -> None:
+    """Keep what is known of a node. Raises OSError."""
+    path = _memory(node.key)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fsio.replace(path, json.dumps({"version": _VERSION, **dataclasses.asdict(node)}, indent=1).encode())
+
+
+def remembered(key: str) -> Node | None:
+    """What was known of the node last time; it may have changed since. None for nothing that can be read."""
+    try:
+        facts = json.loads(fsio.get(fsio.DISK, _memory(key), limit_bytes=_MOST_BYTES))
+        if facts.pop("version") != _VERSION:
+            return None
+        return Node(**{**facts, "platform": Platform(**facts["platform"])})
+    except (OSError, OverflowError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def forget(key: str) -> None:
+    """Ask anew next time."""
+    _memory(key).unlink(missing_ok=True)
+
+
+def _memory(key: str) -> Path:
+    return runs.home() / "hosts" / f"{key}.json"

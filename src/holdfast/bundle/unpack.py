@@ -1,0 +1,231 @@
+"""Runs on a node, alone: takes a pack from standard input and makes it a bundle. Standard library only.
+
+Whoever sends it starts a Python that reads this text, and from the same stream one line of JSON, the order, and the
+wheels it lists, one behind the other. Python 3.6 can read it as far as saying that it is too old.
+The last line on standard output is `MARK {"ok": true}`, or `MARK {"ok": false, "error": sentence, "hint": …}`.
+"""
+
+import concurrent.futures
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+OLDEST = (3, 10)
+CONTENTS = "bundle.json"
+KEEP = 2  # bundles, the newest, whoever uses them
+ABANDONED_S = 3600.0  # so old a half-made one is nobody's
+AT_ONCE = 8  # files that are made durable
+PIECE = 1 << 20
+
+
+class Refused(Exception):
+    """A sentence, and a hint."""
+
+    def __init__(self, sentence: str, hint: str = "") -> None:
+        super().__init__(sentence)
+        self.hint = hint
+
+
+def main(stream: BinaryIO) -> int:
+    """Take one pack; the exit status."""
+    order = json.loads(stream.readline().decode())
+    try:
+        check(sys.version_info[:2])
+        with told(order["folder"]):
+            receive(stream, order)
+    except Refused as refused:
+        answer = {"ok": False, "error": str(refused), "hint": refused.hint}
+    else:
+        answer = {"ok": True}
+    print("\n" + order["mark"], json.dumps(answer), flush=True)
+    return int(not answer["ok"])
+
+
+def check(version: "tuple[int, ...]") -> None:
+    """Raises Refused."""
+    if version < OLDEST:
+        raise Refused(
+            f"its Python {version[0]}.{version[1]} is too old, 3.10 is needed", "install a newer python3 there"
+        )
+
+
+@contextlib.contextmanager
+def told(folder: str) -> "Iterator[None]":
+    """What the machine refuses, as a sentence."""
+    try:
+        yield
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise Refused(f"a wheel is damaged: {error}") from error
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "free some space there" if full else "check the owner and the mount of the folder there"
+        raise Refused(
+            f"{folder} cannot be written: {error.strerror}", f"{hint}, or set HOLDFAST_HOME there to another disk"
+        ) from error
+
+
+def receive(stream: BinaryIO, order: "dict[str, Any]") -> None:
+    """From the first wheel to the bundle's name."""
+    folder = Path(order["folder"])
+    make_private(folder)
+    sweep(folder)
+    part = folder / f".{order['hash']}.{secrets.token_hex(4)}.part"
+    part.mkdir(0o700)
+    held = hold(part)
+    try:
+        for name, size, digest in order["wheels"]:
+            unpack(take(stream, part / ".wheel", name, size, digest), part)
+        load(part)
+        (part / CONTENTS).write_text(json.dumps({"hash": order["hash"], "wheels": order["wheels"]}))
+        make_durable(part)
+        publish(part, folder / order["hash"])
+        sync(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+    if order["collect"]:
+        collect(folder, order["hash"], Path(order["runs"]))
+
+
+def make_private(folder: Path) -> None:
+    """Make it, and refuse one where somebody else may write: code will be run from there."""
+    folder.mkdir(0o700, parents=True, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise Refused(f"{folder} can be written by others than you", f"chmod go-w {folder}")
+
+
+def hold(part: Path) -> "int | None":
+    """A lock that says that it is being made; None where somebody has it, or the file system has none."""
+    descriptor = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def sweep(folder: Path) -> None:
+    """Remove what pushes left that were cut."""
+    for part in folder.glob(".*.part"):
+        with contextlib.suppress(FileNotFoundError):  # somebody else sweeps too
+            held = hold(part) if time.time() - part.stat().st_mtime > ABANDONED_S else None
+            if held is not None:
+                shutil.rmtree(part, ignore_errors=True)
+                os.close(held)
+
+
+def take(stream: BinaryIO, path: Path, name: str, size: int, digest: str) -> Path:
+    """The next wheel, whole and as it was sent, at `path`."""
+    seen, left = hashlib.sha256(), size
+    with path.open("wb") as file:
+        while left:
+            piece = stream.read(min(left, PIECE))
+            if not piece:
+                raise Refused(f"the push was cut in the middle of {name}")
+            seen.update(piece)
+            file.write(piece)
+            left -= len(piece)
+    if seen.hexdigest() != digest:
+        raise Refused(f"{name} did not arrive as it was sent")
+    return path
+
+
+def unpack(wheel: Path, into: Path) -> None:
+    """As an installer would, without programs: modules of its data folder lie beside the others (PEP 427)."""
+    with zipfile.ZipFile(wheel) as archive:
+        for entry in archive.infolist():
+            top, _, rest = entry.filename.partition("/")
+            if top.endswith(".data"):
+                kind, _, entry.filename = rest.partition("/")
+                if kind not in ("purelib", "platlib") or not entry.filename:
+                    continue
+            archive.extract(entry, into)
+    wheel.unlink()
+
+
+def load(part: Path) -> None:
+    """Import each package of it, so that what does not run there is known before anybody relies on it."""
+    names = sorted(found.parent.name for found in part.glob("*/__init__.py"))
+    text = "import sys, importlib; sys.path.insert(0, sys.argv[1]); [importlib.import_module(n) for n in sys.argv[2:]]"
+    argv = [sys.executable, "-I", "-c", text, str(part), *names]
+    done = subprocess.run(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/", check=False
+    )
+    if done.returncode:
+        said = done.stdout.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+        raise Refused(
+            f"it does not load in {sys.executable}: {said[-1][:300]}", "another python3 on the PATH there may do"
+        )
+
+
+def make_durable(part: Path) -> None:
+    """Every file and folder, several at once: one after the other each would wait for the disk by itself."""
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(sync, [part, *part.rglob("*")]))
+
+
+def sync(path: Path) -> None:
+    """Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(part: Path, bundle: Path) -> None:
+    """Give it its name, unless another laptop was faster. What bears it and is not whole goes."""
+    if bundle.exists() and not (bundle / CONTENTS).exists():
+        discard(bundle)
+    try:
+        part.rename(bundle)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+
+
+def discard(bundle: Path) -> None:
+    """Nobody finds half of it: it loses its name first."""
+    away = bundle.with_name(f".{bundle.name}.{secrets.token_hex(4)}.part")
+    with contextlib.suppress(FileNotFoundError):
+        bundle.rename(away)
+    shutil.rmtree(away, ignore_errors=True)
+
+
+def collect(folder: Path, current: str, runs: Path) -> None:
+    """Remove old bundles that neither a live process nor a run needs; the newest stay."""
+    found = [each.parent for each in folder.glob("[!.]*/" + CONTENTS)]
+    found.sort(key=lambda bundle: (bundle / CONTENTS).stat().st_mtime, reverse=True)
+    for bundle in found[KEEP:]:
+        if bundle.name != current and not any(str(bundle).encode() + b"/" in text for text in uses(runs)):
+            discard(bundle)
+
+
+def uses(runs: Path) -> "Iterator[bytes]":
+    """Where a bundle that is needed is named: by what processes of ours were started with or have mapped, by runs."""
+    for process in Path("/proc").glob("[0-9]*"):
+        for name in ("cmdline", "environ", "maps"):
+            with contextlib.suppress(OSError):  # it has ended, or is not ours
+                yield (process / name).read_bytes().replace(b"\0", b"/\n")
+    for link in runs.glob("*/lib/holdfast"):
+        with contextlib.suppress(OSError):
+            yield str(link.readlink()).encode()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.stdin.buffer))

@@ -1,0 +1,184 @@
+"""From nothing to a node that runs our code: a real sshd, a user without rights and an empty home, a noisy shell."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from holdfast import bundle
+from holdfast.bundle import places
+from holdfast.bundle.probing import Unfit
+from holdfast.errors import HostUnreachable
+from holdfast.link.client import Up
+from tests.labs import sshd as lab
+from tests.needs import need
+from tests.waiting import until
+
+pytestmark = pytest.mark.e2e
+NOISE = 'echo welcome; echo "uid=0" ; printf "no newline" >&2\n'
+IMPORTS = ("-c", "import holdfast, holdfast.commands, pydantic, blake3, zstandard, ruamel.yaml, rich, click, pathspec")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[lab.Sshd, Path]]:
+    with lab.person() as (user, home), lab.sshd(tmp_path_factory.mktemp("sshd"), user, home) as server:
+        (home / ".bashrc").write_text(NOISE)
+        yield server, home
+
+
+@pytest.fixture
+def home(place: tuple[lab.Sshd, Path]) -> Iterator[Path]:
+    yield place[1]
+    (place[1] / ".bashrc").write_text(NOISE)
+
+
+@pytest.fixture
+def up(place: tuple[lab.Sshd, Path], laptop: Path) -> Iterator[Up]:
+    with lab.master(place[0]) as path:
+        yield Up("node", "0123456789ab", path, 0.0)
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, owner: Path, options: str) -> Iterator[Path]:
+    need(os.geteuid() == 0, "needs root to mount")
+    folder.mkdir()
+    about = owner.stat()
+    words = f"{options},uid={about.st_uid},gid={about.st_gid},mode=755"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", words, "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+        folder.rmdir()
+
+
+def test_an_empty_home_gets_a_bundle_that_runs(up: Up, home: Path) -> None:
+    sent: list[tuple[int, int]] = []
+
+    node = bundle.ensure(up, progress=lambda now, all_: sent.append((now, all_)))
+
+    bundle.start(up, node, IMPORTS)
+    assert node.home == str(home / ".holdfast")
+    assert node.folder == str(home / ".holdfast" / "bundles" / node.bundle)
+    assert node.uid == home.stat().st_uid
+    assert node.socket.startswith(f"/tmp/holdfast-{node.uid}/service-")
+    assert sent[-1][0] == sent[-1][1] > 5_000_000
+    assert [path.name for path in (home / ".holdfast" / "bundles").iterdir()] == [node.bundle]
+
+
+def test_what_is_known_is_not_asked_and_what_is_asked_again_is_not_sent_again(up: Up, home: Path) -> None:
+    node = bundle.ensure(up)
+    sent: list[int] = []
+    began_s = time.monotonic()
+
+    asked = bundle.ensure(up, again=True, progress=lambda now, _: sent.append(now))
+    bundle.start(up, asked, IMPORTS)
+    took_s = time.monotonic() - began_s
+
+    assert (asked, sent) == (node, [])
+    assert took_s < 4  # under 2 s on an idle machine
+    assert bundle.ensure(Up(up.alias, up.key, "/nowhere", 0.0)) == node
+
+
+def test_code_on_the_node_knows_its_bundle_and_what_it_was_called_with(up: Up, home: Path) -> None:
+    node = bundle.ensure(up)
+    text = (
+        "import os; from holdfast.bundle import places; names = ('HOLDFAST_HOME', 'HOLDFAST_CALLER_PYTHONPATH');"
+        "print([places.own(), *map(os.environ.get, names)], file=open(os.environ['HOME'] + '/said', 'w'))"
+    )
+
+    bundle.start(up, node, ("-c", text))
+
+    assert (home / "said").read_text() == f"['{node.bundle}', '{node.home}', '']\n"
+
+
+def test_what_does_not_start_is_told_with_its_last_words_and_asked_anew(up: Up) -> None:
+    node = bundle.ensure(up)
+
+    with pytest.raises(Unfit, match=r"node: .* ended with status 3: no such thing"):
+        bundle.start(up, node, ("-c", "import sys; sys.stderr.write('well\\nno such thing\\n'); sys.exit(3)"))
+    assert places.remembered(up.key) is None
+
+
+def test_an_old_python_first_on_the_path_is_passed_over(up: Up, home: Path) -> None:
+    (home / "bin").mkdir()
+    (home / "bin" / "python3").write_text('#!/bin/sh\necho "3.6.9 cpython True m"\n')
+    (home / "bin" / "python3").chmod(0o755)
+    (home / ".bashrc").write_text(f"{NOISE}export PATH=$HOME/bin:$PATH\n")
+
+    node = bundle.ensure(up, again=True)
+
+    assert node.python != str(home / "bin" / "python3")
+
+
+def test_a_push_whose_link_dies_leaves_nothing_half_and_works_the_next_time(
+    place: tuple[lab.Sshd, Path], home: Path, laptop: Path
+) -> None:
+    bundles = home / ".holdfast" / "bundles"
+    shutil.rmtree(bundles, ignore_errors=True)
+    with lab.master(place[0]) as path:
+        up = Up("node", "0123456789ab", path, 0.0)
+        with pytest.raises(HostUnreachable):
+            bundle.ensure(up, again=True, progress=lambda _sent, _all: _end_master(path))
+    until(lambda: not list(bundles.glob(".*.part")))
+
+    with lab.master(place[0]) as path:
+        up = Up("node", "0123456789ab", path, 0.0)
+        bundle.start(up, bundle.ensure(up, again=True), IMPORTS)
+
+
+def _end_master(path: str) -> None:
+    """By its pid, as its socket tells it; once."""
+    with socket.socket(socket.AF_UNIX) as control, contextlib.suppress(ConnectionRefusedError):
+        control.connect(path)
+        pid, _, _ = struct.unpack("3i", control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_home_whose_files_cannot_be_run_keeps_state_and_code_goes_elsewhere(up: Up, home: Path) -> None:
+    elsewhere = Path(f"/var/tmp/holdfast-{home.stat().st_uid}")
+    with mounted(home / "noexec", home, "noexec,size=1m") as there:
+        (home / ".bashrc").write_text(f"{NOISE}export HOLDFAST_HOME={there}\n")
+        said: list[str] = []
+        try:
+            node = bundle.ensure(up, again=True, tell=said.append)
+            bundle.start(up, node, IMPORTS)
+        finally:
+            shutil.rmtree(elsewhere, ignore_errors=True)
+
+    assert (node.home, node.folder) == (str(there), f"{elsewhere}/bundles/{node.bundle}")
+    assert f"node: {there} is mounted noexec: our code lies in {elsewhere} instead" in said
+
+
+@pytest.mark.parametrize(("options", "sentence"), [
+    ("size=8m", r"8\.0 MiB are free at .*, .* are needed"),
+    ("ro", "cannot be written: Read-only file system"),
+])  # fmt: skip
+def test_a_home_without_room_is_refused_before_anything_is_sent(
+    up: Up, home: Path, options: str, sentence: str
+) -> None:
+    sent: list[int] = []
+    with mounted(home / "small", home, options) as there:
+        (home / ".bashrc").write_text(f"{NOISE}export HOLDFAST_HOME={there}\n")
+
+        with pytest.raises(Unfit, match=sentence) as refused:
+            bundle.ensure(up, again=True, progress=lambda now, _: sent.append(now))
+
+    assert (sent, "HOLDFAST_HOME" in refused.value.hint) == ([], True)
+
+
+def test_a_shell_that_never_gives_way_is_told(up: Up, home: Path) -> None:
+    (home / ".bashrc").write_text("echo stopped by .bashrc >&2\nexit 4\n")
+
+    with pytest.raises(Unfit, match=r"the shell there gave no answer: stopped by \.bashrc"):
+        bundle.ensure(up, again=True)
