@@ -34,15 +34,18 @@ def ensure(
     `again` asks the node. Raises Unfit, HostUnreachable, closure.NoWheel, HoldfastError, OSError.
     """
     known = None if again else places.remembered(up.key)
-    if known is not None and _is_current(known):
-        return known
+    if known is not None:
+        wanted = closure.cached(known.platform)
+        if wanted is not None and wanted.hash == known.bundle:
+            return known
     found = probing.ask(up, within_s=PROBE_S)
     for warning in probing.warnings(up.alias, found):
         tell(warning)
     python, platform = probing.choose(up.alias, found, sys.version_info[:2])
-    if not closure.is_cached(platform):
+    bundle = closure.cached(platform)
+    if bundle is None:
         tell(f"fetching what {up.alias} needs: wheels for {platform}")
-    bundle = closure.bundle(platform)
+        bundle = closure.bundle(platform)
     node = _node(up, found, python.path, platform, bundle.hash)
     if bundle.hash not in found.bundles:
         probing.check_space(up.alias, found, 2 * bundle.unpacked_bytes)  # its bytecode, and a wheel at a time
@@ -50,10 +53,6 @@ def ensure(
         push(up, python.path, bundle, _order(found), progress)
     places.remember(node)
     return node
-
-
-def _is_current(known: Node) -> bool:
-    return closure.is_cached(known.platform) and closure.bundle(known.platform).hash == known.bundle
 
 
 def _node(up: Up, found: Facts, python: str, platform: places.Platform, bundle: str) -> Node:

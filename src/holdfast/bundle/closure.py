@@ -104,9 +104,10 @@ def bundle(platform: Platform) -> Bundle:
     return Bundle(own.wheel(), _cached(platform, asked) or _fetched(platform, asked))
 
 
-def is_cached(platform: Platform) -> bool:
-    """Whether `bundle` would ask nobody."""
-    return _cached(platform, needed(platform)) is not None
+def cached(platform: Platform) -> Bundle | None:
+    """The same, None where a registry would have to be asked."""
+    wheels = _cached(platform, needed(platform))
+    return None if wheels is None else Bundle(own.wheel(), wheels)
 
 
 def needed(platform: Platform) -> list[str]:

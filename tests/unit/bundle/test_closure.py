@@ -63,7 +63,7 @@ def test_a_bundle_is_fetched_once_and_is_the_same_each_time(monkeypatch: pytest.
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
 
-    assert closure.is_cached(HERE)
+    assert closure.cached(HERE) is not None
     assert closure.bundle(HERE).hash == first.hash
     assert len(first.hash) == 16
     assert {name.partition("-")[0] for name, _ in first.contents} > {"holdfast", "blake3", "pydantic_core", "obstore"}
@@ -75,9 +75,9 @@ def test_a_cache_with_a_wheel_missing_is_none() -> None:
     lost = closure.bundle(HERE).others[0].path
     aside = lost.rename(lost.with_suffix(".aside"))
 
-    assert not closure.is_cached(HERE)
+    assert closure.cached(HERE) is None
     aside.rename(lost)
-    assert closure.is_cached(HERE)
+    assert closure.cached(HERE) is not None
 
 
 @pytest.mark.usefixtures("laptop")
