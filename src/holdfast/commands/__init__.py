@@ -38,6 +38,7 @@ VERBS: Table = {
         "drill": Verb("drill", "break a run on purpose and prove that it recovers"),
         "exec": Verb("exec_", "one command on one or many hosts (--on 'gpu-*')"),
         "host": Verb("host", "make this machine continue its runs after a reboot"),
+        "relay": Verb("relay", "SSH through a firewall that lets only the web pass"),
         "schema": Verb("schema", "the JSON schema of the run file"),
         "completion": Verb("completion", "the completion script of a shell"),
     },
