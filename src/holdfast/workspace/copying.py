@@ -7,7 +7,6 @@ that it still leads to the same place. Sockets, pipes and devices are not code a
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import shutil
@@ -19,12 +18,11 @@ from pathlib import Path
 
 from holdfast.errors import UsageError
 from holdfast.units import show_size
-from holdfast.workspace.ignore import Ignore
+from holdfast.workspace.walking import Found, walk
 
 MAX_BYTES = 2 << 30
 MAX_FILES = 100_000
 _FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
-_ENVIRONMENT_MARK = "pyvenv.cfg"  # a folder with it is a virtual environment, made for one machine
 
 
 class TooBig(UsageError):
@@ -40,13 +38,6 @@ class Copied:
     skipped: tuple[str, ...] = ()  # neither file, folder nor link
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    path: str  # relative to the root, with /
-    mode: int
-    size_bytes: int
-
-
 def snapshot(
     workdir: Path, into: Path, *, avoid: Path, max_bytes: int = MAX_BYTES, max_files: int = MAX_FILES
 ) -> Copied:
@@ -54,9 +45,9 @@ def snapshot(
 
     Raises TooBig before anything is copied, UsageError when a file cannot be read, OSError when one cannot be written.
     """
-    found: list[_Found] = []
-    skipped: list[_Found] = []
-    for each in _guarded(_walk(workdir, avoid.resolve()), workdir, max_bytes, max_files):
+    found: list[Found] = []
+    skipped: list[Found] = []
+    for each in _guarded(walk(workdir, avoid.resolve()), workdir, max_bytes, max_files):
         kept = stat.S_ISREG(each.mode) or stat.S_ISDIR(each.mode) or stat.S_ISLNK(each.mode)
         (found if kept else skipped).append(each)
     into.mkdir(mode=0o700)
@@ -70,39 +61,7 @@ def snapshot(
     )
 
 
-def _walk(root: Path, avoid: Path) -> Iterator[_Found]:
-    """Everything that is not ignored, folders before what they hold, in order of their names."""
-    pending = [("", Ignore())]
-    while pending:
-        folder, above = pending.pop()
-        ignore = above.entering(root, folder)
-        inner = []
-        for entry in _entries(root / folder):
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            is_dir = entry.is_dir(follow_symlinks=False)
-            if ignore.leaves_out(path, is_dir=is_dir) or (is_dir and _is_foreign(Path(entry.path), avoid)):
-                continue
-            with contextlib.suppress(FileNotFoundError):  # gone since it was listed
-                status = entry.stat(follow_symlinks=False)
-                yield _Found(path, status.st_mode, 0 if is_dir else status.st_size)
-                if is_dir:
-                    inner.append((path, ignore))
-        pending.extend(reversed(inner))
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except PermissionError as error:
-        raise UsageError(f"{folder} cannot be read", hint="add it to .holdfastignore") from error
-
-
-def _is_foreign(folder: Path, avoid: Path) -> bool:
-    return folder.resolve() == avoid or (folder / _ENVIRONMENT_MARK).is_file()
-
-
-def _guarded(found: Iterator[_Found], root: Path, max_bytes: int, max_files: int) -> Iterator[_Found]:
+def _guarded(found: Iterator[Found], root: Path, max_bytes: int, max_files: int) -> Iterator[Found]:
     """Pass everything on, unless it is too much; then count on a while to name the culprits."""
     sizes: Counter[str] = Counter()
     counts: Counter[str] = Counter()
@@ -129,7 +88,7 @@ def _too_big(root: Path, sizes: Counter[str], counts: Counter[str], max_bytes: i
     )
 
 
-def _copy(root: Path, found: _Found, into: Path) -> None:
+def _copy(root: Path, found: Found, into: Path) -> None:
     source, target = root / found.path, into / found.path
     if stat.S_ISDIR(found.mode):
         target.mkdir(mode=0o700)

@@ -14,7 +14,8 @@ from pathspec import GitIgnoreSpec
 from holdfast.errors import UsageError
 
 FILES = (".gitignore", ".holdfastignore")
-ALWAYS = frozenset({".git", ".hg", ".svn", "__pycache__"})
+STAGING = ".holdfast-sync"  # in a folder that a sync writes to: what is not whole yet
+ALWAYS = frozenset({".git", ".hg", ".svn", "__pycache__", STAGING})
 _MOST_BYTES = 1 << 20
 
 
