@@ -325,6 +325,11 @@ def _rename_no_replace(source: Path, target: Path) -> None:
     source.unlink()
 
 
+def rename_at(source: int, name: str, target: int, final: str) -> None:
+    """Move `name` of one open folder to `final` of another, over a file or link that is there. Raises OSError."""
+    os.rename(name, final, src_dir_fd=source, dst_dir_fd=target)
+
+
 def exchange(one: Path, other: Path) -> bool:
     """Give each the other's name at once. False where the kernel or the file system cannot. Raises OSError."""
     if not hasattr(_libc, "renameat2"):

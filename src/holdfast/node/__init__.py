@@ -1,4 +1,4 @@
-"""The node side of a run: `python -m holdfast node shim|supervisor|archiver RUN_DIR`."""
+"""The node side: `python -m holdfast node shim|supervisor|archiver RUN_DIR`, and the ends of a sync."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from holdfast.runs import RunDir, make_runtime
 
 def main(argv: Sequence[str]) -> int:
     """Be one process of a run; returns its exit status. Raises UsageError."""
+    if argv[:1] in (["receive"], ["send"]):
+        from holdfast.sync import ends
+
+        return ends.main(argv)
     roles = ("shim", "supervisor", "archiver")
     if len(argv) < 2 or argv[0] not in roles:
         raise UsageError(f"holdfast node {' '.join(argv)}: expected {'|'.join(roles)} RUN_DIR")
