@@ -36,6 +36,7 @@ VERBS: Table = {
     "Machine": {
         "shell": Verb("shell", "a terminal in the run's code and environment"),
         "drill": Verb("drill", "break a run on purpose and prove that it recovers"),
+        "sync": Verb("sync", "a folder to a host, or back; only what changed"),
         "exec": Verb("exec_", "one command on one or many hosts (--on 'gpu-*')"),
         "host": Verb("host", "make this machine continue its runs after a reboot"),
         "relay": Verb("relay", "SSH through a firewall that lets only the web pass"),

@@ -1,0 +1,46 @@
+"""A program on a host, its standard streams in our hands."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import tempfile
+from collections.abc import Iterator, Sequence
+
+from holdfast.errors import HostUnreachable
+from holdfast.link import mux
+from holdfast.link.client import Up
+from holdfast.sync.frames import Cut, Frames, printable
+
+_MOST_SAID_BYTES = 2000
+
+
+@contextlib.contextmanager
+def conversation(up: Up, words: Sequence[str]) -> Iterator[Frames]:
+    """Speak with one end of a sync that `words` start there; it ends when we hang up.
+
+    Raises HostUnreachable with the last line of its standard error when it does not start.
+    """
+    with contextlib.ExitStack() as held:
+        said = held.enter_context(tempfile.TemporaryFile())
+        theirs_in, ours_out = os.pipe()
+        ours_in, theirs_out = os.pipe()
+        held.callback(os.close, ours_in)
+        held.callback(os.close, ours_out)
+        try:
+            stdio = (theirs_in, theirs_out, said.fileno())
+            passenger = asyncio.run(mux.passenger(up.path, f"exec {shlex.join(words)}", stdio))
+        finally:
+            os.close(theirs_in)
+            os.close(theirs_out)
+        held.callback(passenger.close)
+        frames = Frames(ours_in, ours_out)
+        try:
+            frames.await_greeting()
+        except Cut as cut:
+            lines = os.pread(said.fileno(), _MOST_SAID_BYTES, 0).decode(errors="replace").strip().splitlines()
+            why = f"holdfast did not start there: {printable(lines[-1])}" if lines else str(cut)
+            raise HostUnreachable(f"{up.alias}: {why}", hint=f"what was started: {shlex.join(words)}") from None
+        yield frames
