@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import string
 import unicodedata
@@ -86,13 +87,17 @@ def why_not(path: str) -> str:
         return "that is no file name"
     if len(os.fsencode(path)) > _MOST_PATH_BYTES:
         return f"that is longer than {_MOST_PATH_BYTES} bytes"
-    for part in path.split("/"):
-        if part in ("", ".", ".."):
-            return "that leads elsewhere"
-        if len(os.fsencode(part)) > _MOST_NAME_BYTES:
-            return f"a name in it is longer than {_MOST_NAME_BYTES} bytes"
-        if _plain(part) in _NEVER:
-            return f"{part!r} is never synced"
+    return next((why for part in path.split("/") if (why := _why_not_part(part))), "")
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _why_not_part(part: str) -> str:
+    if part in ("", ".", ".."):
+        return "that leads elsewhere"
+    if len(os.fsencode(part)) > _MOST_NAME_BYTES:
+        return f"a name in it is longer than {_MOST_NAME_BYTES} bytes"
+    if _plain(part) in _NEVER:
+        return f"{part!r} is never synced"
     return ""
 
 
@@ -109,12 +114,14 @@ def leads_out(path: str, text: str) -> bool:
 
 def folded(path: str) -> str:
     """Equal for names that a file system without regard to case or Unicode form takes for one."""
+    if path.isascii():
+        return path.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
 
 
 def _plain(name: str) -> str:
     """As the most careless file system reads a name: without case, and without what cannot be seen (as git has it)."""
-    return folded("".join(c for c in name if unicodedata.category(c) != "Cf"))
+    return folded(name if name.isascii() else "".join(c for c in name if unicodedata.category(c) != "Cf"))
 
 
 _NEVER = frozenset(_plain(name) for name in ALWAYS)

@@ -132,13 +132,14 @@ class _Round:
     def _doomed(self) -> list[str]:
         """What an earlier sync from there brought, and is not told of any more; what was changed since is kept."""
         told = {entry.path for entry in self.entries}
-        renamed = {folded(path) for path in told}
+        missing = [
+            path for path, brought in self.record.of.items() if path not in told and brought.source == self.source
+        ]
+        renamed = {folded(path) for path in told} if missing and self._folds() else set()
         doomed = []
-        for path, brought in list(self.record.of.items()):
-            if path in told or brought.source != self.source:
-                continue
-            there = self._look(path)
-            if there is None or (folded(path) in renamed and self._folds()):  # the same file, called in another way now
+        for path in missing:
+            brought, there = self.record.of[path], self._look(path)
+            if there is None or folded(path) in renamed:  # the same file, called in another way now
                 del self.record.of[path]
             elif self.options.delete and brought.agrees(there.token):
                 doomed.append(path)
