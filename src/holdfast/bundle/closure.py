@@ -26,7 +26,7 @@ from packaging.utils import canonicalize_name
 
 from holdfast import fsio, runs
 from holdfast.bundle import own
-from holdfast.bundle.places import Platform
+from holdfast.bundle.places import Platform, make_folder
 from holdfast.errors import HoldfastError
 
 EXTRAS = ("s3",)  # go along where they are installed here
@@ -198,7 +198,7 @@ def _index(platform: Platform, asked: Sequence[str]) -> Path:
 
 
 def _fetched(platform: Platform, asked: Sequence[str]) -> tuple[Wheel, ...]:
-    (cache() / "wheels").mkdir(mode=0o700, parents=True, exist_ok=True)
+    (make_folder("bundles") / "wheels").mkdir(mode=0o700, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache()) as folder:
         try:
             _download(platform, ["--no-deps", *asked], Path(folder))

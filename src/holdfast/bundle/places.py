@@ -58,9 +58,10 @@ def service_socket(uid: int, home: str, bundle: str) -> str:
 
 def remember(node: Node) -> None:
     """Keep what is known of a node. Raises OSError."""
-    path = _memory(node.key)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fsio.replace(path, json.dumps({"version": _VERSION, **dataclasses.asdict(node)}, indent=1).encode())
+    folder = make_folder("hosts")
+    fsio.replace(
+        folder / f"{node.key}.json", json.dumps({"version": _VERSION, **dataclasses.asdict(node)}, indent=1).encode()
+    )
 
 
 def remembered(key: str) -> Node | None:
@@ -77,6 +78,14 @@ def remembered(key: str) -> Node | None:
 def forget(key: str) -> None:
     """Ask anew next time."""
     _memory(key).unlink(missing_ok=True)
+
+
+def make_folder(name: str) -> Path:
+    """A folder of HOLDFAST_HOME, 0700 as that. Raises OSError."""
+    folder = runs.home() / name
+    for each in (runs.home(), folder):
+        each.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
 
 
 def _memory(key: str) -> Path:

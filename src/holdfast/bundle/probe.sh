@@ -1,6 +1,6 @@
 # What holdfast asks of a node, for any POSIX shell. Whoever sends this sets `mark` first; answers are lines NAME=VALUE
 # between two lines with the mark, so that what the user's shell prints before is no answer.
-export LC_ALL=C
+export LC_ALL=C PATH="$PATH:/usr/local/bin:/usr/bin:/bin"
 umask 077
 uid=$(id -u)
 
@@ -36,9 +36,10 @@ libc() {
 # Each Python 3 once, however many names it has
 pythons() {
   seen=
-  asks='import sys; print("%d.%d.%d" % sys.version_info[:3], sys.implementation.name, sys.maxsize >> 32 > 0, sys.abiflags)'
+  asks='import sys as s; print("%d.%d.%d" % s.version_info[:3], s.implementation.name, s.maxsize >> 32 > 0, s.abiflags)'
   IFS=:
-  for folder in $PATH "$HOME/.local/bin" /usr/local/bin /usr/bin /opt/conda/bin "$HOME"/mini*/bin "$HOME"/.local/share/uv/python/cpython-*/bin "$HOME"/.pyenv/versions/*/bin; do
+  for folder in $PATH "$HOME/.local/bin" /opt/conda/bin "$HOME"/mini*/bin "$HOME"/.pyenv/versions/*/bin \
+    "$HOME"/.local/share/uv/python/cpython-*/bin; do
     unset IFS
     for each in "$folder"/python3 "$folder"/python3.[0-9] "$folder"/python3.[0-9][0-9]; do
       [ -f "$each" ] && [ -x "$each" ] || continue

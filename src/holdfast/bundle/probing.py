@@ -90,7 +90,7 @@ def ask(up: Up, *, within_s: float) -> Facts:
         said = (outcome.error or outcome.err.decode(errors="replace")).strip().splitlines()
         raise Unfit(
             f"{up.alias}: the shell there gave no answer: {said[-1][:300] if said else 'it said nothing'}",
-            hint=f"does `ssh {up.alias} /bin/sh -s </dev/null` end by itself?",
+            hint=f"its start-up files read input or end it: see `echo echo here | ssh {up.alias} /bin/sh -s`",
         )
     return facts(told, middle_s)
 
@@ -119,7 +119,7 @@ def facts(told: Sequence[tuple[str, str]], now_s: float) -> Facts:
         files=one.get("files", ""),
         free_bytes=_number(one.get("free", "")) << 10,
         home_free_bytes=_number(one.get("home_free", "")) << 10,
-        ahead_s=_number(one.get("now", "")) - now_s,
+        ahead_s=int(one["now"]) - now_s if one.get("now", "").isdecimal() else 0.0,
         pythons=tuple(_python(value) for name, value in told if name == "python"),
         bundles=tuple(value for name, value in told if name == "bundle"),
     )
