@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast import fsio, runs
 
 CONTENTS = "bundle.json"  # in each bundle, written last
+LAUNCHER = "holdfast"  # beside the bundles, starts the newest
 NO_BUNDLE = "dev"
 _VERSION = 1
 _MOST_BYTES = 1 << 16
@@ -48,6 +50,13 @@ def own() -> str:
     """The hash of the bundle that this very code lies in, `dev` where it lies in none."""
     folder = Path(__file__).resolve().parents[2]
     return folder.name if (folder / CONTENTS).is_file() else NO_BUNDLE
+
+
+def command() -> list[str]:
+    """The words that start this holdfast from elsewhere, at a boot or later: a bundle goes when a newer one comes."""
+    if own() == NO_BUNDLE:
+        return [sys.executable, "-m", "holdfast"]
+    return ["/bin/sh", str(Path(__file__).resolve().parents[3] / LAUNCHER)]
 
 
 def service_socket(uid: int, home: str, bundle: str) -> str:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import secrets
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from typing import Any, BinaryIO
 
 OLDEST = (3, 10)
 CONTENTS = "bundle.json"
+LAUNCHER = "holdfast"
 KEEP = 2  # bundles, the newest, whoever uses them
 ABANDONED_S = 3600.0  # so old a half-made one is nobody's
 AT_ONCE = 8  # files that are made durable
@@ -91,6 +93,7 @@ def receive(stream: BinaryIO, order: "dict[str, Any]") -> None:
         (part / CONTENTS).write_text(json.dumps({"hash": order["hash"], "wheels": order["wheels"]}))
         make_durable(part)
         publish(part, folder / order["hash"])
+        launch(folder, order["hash"])
         sync(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -199,6 +202,21 @@ def publish(part: Path, bundle: Path) -> None:
             raise
 
 
+def launch(folder: Path, name: str) -> None:
+    """A program that stays where it is and starts what was pushed last: for people there, for clocks and for boots."""
+    bundle = folder / name
+    text = f"""#!/bin/sh
+# The holdfast that was pushed here last, {bundle}/
+export HOLDFAST_CALLER_PYTHONPATH="${{PYTHONPATH-}}" PYTHONPATH={shlex.quote(str(bundle))}
+exec {shlex.quote(sys.executable)} -s -m holdfast "$@"
+"""
+    new = folder / f".{LAUNCHER}.{secrets.token_hex(4)}"
+    new.write_text(text)
+    new.chmod(0o700)
+    sync(new)
+    new.replace(folder / LAUNCHER)
+
+
 def discard(bundle: Path) -> None:
     """Nobody finds half of it: it loses its name first."""
     away = bundle.with_name(f".{bundle.name}.{secrets.token_hex(4)}.part")
@@ -212,12 +230,14 @@ def collect(folder: Path, current: str, runs: Path) -> None:
     found = [each.parent for each in folder.glob("[!.]*/" + CONTENTS)]
     found.sort(key=lambda bundle: (bundle / CONTENTS).stat().st_mtime, reverse=True)
     for bundle in found[KEEP:]:
-        if bundle.name != current and not any(str(bundle).encode() + b"/" in text for text in uses(runs)):
+        needed = any(str(bundle).encode() + b"/" in text for text in uses(folder, runs))
+        if bundle.name != current and not needed:
             discard(bundle)
 
 
-def uses(runs: Path) -> "Iterator[bytes]":
+def uses(folder: Path, runs: Path) -> "Iterator[bytes]":
     """Where a bundle that is needed is named: by what processes of ours were started with or have mapped, by runs."""
+    yield (folder / LAUNCHER).read_bytes()
     for process in Path("/proc").glob("[0-9]*"):
         for name in ("cmdline", "environ", "maps"):
             with contextlib.suppress(OSError):  # it has ended, or is not ours

@@ -7,6 +7,7 @@ import sys
 import click
 
 from holdfast import runs
+from holdfast.bundle import places
 from holdfast.commands import clockwork
 from holdfast.commands.arguments import say
 from holdfast.commands.cronfields import AT_BOOT
@@ -38,7 +39,7 @@ def setup(yes: bool, remove: bool, by: str | None) -> None:
         return
     argv = [
         *("/usr/bin/env", f"HOLDFAST_HOME={runs.home().absolute()}"),
-        *(sys.executable, "-m", "holdfast", "resume", "--all"),
+        *(*places.command(), "resume", "--all"),
     ]
     if not yes:
         say(f"{works.NAME} would call at each boot: {' '.join(argv)}")

@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from holdfast import runs
+from holdfast.bundle import places
 from holdfast.commands import clockwork, cronfields
 from holdfast.commands.arguments import json_option, print_json, print_table, say
 from holdfast.commands.liveness import ENDED, exit_code_of, status_of, when_over
@@ -155,7 +156,7 @@ def _unended(told: dict[str, Any]) -> str | None:
 def _fire_argv(name: str) -> list[str]:
     return [
         *("/usr/bin/env", f"HOLDFAST_HOME={runs.home().absolute()}"),
-        *(sys.executable, "-m", "holdfast", "schedule", "fire", name),
+        *(*places.command(), "schedule", "fire", name),
     ]
 
 

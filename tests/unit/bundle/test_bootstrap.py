@@ -73,7 +73,7 @@ def test_an_empty_home_gets_a_bundle_that_runs(up: Up, home: Path) -> None:
     assert node.uid == home.stat().st_uid
     assert node.socket.startswith(f"/tmp/holdfast-{node.uid}/service-")
     assert sent[-1][0] == sent[-1][1] > 5_000_000
-    assert [path.name for path in (home / ".holdfast" / "bundles").iterdir()] == [node.bundle]
+    assert {path.name for path in (home / ".holdfast" / "bundles").iterdir()} == {node.bundle, places.LAUNCHER}
 
 
 def test_what_is_known_is_not_asked_and_what_is_asked_again_is_not_sent_again(up: Up, home: Path) -> None:
@@ -94,12 +94,16 @@ def test_code_on_the_node_knows_its_bundle_and_what_it_was_called_with(up: Up, h
     node = bundle.ensure(up)
     text = (
         "import os; from holdfast.bundle import places; names = ('HOLDFAST_HOME', 'HOLDFAST_CALLER_PYTHONPATH');"
-        "print([places.own(), *map(os.environ.get, names)], file=open(os.environ['HOME'] + '/said', 'w'))"
+        "said = [places.own(), *map(os.environ.get, names), *places.command()];"
+        "print(*said, sep='|', file=open(os.environ['HOME'] + '/said', 'w'))"
     )
 
     bundle.start(up, node, ("-c", text))
 
-    assert (home / "said").read_text() == f"['{node.bundle}', '{node.home}', '']\n"
+    launcher = f"{node.home}/bundles/holdfast"
+    assert (home / "said").read_text() == f"{node.bundle}|{node.home}||/bin/sh|{launcher}\n"
+    done = subprocess.run([launcher, "--version"], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
+    assert done.stdout.startswith("holdfast"), done
 
 
 def test_what_does_not_start_is_told_with_its_last_words_and_asked_anew(up: Up) -> None:

@@ -54,7 +54,8 @@ def send(data: bytes, *before: str) -> dict[str, Any]:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """Of bundles and what is to become one."""
+    return sorted(path.name for path in folder.iterdir() if path.name != unpack.LAUNCHER)
 
 
 def test_wheels_become_a_folder_that_python_can_import_from(tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_wheels_become_a_folder_that_python_can_import_from(tmp_path: Path) -> N
 
     assert send(pack(folder, [wheel("one", more=more), wheel("two", "import one, beside")])) == {"ok": True}
 
-    (bundle,) = folder.iterdir()
+    bundle = folder / "bbbbbbbbbbbbbbbb"
     found = {path.name for path in bundle.iterdir()} - {"__pycache__"}
     assert found == {"bundle.json", "one", "two", "beside.py", "one-1.dist-info"}
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -154,6 +155,23 @@ def test_old_bundles_go_unless_a_process_or_a_run_needs_them(tmp_path: Path) -> 
         user.stdin.close()
 
     assert names(folder) == ["current", "linked", "newest", "running"]
+
+
+def test_the_bundle_that_was_pushed_last_can_be_started_by_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "my bundles"
+    for name in ("first", "second"):
+        main = {"holdfast/__main__.py": f"import sys; print({name!r}, *sys.argv[1:])"}
+        send(pack(folder, [wheel("holdfast", more=main)], name=name, collect=True))
+    for age, name in enumerate(("third", "fourth")):  # of other laptops, used since
+        (folder / name).mkdir()
+        (folder / name / "bundle.json").touch()
+        os.utime(folder / name / "bundle.json", (time.time() + 100 + age,) * 2)
+    unpack.collect(folder, "none", tmp_path / "runs")
+
+    done = subprocess.run([folder / "holdfast", "ps", "a b"], capture_output=True, text=True)
+
+    assert done.stdout == "second ps a b\n", done.stderr
+    assert names(folder) == ["fourth", "second", "third"]
 
 
 def test_a_folder_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
