@@ -34,6 +34,8 @@ def run(argv: Sequence[str], *, clock: Callable[[], float] | None = None) -> int
         return _node(argv[1:])
     if argv == ["link-agent"]:
         return _link_agent()
+    if argv[:1] == ["link-askpass"]:
+        return _link_askpass(argv[1:])
     try:
         return _verb(argv, clock)
     except KeyboardInterrupt:
@@ -71,6 +73,13 @@ def _link_agent() -> int:
         return agent.main()
     except HoldfastError as error:
         return _say(str(error), error.hint, error.exit_code)
+
+
+def _link_askpass(argv: Sequence[str]) -> int:
+    """The program that ssh runs to ask a person."""
+    from holdfast.link import asking
+
+    return asking.main(" ".join(argv))
 
 
 def _verb(argv: Sequence[str], clock: Callable[[], float] | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shutil
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from holdfast import process
-from holdfast.link import target
+from holdfast.link import mux, target
 from tests.waiting import until
 
 
@@ -31,3 +32,8 @@ def holder() -> process.Identity | None:
     """The agent."""
     path = target.folder() / "agent.lock"
     return process.identity(int(path.read_text() or 0)) if path.exists() else None
+
+
+def master_of(path: str) -> int:
+    """The pid of the master behind a control socket."""
+    return asyncio.run(mux.alive(path))

@@ -65,6 +65,11 @@ class Connection:
         """A channel to a unix socket there. Raises Refused where nobody listens or it is not allowed, MasterGone."""
         return await self._open("direct-streamlocal@openssh.com", string(path) + string("") + u32(0), within_s)
 
+    async def tcp(self, host: str, port: int, *, within_s: float = ANSWER_S) -> Channel:
+        """A channel to a port, `host` as the server knows it. Raises Refused where nobody listens, MasterGone."""
+        origin = string("127.0.0.1") + u32(0)
+        return await self._open("direct-tcpip", string(host) + u32(port) + origin, within_s)
+
     async def close(self) -> None:
         """Hang up; the server closes our channels."""
         self._task.cancel()
@@ -79,7 +84,7 @@ class Connection:
             await self.send(_OPEN, string(kind) + u32(channel.number, WINDOW_BYTES, PACKET_BYTES) + more)
             await self.answered(channel.opened, within_s, f"a channel of kind {kind}")
         except BaseException:
-            self.forget(channel)
+            channel.give_up()
             raise
         return channel
 
@@ -165,7 +170,7 @@ class Channel:
         self._moved = asyncio.Condition()
         self._exit = Exit()
         self._lost: Exception | None = None
-        self._closing = False
+        self._closing = self._given_up = False
 
     async def exec(self, command: str, *, within_s: float = ANSWER_S) -> None:
         """Run `command` in the user's shell. Raises Refused, MasterGone."""
@@ -243,6 +248,10 @@ class Channel:
             with contextlib.suppress(MasterGone):  # who reads on is told
                 await self._send(_WINDOW_ADJUST, u32(owed))
 
+    def give_up(self) -> None:
+        """Nobody waits any more for it to open; the server may still open it, and is told then."""
+        self._given_up = True
+
     # -- from the connection
 
     async def take(self, kind: int, message: Reader) -> None:
@@ -250,8 +259,11 @@ class Channel:
         if kind == _OPEN_CONFIRMATION:
             self._theirs, self._room, self._most = message.u32(), message.u32(), message.u32()
             _settle(self.opened, result=True)
+            if self._given_up:
+                await self.close()
         elif kind == _OPEN_FAILURE:
             message.u32()
+            self._connection.forget(self)
             _settle(self.opened, error=Refused(f"the server opened no channel: {message.text()}"))
         elif kind in (_SUCCESS, _FAILURE):
             if not self._answers:

@@ -12,12 +12,18 @@ from types import TracebackType
 from typing import Any
 
 from holdfast import process
-from holdfast.errors import HoldfastError, HostUnreachable, LeaseHeld
+from holdfast.errors import HoldfastError, HostUnreachable, LeaseHeld, UsageError
+from holdfast.link import asking
 from holdfast.link.agent import socket_path
+from holdfast.link.mux import End
 from holdfast.link.states import State
 from holdfast.link.target import make_folder
 
 START_S = 10.0
+
+
+class AgentGone(HoldfastError):
+    """The link agent has ended: its links and forwards are gone. Another one is started by whoever asks next."""
 
 
 class NeedsAuthentication(HostUnreachable):
@@ -50,9 +56,23 @@ class Links:
         """The links may go when nobody else uses them."""
         self._agent.close()
 
-    def up(self, alias: str, *, config: str = "", within_s: float = 30.0, persist_s: float | None = None) -> Up:
-        """A connection to `alias`, within a time. Raises NeedsAuthentication, HostUnreachable, UsageError."""
-        asked = {"op": "want", "alias": alias, "config": config, "within_s": within_s}
+    def up(
+        self,
+        alias: str,
+        *,
+        config: str = "",
+        within_s: float = 30.0,
+        persist_s: float | None = None,
+        asked_s: float | None = None,
+    ) -> Up:
+        """A connection to `alias`, within a time. Raises NeedsAuthentication, HostUnreachable, UsageError.
+
+        What ssh asks on the way is put to whoever sits at our terminal; that time does not count.
+        asked_s: CLOCK_BOOTTIME from which on a refusal is an answer to this; by default now, so that it is tried.
+        """
+        since_s = time.clock_gettime(time.CLOCK_BOOTTIME) if asked_s is None else asked_s
+        asked = {"op": "want", "alias": alias, "config": config, "within_s": within_s, "asked_s": since_s}
+        asked["asks"] = asking.is_possible()
         told = self._ask({**asked, **({} if persist_s is None else {"persist_s": persist_s})}, within_s + START_S)
         if told["ok"]:
             return Up(alias, told["key"], told["path"], told["trip_s"])
@@ -65,6 +85,27 @@ class Links:
         """What the agent holds: alias, state, trip_s, users and why, of each link."""
         return list(self._ask({"op": "links"}, START_S)["links"])
 
+    def changed(self, key: str, state: str, *, within_s: float) -> dict[str, Any]:
+        """The link as soon as it is in another state, or after a time as it is. Raises HostUnreachable, AgentGone."""
+        return self._ask({"op": "changed", "key": key, "state": state, "within_s": within_s}, within_s + START_S)
+
+    def forward(self, key: str, listen: int, end: End, *, keep: bool = False) -> int:
+        """Let a port of this machine lead to `end` there, until we leave; with `keep` until it is ended.
+
+        listen: 0 for any port. Returns the port. Raises UsageError when it is taken.
+        """
+        there = {"host": end.host, "port": end.port, "path": end.path}
+        told = self._ask({"op": "forward", "key": key, "listen": listen, "keep": keep, **there}, START_S)
+        return int(told["listen"])
+
+    def forwards(self) -> list[dict[str, Any]]:
+        """Those of the agent: alias, listen, connect, kept, connections, why, and the state of the link."""
+        return list(self._ask({"op": "forwards"}, START_S)["forwards"])
+
+    def unforward(self, listen: int) -> None:
+        """End a forward by its port, whose ever it is. Raises UsageError when there is none."""
+        self._ask({"op": "unforward", "listen": listen}, START_S)
+
     def drop(self, key: str) -> None:
         """End a connection, whoever uses it."""
         self._ask({"op": "drop", "key": key}, START_S)
@@ -74,12 +115,20 @@ class Links:
         try:
             process.send(self._agent, message)
             told, _ = process.receive(self._agent)
+            while told.get("event") == "question":
+                answer = {"op": "answer", "question": told["question"], "text": asking.put(told)}
+                process.send(self._agent, answer)
+                told, _ = process.receive(self._agent)
+        except ConnectionError as error:
+            raise AgentGone("the link agent has ended") from error
         except (OSError, json.JSONDecodeError) as error:
             raise HoldfastError(f"the link agent does not answer: {error}") from error
         if "error" in told:
-            kind = HostUnreachable if told.get("exit_code") == HostUnreachable.exit_code else HoldfastError
-            raise kind(told["error"], hint=told.get("hint", ""))
+            raise _KINDS.get(told.get("exit_code", 0), HoldfastError)(told["error"], hint=told.get("hint", ""))
         return told
+
+
+_KINDS: dict[int, type[HoldfastError]] = {kind.exit_code: kind for kind in (HostUnreachable, UsageError)}
 
 
 def _connected() -> socket.socket:

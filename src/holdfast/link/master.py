@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from holdfast.link import mux, states
+from holdfast.link import asking, mux, states
 from holdfast.link.channels import Connection
 from holdfast.link.diagnosis import Cause, Why, diagnose
 from holdfast.link.mux import MasterGone
@@ -37,8 +37,11 @@ class Keepalive:
     count: int = 3
 
 
-def command(target: Target, path: Path, keepalive: Keepalive) -> list[str]:
-    """How a master is started: nothing of the user's configuration but what concerns the way there."""
+def command(target: Target, path: Path, keepalive: Keepalive, *, asks: bool) -> list[str]:
+    """How a master is started: nothing of the user's configuration but what concerns the way there.
+
+    asks: a person is there who can be asked.
+    """
     fixed = {
         "ControlMaster": "yes",
         "ControlPath": str(path),
@@ -46,7 +49,7 @@ def command(target: Target, path: Path, keepalive: Keepalive) -> list[str]:
         "ServerAliveInterval": keepalive.interval_s,
         "ServerAliveCountMax": keepalive.count,
         "TCPKeepAlive": "yes",
-        "BatchMode": "yes",
+        "BatchMode": "no" if asks else "yes",
         "ClearAllForwardings": "yes",
         "PermitLocalCommand": "no",
         "RemoteCommand": "none",
@@ -59,9 +62,19 @@ def command(target: Target, path: Path, keepalive: Keepalive) -> list[str]:
 class Master:
     """The connection to one target, for as long as `serve` runs."""
 
-    def __init__(self, target: Target, tell: Callable[[Link], object], keepalive: Keepalive | None = None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        tell: Callable[[Link], object],
+        keepalive: Keepalive | None = None,
+        *,
+        can_ask: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """can_ask: whether somebody is there now whom ssh can ask."""
         self.target, self.path = target, control_path(target)
         self.link = Link()
+        self.asks = False  # the last attempt could
+        self._can_ask = can_ask
         self.connection: Connection | None = None  # for pings, and for who wants channels without one of their own
         self._tell, self._keepalive = tell, keepalive or Keepalive()
         self._child: subprocess.Popen[bytes] | None = None
@@ -75,6 +88,14 @@ class Master:
     def drop(self) -> None:
         """Nobody needs it any more."""
         self._decided(states.drop(self.link, _now_s()))
+
+    def hurry(self) -> None:
+        """A program waits for the connection."""
+        self._become(states.hurried(self.link, _now_s()))
+
+    def asking(self, asking: bool) -> None:
+        """A person is asked something, or has answered."""
+        self._become(states.asked(self.link, _now_s(), asking=asking))
 
     def doubt(self) -> None:
         """The network may be another one, or gone: ask now."""
@@ -114,7 +135,7 @@ class Master:
             task.add_done_callback(self._tasks.discard)
 
     def _become(self, link: Link) -> None:
-        changed = (link.state, link.why) != (self.link.state, self.link.why)
+        changed = (link.state, link.why, link.asking) != (self.link.state, self.link.why, self.link.asking)
         self.link = link
         if changed:
             self._tell(link)
@@ -123,10 +144,13 @@ class Master:
 
     async def _connect(self) -> None:
         make_folder()
-        await _remove_stale(self.path)
+        await remove_stale(self.path)
+        self.asks = self._can_ask()
+        questions = asking.environment(self.target.key) if self.asks else {"SSH_ASKPASS_REQUIRE": "never"}
         with open(self._said, "wb", opener=_private) as said:
             self._child = child = subprocess.Popen(
-                command(self.target, self.path, self._keepalive),
+                command(self.target, self.path, self._keepalive, asks=self.asks),
+                env={**os.environ, **questions},
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
@@ -174,7 +198,7 @@ class Master:
         return self.path.with_suffix(".log")
 
 
-async def _remove_stale(path: Path) -> None:
+async def remove_stale(path: Path) -> None:
     """A socket nobody listens on: ssh would print a word about it and go on without sharing."""
     if not path.exists():
         return

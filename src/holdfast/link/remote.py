@@ -61,9 +61,10 @@ def everywhere(
     hosts: Sequence[str], command: str, *, config: str = "", at_once: int = AT_ONCE, within_s: float = 60.0
 ) -> Iterator[Outcome]:
     """Run `command` on every host, so many at once; outcomes in the order of `hosts`, each as soon as it may."""
+    began_s = time.clock_gettime(time.CLOCK_BOOTTIME)
     free: defaultdict[str, threading.Semaphore] = defaultdict(lambda: threading.Semaphore(SESSIONS))
     with ThreadPoolExecutor(max(1, at_once)) as pool:
-        waiting = [pool.submit(_one, host, command, config, within_s, free) for host in hosts]
+        waiting = [pool.submit(_one, host, command, config, within_s, free, began_s) for host in hosts]
         try:
             for future in waiting:
                 yield future.result()
@@ -72,11 +73,13 @@ def everywhere(
                 future.cancel()
 
 
-def _one(host: str, command: str, config: str, within_s: float, free: Mapping[str, threading.Semaphore]) -> Outcome:
+def _one(
+    host: str, command: str, config: str, within_s: float, free: Mapping[str, threading.Semaphore], asked_s: float
+) -> Outcome:
     began_s = time.monotonic()
     try:
         with Links() as links:
-            up = links.up(host, config=config, within_s=within_s)
+            up = links.up(host, config=config, within_s=within_s, asked_s=asked_s)
             with free[up.key]:
                 left_s = within_s - (time.monotonic() - began_s)
                 return asyncio.run(_kept(up, command, b"", left_s, began_s))

@@ -19,6 +19,8 @@ IDLE_PING_S = 15.0
 LEAST_PATIENCE_S = 1.5
 MORE_PATIENCE_S = 3.0  # from suspect to dead
 CONNECT_S = 30.0  # a connection that is not open by then is given up
+PERSON_S = 120.0  # for a person to answer what ssh asks: as long as a server waits, unless it is told otherwise
+HURRY_S = 5.0
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.2, 60.0
 
 
@@ -49,6 +51,7 @@ class Link:
     since_s: float = 0.0
     wanted: bool = False  # a connection is to be there, or to come back
     busy: bool = False  # somebody waits for bytes
+    asking: bool = False  # a person is asked for a password, or for a word about a host key
     heard_s: float = 0.0
     asked_s: float | None = None  # when the ping left that was not answered yet
     trip_s: float = 0.0  # smoothed round trip, and its deviation (RFC 6298, section 2)
@@ -70,7 +73,7 @@ def tick(link: Link, now_s: float) -> tuple[Link, tuple[Do, ...]]:
             return _to(link, State.CONNECTING, now_s), (Do.CONNECT,)
         return link, ()
     if link.state is State.CONNECTING:
-        if now_s - link.since_s > CONNECT_S:
+        if now_s - link.since_s > (PERSON_S if link.asking else CONNECT_S):
             return _to(link, State.DEAD, now_s), (Do.HANG_UP,)
         return link, ()
     if link.state in (State.UP, State.SUSPECT):
@@ -98,6 +101,23 @@ def want(link: Link, now_s: float) -> Link:
     return replace(link, wanted=True, state=state, due_s=now_s if state is State.DOWN else link.due_s)
 
 
+def hurried(link: Link, now_s: float) -> Link:
+    """A program waits for the link: no long pause between attempts, and no attempt for each that comes."""
+    return replace(link, due_s=min(link.due_s, max(now_s, link.since_s + HURRY_S)))
+
+
+def asked(link: Link, now_s: float, *, asking: bool) -> Link:
+    """A person is being asked, or has answered: the time to connect begins anew."""
+    return (
+        replace(link, asking=asking, since_s=now_s) if link.state is State.CONNECTING else replace(link, asking=False)
+    )
+
+
+def refused_since(link: Link, then_s: float) -> bool:
+    """Whether an answer that only a person can change was given after `then_s`."""
+    return link.state is State.NEEDS_AUTHENTICATION and link.since_s >= then_s
+
+
 def drop(link: Link, now_s: float) -> tuple[Link, tuple[Do, ...]]:
     """Nobody needs it any more."""
     if link.state in (State.CONNECTING, State.UP, State.SUSPECT):
@@ -107,7 +127,7 @@ def drop(link: Link, now_s: float) -> tuple[Link, tuple[Do, ...]]:
 
 def opened(link: Link, now_s: float) -> Link:
     """The master's socket answers."""
-    return replace(_to(link, State.UP, now_s), heard_s=now_s, asked_s=None, failures=0, why=None)
+    return replace(_to(link, State.UP, now_s), heard_s=now_s, asked_s=None, asking=False, failures=0, why=None)
 
 
 def heard(link: Link, now_s: float) -> Link:
@@ -138,6 +158,7 @@ def doubted(link: Link, now_s: float) -> tuple[Link, tuple[Do, ...]]:
 
 def gone(link: Link, now_s: float, why: Why, chance: float) -> Link:
     """The master has ended. chance: from 0 to 1, drawn for this time, so that many links do not come back at once."""
+    link = replace(link, asking=False)
     if not why.cause.is_retried:
         return replace(_to(link, State.NEEDS_AUTHENTICATION, now_s), why=why, asked_s=None, wanted=False)
     delay_s = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2**link.failures) * chance

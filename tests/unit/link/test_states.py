@@ -101,3 +101,29 @@ def test_nobody_needs_it_any_more() -> None:
     dropped, actions = states.drop(up(), 9)
     assert actions == (Do.HANG_UP,)
     assert run(states.gone(dropped, 10, LOST, 0.0), 10, 100)[1] == []
+
+
+def test_a_program_that_waits_shortens_a_long_pause_and_no_more() -> None:
+    waiting = replace(states.gone(up(), 5, LOST, 1.0), due_s=65.0)
+
+    assert states.hurried(waiting, 6).due_s == 10.0
+    assert states.hurried(waiting, 20).due_s == 20.0
+    assert states.hurried(replace(waiting, due_s=7.0), 6).due_s == 7.0
+
+
+def test_a_person_who_is_asked_has_more_time_than_a_machine() -> None:
+    connecting, _ = tick(states.want(Link(), 0), 0)
+    asked = states.asked(connecting, 1, asking=True)
+    assert run(asked, 1, 100)[1] == []
+    assert [action for _, action in run(asked, 1, 130)[1]] == [Do.HANG_UP]
+    answered = states.asked(asked, 100, asking=False)
+    assert run(answered, 100, 129)[1] == []
+    assert not states.gone(asked, 5, DENIED, 1.0).asking
+
+
+def test_a_refusal_counts_from_when_it_was_asked_for() -> None:
+    refused = states.gone(up(), 5, DENIED, 1.0)
+
+    assert states.refused_since(refused, 5)
+    assert not states.refused_since(refused, 5.1)
+    assert not states.refused_since(up(), 0)

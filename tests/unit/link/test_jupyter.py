@@ -1,0 +1,119 @@
+"""`holdfast jupyter` on a real sshd, with a program in Jupyter's place that takes what JupyterLab is given.
+
+It stands for JupyterLab, which is forty packages: the same command line, token and socket, and nothing to look at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from holdfast.link.client import Links
+from tests.labs import sshd as lab
+from tests.labs.links import master_of, own_links
+from tests.unit.commands.terminal import Terminal
+from tests.waiting import until
+
+pytestmark = pytest.mark.e2e
+
+STAND_IN = """#!/usr/bin/env python3
+import http.server, os, socketserver, sys
+if sys.argv[1] != "lab": sys.exit(2)
+if sys.argv[2] == "--version": sys.exit(0)
+given = dict(word[2:].partition("=")[::2] for word in sys.argv[2:])
+class Answer(http.server.BaseHTTPRequestHandler):
+    def address_string(self): return "-"
+    def do_GET(self):
+        right = self.path.endswith("?token=" + os.environ["JUPYTER_TOKEN"])
+        self.send_response(200 if right else 403)
+        self.end_headers()
+        self.wfile.write(os.getcwd().encode())
+class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer): pass
+Server(given["ServerApp.sock"], Answer).serve_forever()
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with lab.person() as (user, folder), lab.sshd(tmp_path_factory.mktemp("sshd"), user, folder) as running:
+        (folder / "bin").mkdir()
+        (folder / "bin" / "jupyter").write_text(STAND_IN)
+        (folder / "bin" / "jupyter").chmod(0o755)
+        (folder / "broken").mkdir()
+        (folder / "broken" / "jupyter").write_text("#!/bin/sh\nexit 1\n")
+        (folder / "broken" / "jupyter").chmod(0o755)
+        (folder / "work").mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("HOLDFAST_SSH_CONFIG", str(running.config))
+            yield folder
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[None]:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    with own_links(tmp_path, monkeypatch):
+        yield
+
+
+def fetched(port: int, path: str) -> tuple[int, bytes]:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+
+def servers(home: Path) -> list[str]:
+    listed = subprocess.run(["pgrep", "-af", f"{home}/bin/jupyter"], capture_output=True, text=True, check=False).stdout
+    return [line for line in listed.splitlines() if "ServerApp.sock" in line]
+
+
+def test_it_is_started_there_opened_here_and_ended_with_ctrl_c(home: Path) -> None:
+    seen = Terminal("jupyter", "node", "--python", f"{home}/bin/python3", "--dir", "work")
+    seen.await_text(b"?token=")
+    url = until(lambda: next((word for word in seen.read().split() if word.startswith(b"http://")), b"")).decode()
+    port, path = int(url.split(":")[2].split("/")[0]), url.split(str(url.split(":")[2].split("/")[0]), 1)[1]
+    token = url.rpartition("=")[2]
+
+    assert fetched(port, path) == (200, f"{home}/work".encode())
+    assert fetched(port, "/lab")[0] == 403
+    (server,) = servers(home)
+    assert token not in server
+    folder = Path(server.split("ServerApp.sock=")[1].split("/s ")[0])
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+    with Links() as links:
+        os.kill(master_of(links.every()[0]["path"]), signal.SIGKILL)
+    seen.await_text(b"up again after")
+    assert fetched(port, path)[0] == 200
+    assert servers(home) == [server]
+
+    seen.press(b"\x03")
+    assert seen.exit_code() == 130
+    assert servers(home) == []
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "there is no jupyter at node"),
+        (["--python", "broken/python3"], "the jupyter of node has no lab"),
+        (["--dir", "nowhere"], "there is no such folder at node: nowhere"),
+    ],
+)
+def test_what_is_missing_is_told(words: list[str], sentence: str) -> None:
+    argv = [sys.executable, "-m", "holdfast", "jupyter", "node", *words]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "hint: " in done.stderr
