@@ -1,0 +1,144 @@
+"""A master that dies again and again under a forward and streams, and a fan-out that a real fail2ban watches."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from holdfast.link import remote
+from holdfast.link.client import Links
+from holdfast.link.mux import End
+from tests.labs import sshd as lab
+from tests.labs.fail2ban import fail2ban
+from tests.labs.links import master_of, own_links
+from tests.unit.link.test_forwards import serving
+from tests.waiting import until
+
+pytestmark = pytest.mark.e2e
+KILLS = 20
+SENT = os.urandom(1 << 20) * 8
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[lab.Sshd]:
+    with lab.person() as (user, home), lab.sshd(tmp_path / "sshd", user, home) as running:
+        monkeypatch.setenv("HOLDFAST_SSH_CONFIG", str(running.config))
+        with own_links(tmp_path / "home", monkeypatch):
+            yield running
+
+
+class Loads:
+    """Connections through a port, one after the other: how many were whole, and how many broke."""
+
+    def __init__(self, port: int) -> None:
+        self.port, self.whole, self.broken, self.wrong = port, 0, 0, 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            got = bytearray()
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), timeout=30) as here:
+                    while part := here.recv(1 << 18):
+                        got += part
+            except ConnectionError:
+                self.broken += 1
+                self.wrong += not SENT.startswith(bytes(got))
+            else:
+                self.whole += 1
+                self.wrong += got != SENT
+
+    def __enter__(self) -> Loads:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+@contextlib.contextmanager
+def streams(count: int) -> Iterator[None]:
+    """Commands that write without end, started anew whenever they break."""
+    over = threading.Event()
+    children: list[subprocess.Popen[bytes]] = []
+
+    def run() -> None:
+        argv = [sys.executable, "-m", "holdfast", "exec", "--on", "node", "--", "exec yes holdfast-stream"]
+        while not over.is_set():
+            child = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            children.append(child)
+            child.wait()
+
+    threads = [threading.Thread(target=run) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for child in children:
+            child.terminate()
+        for thread in threads:
+            thread.join()
+
+
+def running(word: str) -> bool:
+    return not subprocess.run(["pgrep", "-f", word], capture_output=True, check=False).returncode
+
+
+def test_nothing_is_leaked_by_masters_that_are_killed(server: lab.Sshd) -> None:
+    config = str(server.config)
+    with Links() as links, serving(lambda peer: peer.sendall(SENT)) as there:
+        up = links.up("node", config=config)
+        port = links.forward(up.key, 0, End(port=there))
+        with Loads(port) as loads, streams(2):
+            for _ in range(KILLS):
+                whole = loads.whole
+                until(lambda whole=whole: loads.whole > whole)  # type: ignore[misc]
+                os.kill(master_of(up.path), signal.SIGKILL)
+                until(lambda: links.every()[0]["state"] != "up")
+                until(lambda: links.every()[0]["state"] == "up")
+        assert [one["listen"] for one in links.forwards()] == [port]
+    assert (loads.wrong, loads.whole >= KILLS, loads.broken > 0) == (0, True, True)
+    until(lambda: not running("^yes holdfast-stream"))
+    refusals = server.log.count("no more sessions")
+    done = list(remote.everywhere(["node"] * 200, "true", config=config, at_once=6))
+    assert {(one.status, one.error) for one in done} == {(0, "")}
+    assert server.log.count("no more sessions") == refusals
+
+
+def test_fifty_names_of_one_host_are_one_login_and_nobody_is_banned(server: lab.Sshd, tmp_path: Path) -> None:
+    node = server.config.read_text()
+    names = [f"gpu-{number}" for number in range(50)]
+    server.config.write_text("\n".join(node.replace("Host node", f"Host {name}") for name in names))
+    with fail2ban(tmp_path / "fail2ban", server.folder / "sshd.log") as jail:
+        done = list(remote.everywhere(names, "echo $$", config=str(server.config)))
+        assert [one.status for one in done] == [0] * 50
+        assert server.log.count("Accepted publickey") == 1
+        with Links() as links:
+            (link,) = links.every()
+            links.drop(link["key"])
+
+        server.allowed.write_text("")
+        refused = list(remote.everywhere(names, "true", config=str(server.config)))
+        assert {one.status for one in refused} == {remote.UNREACHED}
+        assert all("takes none of our keys" in one.error for one in refused)
+        assert server.log.count("Failed publickey") == 1
+        jail.catch_up("192.0.2.1")
+        assert jail.banned == ["192.0.2.1"]
+        for _ in range(6):  # and yet it watches: so many by hand are too many
+            subprocess.run(
+                ["ssh", "-F", str(server.config), "-o", "BatchMode=yes", "gpu-0", "true"], capture_output=True
+            )
+        until(lambda: "127.0.0.1" in jail.banned)
