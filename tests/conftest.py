@@ -1,9 +1,10 @@
-"""Object stores for whoever mirrors, one of each a session; and Ctrl-C as a terminal gives it."""
+"""Object stores for whoever mirrors, and wheels for nodes, each once a session; and Ctrl-C as a terminal gives it."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,12 @@ from tests.labs import servers
 from tests.labs.servers import Server
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in what they start in the background
+
+
+@pytest.fixture(scope="session")
+def fetched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheels that nodes get: a cache that fills as tests need it."""
+    return tmp_path_factory.mktemp("bundles")
 
 
 @pytest.fixture(scope="session")

@@ -17,11 +17,15 @@ from holdfast.sync.frames import Cut, Frames, printable
 _MOST_SAID_BYTES = 2000
 
 
+class NotStarted(HostUnreachable):
+    """What was to speak with us did not begin."""
+
+
 @contextlib.contextmanager
 def conversation(up: Up, words: Sequence[str]) -> Iterator[Frames]:
     """Speak with one end of a sync that `words` start there; it ends when we hang up.
 
-    Raises HostUnreachable with the last line of its standard error when it does not start.
+    Raises NotStarted with the last line of its standard error, MasterGone, Refused.
     """
     with contextlib.ExitStack() as held:
         said = held.enter_context(tempfile.TemporaryFile())
@@ -42,5 +46,5 @@ def conversation(up: Up, words: Sequence[str]) -> Iterator[Frames]:
         except Cut as cut:
             lines = os.pread(said.fileno(), _MOST_SAID_BYTES, 0).decode(errors="replace").strip().splitlines()
             why = f"holdfast did not start there: {printable(lines[-1])}" if lines else str(cut)
-            raise HostUnreachable(f"{up.alias}: {why}", hint=f"what was started: {shlex.join(words)}") from None
+            raise NotStarted(f"{up.alias}: {why}", hint=f"what was started: {shlex.join(words)}") from None
         yield frames

@@ -19,12 +19,14 @@ from holdfast.errors import HostUnreachable, UsageError
 from holdfast.units import show_duration, show_size
 
 if TYPE_CHECKING:
+    from holdfast.bundle import Node
+    from holdfast.link.client import Links, Up
     from holdfast.sync.frames import Frames
     from holdfast.sync.sending import Outcome, Progress
 
 _MOST_SHOWN = 20
 _MOST_CUTS = 5  # in a row, without a byte in between
-_LONGEST_PAUSE_S = 30.0
+_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0  # before the next try to reach a host
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +40,6 @@ class _Job:
     flags: tuple[str, ...]  # of the end that gets the files
     watch: bool
     timeout_s: float
-    python: str
 
 
 @click.command("sync")
@@ -48,7 +49,6 @@ class _Job:
 @click.option("--overwrite", is_flag=True, help="Replace files that were made or changed at DEST.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done.")
 @click.option("--watch", is_flag=True, help="Stay, and bring each change.")
-@click.option("--python", default="python3", show_default=True, help="The Python with holdfast on the host.")
 @duration_option("--timeout", default="30s", show_default=True, help="For the connection.")
 @json_option
 def command(
@@ -58,7 +58,6 @@ def command(
     overwrite: bool,
     dry_run: bool,
     watch: bool,
-    python: str,
     timeout: float,
     as_json: bool,
 ) -> int:
@@ -73,7 +72,7 @@ def command(
         raise UsageError("--watch and --dry-run together make no sense")
     given = {"--delete": delete, "--overwrite": overwrite, "--dry-run": dry_run}
     flags = tuple(flag for flag, is_given in given.items() if is_given)
-    job = _job(source, target, flags=flags, watch=watch, timeout_s=timeout, python=python)
+    job = _job(source, target, flags=flags, watch=watch, timeout_s=timeout)
     show = _print_facts if as_json else _show
     with going_on("what has arrived stays, and the next sync goes on from there"):
         if watch:
@@ -116,13 +115,12 @@ def _split(place: str) -> tuple[str, str]:
 
 def _outcomes(job: _Job, progress: Progress) -> Iterator[Outcome]:
     """Of each round. A connection that is cut is made again, and the files go on at the byte where it was."""
-    from holdfast.commands.conversation import conversation
-    from holdfast.link import target
+    from holdfast import bundle
+    from holdfast.bundle.probing import Unfit
+    from holdfast.commands.conversation import NotStarted, conversation
     from holdfast.link.client import Links, NeedsAuthentication
-    from holdfast.sync.frames import Cut
 
-    config = target.users_config()
-    cuts = 0
+    cuts, again = 0, False
 
     def moved(done: int, total: int) -> None:
         nonlocal cuts
@@ -130,20 +128,47 @@ def _outcomes(job: _Job, progress: Progress) -> Iterator[Outcome]:
         progress(done, total)
 
     while True:
-        try:
-            with Links() as links:
-                up = links.up(job.host, config=config, within_s=job.timeout_s)
-                with conversation(up, _words(job)) as frames:
+        with Links() as links:
+            up = _reached(links, job)
+            try:
+                node = bundle.ensure(up, again=again, tell=say, progress=progress)
+                with conversation(up, _words(job, node)) as frames:
+                    again = False
                     yield from _rounds(job, frames, moved)
-            return
+                return
+            except (NeedsAuthentication, Unfit):
+                raise
+            except NotStarted:
+                if again:
+                    raise
+                again = True  # what was remembered of the node is wrong
+                continue
+            except HostUnreachable as error:
+                cuts += 1
+                if cuts > _MOST_CUTS:
+                    raise
+                say(f"{error}; trying again")
+        time.sleep(0.1 * 2**cuts)
+
+
+def _reached(links: Links, job: _Job) -> Up:
+    """A connection; who watches waits for one."""
+    from holdfast.link import target
+    from holdfast.link.client import NeedsAuthentication
+
+    pause_s = _PAUSE_S
+    while True:
+        try:
+            return links.up(job.host, config=target.users_config(), within_s=job.timeout_s)
         except NeedsAuthentication:
             raise
         except HostUnreachable as error:
-            cuts += 1
-            if not job.watch and (cuts > _MOST_CUTS or not isinstance(error, Cut)):
+            if not job.watch:
                 raise
-            say(f"{error}; trying again")
-        time.sleep(min(_LONGEST_PAUSE_S, 0.2 * 2.0**cuts))
+            if pause_s == _PAUSE_S:
+                say(f"{error}; waiting")
+        time.sleep(pause_s)
+        pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
 
 
 def _rounds(job: _Job, frames: Frames, progress: Progress) -> Iterator[Outcome]:
@@ -159,9 +184,10 @@ def _rounds(job: _Job, frames: Frames, progress: Progress) -> Iterator[Outcome]:
     yield from ends.receive(job.here, frames, options, progress)
 
 
-def _words(job: _Job) -> list[str]:
-    """What starts the other end."""
-    start = [job.python, "-m", "holdfast", "node"]
+def _words(job: _Job, node: Node) -> list[str]:
+    """What starts the other end, in the user's home there."""
+    environ = (f"HOLDFAST_HOME={node.home}", f"PYTHONPATH={node.folder}")
+    start = ["env", *environ, node.python, "-s", "-m", "holdfast", "node"]
     if job.is_push:
         return [*start, "receive", job.folder, *job.flags]
     return [*start, "send", job.folder, *(["--watch"] if job.watch else [])]

@@ -1,16 +1,10 @@
-"""Wheels are fetched once a session."""
+"""A laptop of the test's own."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-
-
-@pytest.fixture(scope="session")
-def fetched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that fills as tests need it."""
-    return tmp_path_factory.mktemp("bundles")
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
-"""`holdfast sync` through a real sshd."""
+"""`holdfast sync` through a real sshd, to a user without rights and with an empty home."""
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,49 +24,50 @@ pytestmark = pytest.mark.e2e
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """Where the user who runs the tests is let in again, with a home of its own for what holdfast knows there."""
+    """A machine where a user without rights is let in, into an empty home and a shell that talks."""
 
     server: lab.Sshd
-    python: Path
+    home: Path
+    user: str
 
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    home = tmp_path_factory.mktemp("node")
-    python = home / "python"
-    python.write_text(f'#!/bin/sh\nHOLDFAST_HOME={home}/known exec {sys.executable} "$@"\n')
-    python.chmod(0o755)
-    with lab.sshd(tmp_path_factory.mktemp("sshd"), getpass.getuser(), home) as server:
-        yield Node(server, python)
+    with lab.person() as (user, home), lab.sshd(tmp_path_factory.mktemp("sshd"), user, home) as server:
+        (home / ".bashrc").write_text("echo welcome; echo to the node >&2\n")
+        yield Node(server, home, user)
 
 
 @pytest.fixture(autouse=True)
-def links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: Node) -> Iterator[None]:
+def links(tmp_path: Path, fetched: Path, monkeypatch: pytest.MonkeyPatch, node: Node) -> Iterator[None]:
     monkeypatch.setenv("HOLDFAST_SSH_CONFIG", str(node.server.config))
-    with own_links(tmp_path / "home", monkeypatch):
+    laptop = tmp_path / "laptop"
+    laptop.mkdir()
+    (laptop / "bundles").symlink_to(fetched)
+    with own_links(laptop, monkeypatch):
         yield
 
 
-def command(node: Node, *words: str) -> list[str]:
-    return [sys.executable, "-m", "holdfast", "sync", "--python", str(node.python), *words]
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "holdfast", "sync", *words]
 
 
-def sync(node: Node, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(node, *words), capture_output=True, text=True, timeout=60, check=False)
+def sync(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*words), capture_output=True, text=True, timeout=100, check=False)
 
 
 def test_there_and_back(tmp_path: Path, node: Node) -> None:
-    source, there = tree(tmp_path / "s", a="one", pkg__b="two"), tmp_path / "there"
+    source, there = tree(tmp_path / "s", a="one", pkg__b="two"), node.home / "there"
 
-    first = sync(node, str(source), f"node:{there}")
-    again = sync(node, str(source), f"node:{there}", "--json")
+    first = sync(str(source), f"node:{there.name}")
+    again = sync(str(source), f"node:{there.name}", "--json")
     (there / "result").write_text("made there")
     (there / "a").write_text("changed there")
     (source / "a").write_text("changed here")
-    conflict = sync(node, str(source), f"node:{there}")
-    back = sync(node, f"node:{there}", str(tmp_path / "back"))
+    conflict = sync(str(source), f"node:{there.name}")
+    back = sync(f"node:{there.name}", str(tmp_path / "back"))
 
-    assert (first.returncode, first.stderr) == (0, "")
+    assert first.returncode == 0, first.stderr
     assert first.stdout.startswith("2 files brought (6 B) in ")
     assert json.loads(again.stdout)["moved_bytes"] == 0
     assert conflict.returncode == 1
@@ -74,14 +75,19 @@ def test_there_and_back(tmp_path: Path, node: Node) -> None:
     assert (back.returncode, held(tmp_path / "back")) == (0, held(there))
 
 
+def children(*pids: int) -> list[int]:
+    """Processes of sshd; one with a user's rights holds the connection, one with root's watches it."""
+    argv = ["pgrep", "-x", "sshd", "-P", ",".join(map(str, pids))]
+    return [int(pid) for pid in subprocess.run(argv, capture_output=True, text=True).stdout.split()]
+
+
 def test_a_cut_connection_is_made_again(tmp_path: Path, node: Node) -> None:
-    source, there = tree(tmp_path / "s", **{f"large{n}": os.urandom(24 << 20) for n in range(4)}), tmp_path / "there"
-    with subprocess.Popen(command(node, str(source), f"node:{there}"), stderr=subprocess.PIPE) as running:
+    source, there = tree(tmp_path / "s", **{f"large{n}": os.urandom(24 << 20) for n in range(8)}), node.home / "large"
+    with subprocess.Popen(command(str(source), f"node:{there.name}"), stderr=subprocess.PIPE) as running:
         for count in (1, 3):
-            until(lambda count=count: len(list(there.glob("large*"))) >= count)  # type: ignore[misc]
-            found = subprocess.run(["pgrep", "-P", str(node.server.pid)], capture_output=True, text=True, check=True)
-            for pid in found.stdout.split():
-                os.kill(int(pid), signal.SIGKILL)
+            until(lambda count=count: len(list(there.glob("large*"))) >= count, within_s=60)  # type: ignore[misc]
+            for pid in (*children(*children(node.server.pid)), *children(node.server.pid)):
+                os.kill(pid, signal.SIGKILL)
         _, said = running.communicate(timeout=60)
 
     assert running.returncode == 0, said
@@ -90,8 +96,8 @@ def test_a_cut_connection_is_made_again(tmp_path: Path, node: Node) -> None:
 
 
 def test_watching_brings_each_change(tmp_path: Path, node: Node) -> None:
-    source, there = tree(tmp_path / "s", a="one"), tmp_path / "there"
-    words = command(node, str(source), f"node:{there}", "--watch", "--delete")
+    source, there = tree(tmp_path / "s", a="one"), node.home / "watched"
+    words = command(str(source), f"node:{there.name}", "--watch", "--delete")
     with subprocess.Popen(words, stdout=subprocess.DEVNULL) as running:
         until((there / "a").exists)
         (source / "a").write_text("two")
@@ -105,13 +111,22 @@ def test_watching_brings_each_change(tmp_path: Path, node: Node) -> None:
 
 def test_wrong_calls_get_a_sentence(tmp_path: Path, node: Node) -> None:
     def said(*words: str) -> tuple[int, str]:
-        done = sync(node, *words)
+        done = sync(*words)
         return done.returncode, done.stderr.splitlines()[0]
 
     source = str(tree(tmp_path / "s", a="a"))
     assert said(source, str(tmp_path)) == (2, f"error: {source} and {tmp_path} are both here")
     assert said(source, "node:") == (2, "error: 'node:' names no folder of a host")
     assert said(f"{source}/a", "node:x") == (2, f"error: {source}/a is not a folder")
-    assert said(f"node:{tmp_path}/nowhere", source) == (2, f"error: {tmp_path}/nowhere is not a folder")
-    code, sentence = said(source, "node:x", "--python", "/nothing")
-    assert (code, "node: holdfast did not start there" in sentence, "/nothing" in sentence) == (10, True, True)
+    assert said("node:nowhere", source) == (2, "error: nowhere is not a folder")
+
+
+def test_a_bundle_that_is_gone_is_sent_again(tmp_path: Path, node: Node) -> None:
+    source = str(tree(tmp_path / "s", a="a"))
+    assert sync(source, "node:again").returncode == 0
+    shutil.rmtree(node.home / ".holdfast" / "bundles")
+
+    done = sync(source, "node:again")
+
+    assert done.returncode == 0, done.stderr
+    assert "sending holdfast to node" in done.stderr
