@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from holdfast.bundle import closure, places, probing
-from holdfast.bundle.places import Node
+from holdfast.bundle.closure import Bundle, NoWheel
+from holdfast.bundle.places import Node, Platform
 from holdfast.bundle.probing import Facts, Unfit
 from holdfast.bundle.push import Order, Progress, push
 from holdfast.link import remote
@@ -31,7 +32,7 @@ def ensure(
     """A node with this very holdfast on it.
 
     What is remembered is believed and nobody is asked; where that turns out wrong, nobody listening at the socket,
-    `again` asks the node. Raises Unfit, HostUnreachable, closure.NoWheel, HoldfastError, OSError.
+    `again` asks the node. Raises Unfit, HostUnreachable, NoWheel, HoldfastError, OSError.
     """
     known = None if again else places.remembered(up.key)
     if known is not None:
@@ -41,11 +42,9 @@ def ensure(
     found = probing.ask(up, within_s=PROBE_S)
     for warning in probing.warnings(up.alias, found):
         tell(warning)
-    python, platform = probing.choose(up.alias, found, sys.version_info[:2])
-    bundle = closure.cached(platform)
-    if bundle is None:
-        tell(f"fetching what {up.alias} needs: wheels for {platform}")
-        bundle = closure.bundle(platform)
+    pythons = probing.choose(up.alias, found, sys.version_info[:2])
+    platform, bundle = first_made(up.alias, list(pythons), tell)
+    python = pythons[platform]
     node = _node(up, found, python.path, platform, bundle.hash)
     if bundle.hash not in found.bundles:
         probing.check_space(up.alias, found, 2 * bundle.unpacked_bytes)  # its bytecode, and a wheel at a time
@@ -55,7 +54,22 @@ def ensure(
     return node
 
 
-def _node(up: Up, found: Facts, python: str, platform: places.Platform, bundle: str) -> Node:
+def first_made(alias: str, platforms: Sequence[Platform], tell: Tell) -> tuple[Platform, Bundle]:
+    """The first of them for which there is every wheel. Raises NoWheel, of the first, where there is none."""
+    missing: list[NoWheel] = []
+    for platform in platforms:
+        bundle = closure.cached(platform)
+        if bundle is not None:
+            return platform, bundle
+        tell(f"{alias}: fetching wheels for {platform}")
+        try:
+            return platform, closure.bundle(platform)
+        except NoWheel as error:
+            missing.append(error)
+    raise missing[0]
+
+
+def _node(up: Up, found: Facts, python: str, platform: Platform, bundle: str) -> Node:
     return Node(
         alias=up.alias,
         key=up.key,

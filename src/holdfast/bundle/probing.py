@@ -139,8 +139,11 @@ def _python(line: str) -> Python:
     return Python(path, tuple(int(number) for number in version), usual and bool(_PLAIN.fullmatch(path)))
 
 
-def choose(alias: str, found: Facts, mine: tuple[int, int]) -> tuple[Python, Platform]:
-    """Which Python there takes the bundle: one of the laptop's own version, `mine`, before others. Raises Unfit."""
+def choose(alias: str, found: Facts, mine: tuple[int, int]) -> dict[Platform, Python]:
+    """The Pythons there that may take the bundle, best first: of the laptop's own version, `mine`, then as found.
+
+    Raises Unfit where there is none.
+    """
     if found.system != "Linux":
         raise Unfit(f"{alias} is a {found.system or 'machine that says not what'}: runs are for Linux")
     _check_place(alias, found)
@@ -150,9 +153,11 @@ def choose(alias: str, found: Facts, mine: tuple[int, int]) -> tuple[Python, Pla
     fit = [each for each in found.pythons if each.fits and each.version >= OLDEST]
     if not fit:
         raise _no_python(alias, found.pythons)
-    python = next((each for each in fit if each.version[:2] == mine), fit[0])
-    minor = f"{python.version[0]}.{python.version[1]}"
-    return python, Platform(minor, found.machine, kind, version)
+    chosen: dict[Platform, Python] = {}
+    for python in sorted(fit, key=lambda each: each.version[:2] != mine):
+        minor = f"{python.version[0]}.{python.version[1]}"
+        chosen.setdefault(Platform(minor, found.machine, kind, version), python)
+    return chosen
 
 
 def _check_place(alias: str, found: Facts) -> None:
