@@ -55,18 +55,23 @@ def ensure(
 
 
 def first_made(alias: str, platforms: Sequence[Platform], tell: Tell) -> tuple[Platform, Bundle]:
-    """The first of them for which there is every wheel. Raises NoWheel, of the first, where there is none."""
-    missing: list[NoWheel] = []
-    for platform in platforms:
-        bundle = closure.cached(platform)
-        if bundle is not None:
-            return platform, bundle
+    """The first of them for which there is every wheel. Raises NoWheel, of the last, where there is none."""
+    first, *others = platforms
+    try:
+        return first, _made(alias, first, tell)
+    except NoWheel as error:
+        if not others:
+            raise
+        tell(f"{alias}: {error}")
+    return first_made(alias, others, tell)
+
+
+def _made(alias: str, platform: Platform, tell: Tell) -> Bundle:
+    bundle = closure.cached(platform)
+    if bundle is None:
         tell(f"{alias}: fetching wheels for {platform}")
-        try:
-            return platform, closure.bundle(platform)
-        except NoWheel as error:
-            missing.append(error)
-    raise missing[0]
+        bundle = closure.bundle(platform)
+    return bundle
 
 
 def _node(up: Up, found: Facts, python: str, platform: Platform, bundle: str) -> Node:
