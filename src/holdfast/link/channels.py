@@ -2,7 +2,7 @@
 
 The master rewrites channel numbers, so each `Connection` has its own; sessions here count against the server's
 MaxSessions, channels to unix sockets do not. The reader never waits for a channel: what one does not read stays within
-its window.
+its window. A message leaves whole or not at all, whoever is cancelled while it waits to be sent.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import socket
+import subprocess
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +22,13 @@ from holdfast.link.wire import FALSE, TRUE, Malformed, Reader, string, u32
 
 WINDOW_BYTES = 2 << 20  # what the other side may send ahead
 PACKET_BYTES = 32 << 10
+UNSENT_BYTES = 256 << 10  # with more to be sent, those who write wait
+LAST_WORDS_S = 2.0  # for the server to close the channels of a connection that is closed here
 
 _GLOBAL_REQUEST, _REQUEST_FAILURE = 80, 82
 _OPEN, _OPEN_CONFIRMATION, _OPEN_FAILURE = 90, 91, 92
 _WINDOW_ADJUST, _DATA, _EXTENDED_DATA, _EOF, _CLOSE, _REQUEST, _SUCCESS, _FAILURE = 93, 94, 95, 96, 97, 98, 99, 100
 _STDERR = 1
-_NO_SUCH_TYPE = "ping@holdfast"  # a kind of channel that no server has: it says so, and that is the answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +46,22 @@ class Connection:
         self._socket = connected
         self._channels: dict[int, Channel] = {}
         self._numbers = itertools.count()
-        self._sending = asyncio.Lock()
+        self._unsent = bytearray()
+        self._has_room = asyncio.Event()
+        self._has_room.set()
+        self._is_empty = asyncio.Event()
+        self._is_empty.set()
+        self._was_refused = False
         self._why: Exception | None = None
         self.heard_s = time.monotonic()  # when the last byte came
         self._task = asyncio.get_running_loop().create_task(self._receive())
 
     async def ping(self, *, within_s: float = ANSWER_S) -> float:
-        """Seconds to the server and back: no process, no session there. Raises MasterGone."""
+        """Seconds to the server and back: a session in which nothing is started, closed at once. Raises MasterGone."""
         began_s = time.monotonic()
-        with contextlib.suppress(Refused):
-            channel = await self._open(_NO_SUCH_TYPE, b"", within_s)
-            await channel.close()
+        with contextlib.suppress(Refused):  # no slot is an answer too
+            channel = await self._open("session", b"", within_s)
+            channel.give_up()
         return time.monotonic() - began_s
 
     async def session(self, *, within_s: float = ANSWER_S) -> Channel:
@@ -71,17 +78,37 @@ class Connection:
         return await self._open("direct-tcpip", string(host) + u32(port) + origin, within_s)
 
     async def close(self) -> None:
-        """Hang up; the server closes our channels."""
+        """Close every channel, and hang up when the server has too."""
+        for channel in list(self._channels.values()):
+            channel.give_up()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._is_empty.wait(), LAST_WORDS_S)
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
+        if self._why is None and (self._was_refused or self._channels):
+            self._leave_open()
         self._end(MasterGone("the connection was closed here"))
+        self._socket.close()
+
+    def _leave_open(self) -> None:
+        """Let a process hold the socket until the master ends.
+
+        A channel that was refused, or not answered yet, stays in its client's name in the master. When the client goes,
+        the master would close it, find that the server gave it no number, and end itself with all that others have
+        through it (OpenSSH: channel_proxy_upstream in channels.c, chan_send_close2 in nchan.c). One that the server has
+        not closed yet is worse: the master writes to who has gone, forgets it, and goes on with its memory.
+        """
+        self._socket.setblocking(True)
+        holding = ["sh", "-c", "exec 3<&0; cat <&3 3<&- >/dev/null 2>&1 &"]
+        subprocess.run(holding, stdin=self._socket.fileno(), cwd="/", start_new_session=True, check=True)
 
     async def _open(self, kind: str, more: bytes, within_s: float) -> Channel:
         channel = Channel(self, next(self._numbers))
+        self.post(_OPEN, string(kind) + u32(channel.number, WINDOW_BYTES, PACKET_BYTES) + more)
         self._channels[channel.number] = channel
+        self._is_empty.clear()
         try:
-            await self.send(_OPEN, string(kind) + u32(channel.number, WINDOW_BYTES, PACKET_BYTES) + more)
             await self.answered(channel.opened, within_s, f"a channel of kind {kind}")
         except BaseException:
             channel.give_up()
@@ -95,21 +122,40 @@ class Connection:
         except asyncio.TimeoutError:
             raise MasterGone(f"no answer within {within_s:g} s about {what}") from None
 
-    async def send(self, kind: int, body: bytes) -> None:
-        """One message. Raises MasterGone."""
+    def post(self, kind: int, body: bytes) -> None:
+        """One message, after those before it. Raises MasterGone."""
+        if self._why is None:
+            self._unsent += wire.framed(b"\0" + bytes([kind]) + body)
+            self._flush()
         if self._why is not None:
             raise self._why
-        message = b"\0" + bytes([kind]) + body
+
+    async def has_room(self) -> None:
+        """Wait until most of what was posted is sent, or the connection has ended."""
+        await self._has_room.wait()
+
+    def _flush(self) -> None:
+        """Send what the socket takes now, and the rest as soon as it takes more."""
+        loop = asyncio.get_running_loop()
         try:
-            async with self._sending:
-                await asyncio.get_running_loop().sock_sendall(self._socket, wire.framed(message))
+            while self._unsent:
+                del self._unsent[: self._socket.send(self._unsent)]
+        except BlockingIOError:
+            loop.add_writer(self._socket, self._flush)
         except OSError as error:
             self._end(MasterGone(f"the master has hung up: {error.strerror or error}"))
-            raise MasterGone(f"the master has hung up: {error.strerror or error}") from error
+        else:
+            loop.remove_writer(self._socket)
+        if len(self._unsent) <= UNSENT_BYTES:
+            self._has_room.set()
+        else:
+            self._has_room.clear()
 
     def forget(self, channel: Channel) -> None:
         """It is closed on both sides; its number is not used again."""
         self._channels.pop(channel.number, None)
+        if not self._channels:
+            self._is_empty.set()
 
     async def _receive(self) -> None:
         """Hand out what comes, until the master hangs up."""
@@ -121,8 +167,11 @@ class Connection:
                 message = Reader(await self._exactly(size))
                 message.byte()  # of padding: none
                 await self._take(message.byte(), message)
+        except MasterGone as error:
+            self._end(error)
         except (OSError, Malformed) as error:
             self._end(MasterGone(f"the master has hung up: {getattr(error, 'strerror', None) or error}"))
+        self._socket.close()
 
     async def _exactly(self, size: int) -> bytes:
         loop, parts = asyncio.get_running_loop(), bytearray()
@@ -138,21 +187,25 @@ class Connection:
         if kind == _GLOBAL_REQUEST:
             message.string()
             if message.byte():
-                await self.send(_REQUEST_FAILURE, b"")
+                self.post(_REQUEST_FAILURE, b"")
             return
         if not _OPEN_CONFIRMATION <= kind <= _FAILURE:
             return  # not about a channel of ours
+        self._was_refused |= kind == _OPEN_FAILURE
         channel = self._channels.get(message.u32())
         if channel is not None:
             await channel.take(kind, message)
 
     def _end(self, why: Exception) -> None:
+        """Wakes all who wait. The socket is left to who reads it: closed before, its number could be another's."""
         if self._why is None:
             self._why = why
-            self._socket.close()
+            asyncio.get_running_loop().remove_writer(self._socket)
+        self._has_room.set()
         for channel in list(self._channels.values()):
             channel.lose(self._why)
         self._channels.clear()
+        self._is_empty.set()
 
 
 class Channel:
@@ -170,7 +223,7 @@ class Channel:
         self._moved = asyncio.Condition()
         self._exit = Exit()
         self._lost: Exception | None = None
-        self._closing = self._given_up = False
+        self._is_open = self._is_unwanted = self._closing = False
 
     async def exec(self, command: str, *, within_s: float = ANSWER_S) -> None:
         """Run `command` in the user's shell. Raises Refused, MasterGone."""
@@ -182,7 +235,7 @@ class Channel:
         Nothing tells whether it arrived: the server drops one that comes before the command has its group, or when it
         was told to run another command.
         """
-        await self._send(_REQUEST, string("signal") + FALSE + string(name))
+        self._post(_REQUEST, string("signal") + FALSE + string(name))
 
     async def read(self, *, stderr: bool = False) -> bytes:
         """What has come, at least a byte; b"" at its end. Raises MasterGone when the link went before that."""
@@ -191,29 +244,29 @@ class Channel:
             await self._moved.wait_for(lambda: stream.parts or stream.over or self._lost)
         if not stream.parts and not stream.over and self._lost is not None:
             raise self._lost
-        taken = b"".join(stream.parts)
+        taken = b"".join(stream.parts)  # nothing is awaited from here on: who is cancelled has lost no byte
         stream.parts.clear()
-        await self._allow(len(taken))
+        self._allow(len(taken))
         return taken
 
     async def write(self, data: bytes) -> None:
         """All of it, as fast as the other side takes it. Raises MasterGone, BrokenPipeError when that has closed."""
         view = memoryview(data)
         while view:
+            await self._connection.has_room()
             async with self._moved:
                 await self._moved.wait_for(lambda: self._room or self._lost or self._closing)
                 if self._lost is not None:
                     raise self._lost
-                if self._closing:
-                    raise BrokenPipeError("the other side has closed the channel")
                 size = min(len(view), self._room, self._most)
+                if not self._post(_DATA, string(bytes(view[:size]))):
+                    raise BrokenPipeError("the other side has closed the channel")
                 self._room -= size
-            if await self._send(_DATA, string(bytes(view[:size]))):
-                view = view[size:]
+            view = view[size:]
 
     async def end(self) -> None:
         """Nothing more will be written; no matter where the command has ended already. Raises MasterGone."""
-        await self._send(_EOF, b"")
+        self._post(_EOF, b"")
 
     async def wait(self) -> Exit:
         """How the command ended. Raises MasterGone."""
@@ -221,36 +274,37 @@ class Channel:
 
     async def close(self) -> None:
         """Give the channel up, whatever the other side does with it."""
-        if not self._closing and self._lost is None:
+        self.give_up()
+
+    def give_up(self) -> None:
+        """Close it now, or as soon as it is open: else the server would keep a session for nobody."""
+        self._is_unwanted = True
+        if self._is_open and self._lost is None:
             with contextlib.suppress(MasterGone):
-                await self._send(_CLOSE, b"")
+                self._post(_CLOSE, b"")
 
     async def _ask(self, request: str, more: bytes, within_s: float) -> None:
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._answers.append(answer)
-        if not await self._send(_REQUEST, string(request) + TRUE + more):
+        if not self._post(_REQUEST, string(request) + TRUE + more):
             raise Refused(f"the server has closed the channel before {request}")
+        self._answers.append(answer)
         if not await self._connection.answered(answer, within_s, request):
             raise Refused(f"the server refused {request}")
 
-    async def _send(self, kind: int, body: bytes) -> bool:
+    def _post(self, kind: int, body: bytes) -> bool:
         """False when we have closed the channel before: a word about one ends the whole connection of the server."""
         if self._closing:
             return False
         self._closing = kind == _CLOSE
-        await self._connection.send(kind, u32(self._theirs) + body)
+        self._connection.post(kind, u32(self._theirs) + body)
         return True
 
-    async def _allow(self, size: int) -> None:
+    def _allow(self, size: int) -> None:
         self._owed += size
-        if self._owed >= WINDOW_BYTES // 2 and not self._closing and self._lost is None:
+        if self._owed >= WINDOW_BYTES // 2 and self._lost is None:
             owed, self._owed = self._owed, 0
             with contextlib.suppress(MasterGone):  # who reads on is told
-                await self._send(_WINDOW_ADJUST, u32(owed))
-
-    def give_up(self) -> None:
-        """Nobody waits any more for it to open; the server may still open it, and is told then."""
-        self._given_up = True
+                self._post(_WINDOW_ADJUST, u32(owed))
 
     # -- from the connection
 
@@ -258,30 +312,31 @@ class Channel:
         """A message about this channel."""
         if kind == _OPEN_CONFIRMATION:
             self._theirs, self._room, self._most = message.u32(), message.u32(), message.u32()
+            self._is_open = True
             _settle(self.opened, result=True)
-            if self._given_up:
-                await self.close()
+            if self._is_unwanted:
+                self.give_up()
         elif kind == _OPEN_FAILURE:
             message.u32()
-            self._connection.forget(self)
             _settle(self.opened, error=Refused(f"the server opened no channel: {message.text()}"))
+            self._connection.forget(self)
         elif kind in (_SUCCESS, _FAILURE):
             if not self._answers:
                 raise Malformed("an answer to no request")
             _settle(self._answers.pop(0), result=kind == _SUCCESS)
         elif kind == _REQUEST:
-            await self._requested(message)
+            self._requested(message)
         else:
             await self._changed(kind, message)
 
-    async def _requested(self, message: Reader) -> None:
+    def _requested(self, message: Reader) -> None:
         request, wants_answer = message.text(), message.byte()
         if request == "exit-status":
             self._exit = Exit(status=message.u32())
         elif request == "exit-signal":
             self._exit = Exit(signal=message.text())
         if wants_answer:
-            await self._send(_FAILURE, b"")
+            self._post(_FAILURE, b"")
 
     async def _changed(self, kind: int, message: Reader) -> None:
         async with self._moved:
@@ -294,10 +349,13 @@ class Channel:
             else:
                 for stream in self._streams.values():
                     stream.over = True
+            if kind == _CLOSE:
+                self.give_up()
             self._moved.notify_all()
         if kind == _CLOSE:
-            await self.close()
             self._connection.forget(self)
+            for answer in self._answers:
+                _settle(answer, result=False)
             _settle(self._ended, result=self._exit)
 
     def lose(self, why: Exception) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from holdfast.link import asking, mux, states
 from holdfast.link.channels import Connection
 from holdfast.link.diagnosis import Cause, Why, diagnose
-from holdfast.link.mux import MasterGone
+from holdfast.link.mux import MasterGone, Refused
 from holdfast.link.states import Do, Link, State
 from holdfast.link.target import Target, control_path, make_folder
 
@@ -79,7 +79,7 @@ class Master:
         self._tell, self._keepalive = tell, keepalive or Keepalive()
         self._child: subprocess.Popen[bytes] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._slept_s = _asleep_s()
+        self._slept_s, self._heard_s = _asleep_s(), 0.0
 
     def want(self) -> None:
         """Somebody needs the connection now."""
@@ -117,12 +117,14 @@ class Master:
         if slept_s > self._slept_s + 1.0:
             self.doubt()
         self._slept_s = slept_s
-        if self.connection is not None:
-            heard_s = self.connection.heard_s + slept_s
-            if heard_s > self.link.heard_s and self.link.state in (State.UP, State.SUSPECT):
-                self._become(states.heard(self.link, heard_s))
+        if self.connection is not None and self.connection.heard_s != self._heard_s:
+            self._heard_s = self.connection.heard_s  # compared as it is: two readings of two clocks differ each time
+            if self.link.state in (State.UP, State.SUSPECT):
+                self._become(states.heard(self.link, self._heard_s + slept_s))
         if self._child is not None and self._child.poll() is not None:
             await self._ended(self._child)
+        elif self._child is None and self.link.state is State.DEAD:  # dropped before ssh was started
+            self._become(states.gone(self.link, now_s, Why(Cause.LOST, "it was given up before it began"), 0.0))
         self._decided(states.tick(self.link, now_s))
 
     def _decided(self, decision: tuple[Link, tuple[Do, ...]]) -> None:
@@ -143,12 +145,26 @@ class Master:
     # -- what states asks for
 
     async def _connect(self) -> None:
-        make_folder()
-        await remove_stale(self.path)
+        try:
+            make_folder()
+            await remove_stale(self.path)
+            if self.link.state is not State.CONNECTING or self._child is not None:
+                return  # dropped meanwhile, or begun anew
+            child = self._child = self._started()
+        except OSError as error:  # a full disk, no memory for a process
+            self._become(states.gone(self.link, _now_s(), _not_started(self.target, error), random.random()))  # noqa: S311
+            return
+        while child.poll() is None and self.link.state is State.CONNECTING:
+            with contextlib.suppress(MasterGone):
+                await self._open()
+                return
+            await asyncio.sleep(OPEN_POLL_S)
+
+    def _started(self) -> subprocess.Popen[bytes]:
         self.asks = self._can_ask()
         questions = asking.environment(self.target.key) if self.asks else {"SSH_ASKPASS_REQUIRE": "never"}
         with open(self._said, "wb", opener=_private) as said:
-            self._child = child = subprocess.Popen(
+            return subprocess.Popen(
                 command(self.target, self.path, self._keepalive, asks=self.asks),
                 env={**os.environ, **questions},
                 stdin=subprocess.DEVNULL,
@@ -156,25 +172,34 @@ class Master:
                 stderr=said,
                 start_new_session=True,
             )
-        while child.poll() is None and self.link.state is State.CONNECTING:
-            with contextlib.suppress(MasterGone):
-                self.connection = Connection(await mux.proxied(str(self.path), within_s=END_S))
-                await self.connection.ping(within_s=states.CONNECT_S)
-                self._become(states.opened(self.link, _now_s()))
-                return
-            await asyncio.sleep(OPEN_POLL_S)
+
+    async def _open(self) -> None:
+        """Raises MasterGone while the master is not there yet, or does not answer."""
+        connection = Connection(await mux.proxied(str(self.path), within_s=END_S))
+        try:
+            await connection.ping(within_s=states.CONNECT_S)
+        except BaseException:
+            await connection.close()
+            raise
+        self.connection = connection
+        if self.link.state is State.CONNECTING:  # nobody has dropped it meanwhile
+            self._become(states.opened(self.link, _now_s()))
 
     async def _ping(self) -> None:
-        if self.connection is not None:
-            with contextlib.suppress(MasterGone):  # silence is judged by the table
-                await self.connection.ping(within_s=states.CONNECT_S)
-                self._become(states.answered(self.link, _now_s()))
+        if self.connection is None:
+            return
+        try:
+            await self.connection.ping(within_s=states.CONNECT_S)
+        except MasterGone:  # silence is judged by the table
+            self._become(states.missed(self.link))
+        else:
+            self._become(states.answered(self.link, _now_s()))
 
     async def _hang_up(self) -> None:
         child = self._child
         if child is None:
             return
-        with contextlib.suppress(MasterGone):
+        with contextlib.suppress(MasterGone, Refused):
             await mux.terminate(str(self.path), within_s=END_S)
         deadline_s = time.monotonic() + END_S
         while child.poll() is None and time.monotonic() < deadline_s:
@@ -187,7 +212,7 @@ class Master:
         if self.connection is not None:
             await self.connection.close()
             self.connection = None
-        said = self._said.read_text(errors="replace")
+        said = self._said.read_text(errors="replace") if self._said.exists() else ""  # a month later /tmp was tidied
         why = diagnose(said, self.target.alias)
         if why.cause is Cause.UNKNOWN and self.link.state in (State.UP, State.SUSPECT, State.DEAD):
             why = Why(Cause.LOST, f"the connection to {self.target.alias} ended", said=why.said)
@@ -216,11 +241,19 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
+def _not_started(target: Target, error: OSError) -> Why:
+    return Why(Cause.UNKNOWN, f"ssh {target.alias} could not be started: {error.strerror or error}")
+
+
+# Goes on while the machine sleeps; time.monotonic() stops then. macOS has no other name for it.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
 def _now_s() -> float:
     """A clock that goes on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.clock_gettime(_CLOCK)
 
 
 def _asleep_s() -> float:
     """How long the machine has slept since it was started."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
+    return time.clock_gettime(_CLOCK) - time.monotonic()

@@ -171,15 +171,26 @@ class Passenger:
         self._control, self._session = control, session
 
     async def wait(self) -> int:
-        """The exit status of the remote command, 255 for a signal. Raises MasterGone when nobody will tell any more."""
+        """The exit status of the remote command, 255 for a signal, when all it wrote is written here.
+
+        The master tells the status as soon as it knows, and hangs up when the descriptors have everything.
+        Raises MasterGone when nobody will tell any more.
+        """
+        status: int | None = None
         with _told(self._control.path):
             while True:
-                kind, body = await self._control.read()
+                try:
+                    kind, body = await self._control.read()
+                except ConnectionResetError:
+                    if status is None:
+                        raise
+                    break
                 if kind == _EXIT and body.u32() == self._session:
-                    self.close()
-                    return body.u32()
-                if kind != _TTY_FAILED:
+                    status = body.u32()
+                elif kind != _TTY_FAILED:
                     raise Malformed(f"a message {kind:#x} nobody asked for")
+        self.close()
+        return status
 
     def close(self) -> None:
         """Hang up."""

@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ from holdfast.link.mux import Refused
 
 AT_ONCE = 32  # hosts
 SESSIONS = 6  # of one connection at a time: slots come free late, and at the usual limit of 10 many are refused
-_AGAIN_S = 0.02
+_AGAIN_S, _LATEST_S = 0.02, 1.0  # between two attempts to open a session
 MOST_BYTES = 16 << 20  # of output that is kept, of each stream of each host
 UNREACHED = 255  # the exit status of a command that nobody could run, as ssh has it
 
@@ -62,7 +61,7 @@ def everywhere(
 ) -> Iterator[Outcome]:
     """Run `command` on every host, so many at once; outcomes in the order of `hosts`, each as soon as it may."""
     began_s = time.clock_gettime(time.CLOCK_BOOTTIME)
-    free: defaultdict[str, threading.Semaphore] = defaultdict(lambda: threading.Semaphore(SESSIONS))
+    free: dict[str, threading.Semaphore] = {}
     with ThreadPoolExecutor(max(1, at_once)) as pool:
         waiting = [pool.submit(_one, host, command, config, within_s, free, began_s) for host in hosts]
         try:
@@ -74,13 +73,13 @@ def everywhere(
 
 
 def _one(
-    host: str, command: str, config: str, within_s: float, free: Mapping[str, threading.Semaphore], asked_s: float
+    host: str, command: str, config: str, within_s: float, free: dict[str, threading.Semaphore], asked_s: float
 ) -> Outcome:
     began_s = time.monotonic()
     try:
         with Links() as links:
             up = links.up(host, config=config, within_s=within_s, asked_s=asked_s)
-            with free[up.key]:
+            with free.setdefault(up.key, threading.Semaphore(SESSIONS)):  # one step, whatever other threads do
                 left_s = within_s - (time.monotonic() - began_s)
                 return asyncio.run(_kept(up, command, b"", left_s, began_s))
     except HoldfastError as error:
@@ -111,15 +110,19 @@ async def _kept(up: Up, command: str, given: bytes, within_s: float, began_s: fl
 
 
 async def _session(connection: Connection, within_s: float) -> Channel:
-    """One as soon as the server has a slot: it says no at once, and frees a slot some time after a command's end."""
-    deadline_s = time.monotonic() + within_s
+    """One as soon as the server has a slot: it says no at once, and frees a slot some time after a command's end.
+
+    Each refusal costs the master a channel that it never gives back, so the attempts become rare.
+    """
+    deadline_s, wait_s = time.monotonic() + within_s, _AGAIN_S
     while True:
         try:
             return await connection.session()
         except Refused:
-            if time.monotonic() > deadline_s:
+            if time.monotonic() + wait_s > deadline_s:
                 raise
-        await asyncio.sleep(_AGAIN_S)
+        await asyncio.sleep(wait_s)
+        wait_s = min(2 * wait_s, _LATEST_S)
 
 
 async def _feed(channel: Channel, given: bytes) -> None:

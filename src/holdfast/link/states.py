@@ -147,6 +147,11 @@ def answered(link: Link, now_s: float) -> Link:
     return replace(heard(link, now_s), asked_s=None, trip_s=smooth_s, deviation_s=deviation_s)
 
 
+def missed(link: Link) -> Link:
+    """The ping was given up while other bytes came: another one may be sent."""
+    return replace(link, asked_s=None)
+
+
 def doubted(link: Link, now_s: float) -> tuple[Link, tuple[Do, ...]]:
     """The machine slept, or its routes are others: ask now, and do not wait to connect."""
     if link.state is State.DOWN:

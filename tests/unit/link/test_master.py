@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from holdfast import process
 from holdfast.link import mux, target
 from holdfast.link.diagnosis import Cause
 from holdfast.link.master import Master
-from holdfast.link.states import State
+from holdfast.link.states import Link, State
 from tests.labs import sshd as lab
 
 pytestmark = pytest.mark.e2e
@@ -39,10 +40,18 @@ def server(tmp_path: Path) -> Iterator[lab.Sshd]:
 
 
 @contextlib.asynccontextmanager
-async def serving(server: lab.Sshd) -> AsyncIterator[tuple[Master, list[State]]]:
-    """A master that is wanted, and the states it has been in."""
+async def serving(
+    server: lab.Sshd, at_first: Callable[[Master], object] = lambda master: None
+) -> AsyncIterator[tuple[Master, list[State]]]:
+    """A master that is wanted, and the states it has been in; `at_first` happens within the first change."""
     seen: list[State] = []
-    master = Master(target.resolve("node", config=str(server.config)), lambda link: seen.append(link.state))
+
+    def tell(link: Link) -> None:
+        seen.append(link.state)
+        if len(seen) == 1:
+            at_first(master)
+
+    master = Master(target.resolve("node", config=str(server.config)), tell)
     task = asyncio.get_running_loop().create_task(master.serve())
     try:
         master.want()
@@ -144,3 +153,38 @@ def test_what_a_killed_master_left_does_not_stand_in_the_way(server: lab.Sshd) -
         left.bind(str(path))
     asyncio.run(work())
     assert not path.exists()
+
+
+def test_dropped_before_ssh_was_started_it_is_down_and_comes_when_wanted(server: lab.Sshd) -> None:
+    async def work() -> None:
+        async with serving(server, at_first=Master.drop) as (master, seen):
+            await until(lambda: State.DEAD in seen and master.link.state is State.DOWN)
+            master.want()
+            await until(lambda: master.link.state is State.UP)
+            assert len(ours(server)) == 2  # one connection: its process with rights and its process without
+
+    asyncio.run(work())
+
+
+def test_ssh_that_cannot_be_started_is_told_and_tried_again(server: lab.Sshd) -> None:
+    log = target.control_path(target.resolve("node", config=str(server.config))).with_suffix(".log")
+    target.make_folder()
+    log.mkdir()
+
+    async def work() -> None:
+        async with serving(server) as (master, _):
+            await until(lambda: master.link.failures)
+            assert master.link.why is not None
+            assert "ssh node could not be started: Is a directory" in master.link.why.sentence
+            log.rmdir()
+            await until(lambda: master.link.state is State.UP)
+
+    asyncio.run(work())
+
+
+def test_there_is_a_clock_where_there_is_no_boot_time() -> None:
+    """macOS."""
+    asked = "import time; del time.CLOCK_BOOTTIME; from holdfast.link import master; print(master._now_s())"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True)
+
+    assert float(done.stdout) > 0, done.stderr

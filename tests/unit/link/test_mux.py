@@ -7,6 +7,7 @@ import hashlib
 import os
 import signal
 import socket
+import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Iterator
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from holdfast.link import mux
+from holdfast.link import mux, remote
 from holdfast.link.channels import Channel, Connection, Exit
 from holdfast.link.mux import End, Forward, MasterGone, Refused
 from tests.labs import sshd as lab
@@ -74,6 +75,20 @@ def test_a_passenger_reads_and_writes_our_descriptors(path: str, tmp_path: Path)
     assert asyncio.run(ride()) == 7
     assert out.read_bytes() == given.read_bytes()
     assert err.read_text() == "oops\n"
+
+
+def test_a_passenger_has_ended_when_all_it_wrote_is_here(path: str, tmp_path: Path) -> None:
+    """Its exit status overtakes its last bytes about once in eight times."""
+    given, out = tmp_path / "in", tmp_path / "out"
+    given.write_bytes(bytes(3_000_000))
+
+    async def ride() -> int:
+        with given.open("rb") as i, out.open("wb") as o:
+            session = await mux.passenger(path, "cat; exit 7", [i.fileno(), o.fileno(), o.fileno()])
+        return await asyncio.wait_for(session.wait(), 20)
+
+    for _ in range(25):
+        assert (asyncio.run(ride()), out.stat().st_size) == (7, 3_000_000)
 
 
 def test_a_forward_listens_until_it_is_closed(path: str) -> None:
@@ -238,4 +253,67 @@ def test_a_master_that_dies_is_told_to_all_who_wait(path: str) -> None:
             with pytest.raises(MasterGone):
                 await waiting
 
+    through(path, work)
+
+
+def test_a_refusal_and_pings_leave_the_master_to_the_others(path: str, tmp_path: Path) -> None:
+    """OpenSSH's master ends itself when who was refused a channel hangs up."""
+
+    async def refused(connection: Connection) -> None:
+        with pytest.raises(Refused):
+            await connection.unix(str(tmp_path / "none"))
+
+    pid = asyncio.run(mux.alive(path))
+    for work in (refused, Connection.ping, Connection.ping):
+        through(path, work)
+    assert asyncio.run(mux.alive(path)) == pid
+
+
+def test_sessions_nobody_waits_for_any_more_cost_no_slot_and_not_the_master(path: str, server: lab.Sshd) -> None:
+    async def leave(connection: Connection) -> None:
+        """Before the server has answered."""
+        silent = connections(server)
+        for each in silent:
+            os.kill(each, signal.SIGSTOP)
+        asking = [asyncio.ensure_future(connection.session()) for _ in range(10)]
+        await asyncio.wait(asking, timeout=0.1)
+        for task in asking:
+            task.cancel()
+        for each in silent:
+            asyncio.get_running_loop().call_later(0.2, os.kill, each, signal.SIGCONT)
+
+    async def use(connection: Connection) -> None:
+        for _ in range(10):
+            await remote._session(connection, 5)  # a slot comes free some time after its channel is closed
+
+    pid = asyncio.run(mux.alive(path))
+    through(path, leave)
+    through(path, use)
+    assert asyncio.run(mux.alive(path)) == pid
+
+
+def connections(server: lab.Sshd) -> list[int]:
+    """The server's processes, without the one that listens."""
+    found: list[int] = []
+    waiting = [server.pid]
+    while waiting:
+        argv = ["pgrep", "-P", str(waiting.pop())]
+        listed = subprocess.run(argv, capture_output=True, text=True, check=False).stdout
+        found += (children := [int(word) for word in listed.split()])
+        waiting += children
+    return found
+
+
+def test_who_is_cancelled_does_not_cut_a_message(path: str) -> None:
+    async def work(connection: Connection) -> None:
+        channel = await connection.session()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(channel.exec("#" * 250_000), 0.2)  # more than the socket takes
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        await connection.ping()
+
+    pid = asyncio.run(mux.alive(path))
     through(path, work)

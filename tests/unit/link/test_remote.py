@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from holdfast.errors import UsageError
-from holdfast.link import names, remote
+from holdfast.link import mux, names, remote
+from holdfast.link.client import Links
 from tests.labs import sshd as lab
 from tests.labs.links import own_links
 from tests.labs.servers import free_port
@@ -89,6 +91,18 @@ def test_many_commands_at_once_meet_no_refusal(server: lab.Sshd) -> None:
     done = list(remote.everywhere(["node"] * 60, "true", config=str(server.config), at_once=32))
 
     assert [(one.status, one.error) for one in done] == [(0, "")] * 60
+
+
+def test_a_server_that_says_no_again_and_again_costs_time_and_nothing_else(tmp_path: Path) -> None:
+    few = {"MaxSessions": "2"}
+    with lab.person() as (user, home), lab.sshd(tmp_path / "ssh", user, home, options=few) as server, Links() as links:
+        config = str(server.config)
+        pid = asyncio.run(mux.alive(links.up("node", config=config).path))
+        done = list(remote.everywhere(["node"] * 24, "true", config=config, at_once=24))
+
+        assert [(one.status, one.error) for one in done] == [(0, "")] * 24
+        assert "no more sessions" in server.log
+        assert asyncio.run(mux.alive(links.up("node", config=config).path)) == pid
 
 
 def test_a_pattern_that_means_nobody_is_told(server: lab.Sshd) -> None:

@@ -53,6 +53,14 @@ def test_silence_is_death_within_a_bound(busy: bool, within_s: float) -> None:
     assert "nothing came for" in dead.why.sentence
 
 
+def test_a_ping_that_was_lost_among_other_bytes_is_not_waited_for_any_more() -> None:
+    link, _ = states.doubted(up(), 1)
+    link = states.missed(states.heard(link, 31))
+    link, done = run(link, 31, 31 + 10)
+
+    assert (link.state, done) == (State.UP, [])
+
+
 def test_a_far_machine_is_given_more_time() -> None:
     link = states.opened(Link(state=State.CONNECTING, wanted=True), 0)
     link = states.answered(states.doubted(link, 0)[0], 0.6)
