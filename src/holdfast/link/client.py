@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import subprocess
 import sys
@@ -121,7 +120,8 @@ class Links:
                 told, _ = process.receive(self._agent)
         except ConnectionError as error:
             raise AgentGone("the link agent has ended") from error
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:
+            self.close()  # what comes too late is no answer to the next question
             raise HoldfastError(f"the link agent does not answer: {error}") from error
         if "error" in told:
             raise _KINDS.get(told.get("exit_code", 0), HoldfastError)(told["error"], hint=told.get("hint", ""))
@@ -136,6 +136,7 @@ def _connected() -> socket.socket:
     deadline_s = time.monotonic() + START_S
     while True:
         agent = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        agent.settimeout(START_S)  # one that is stopped takes nobody, once enough wait
         try:
             agent.connect(str(socket_path()))
         except OSError as error:
@@ -150,11 +151,14 @@ def _connected() -> socket.socket:
 def _start() -> None:
     """Returns when an agent listens. Raises HoldfastError."""
     log = make_folder() / "agent.log"
-    with log.open("ab") as said:
-        child = subprocess.run(
-            [sys.executable, "-m", "holdfast", "link-agent"],
-            stdin=subprocess.DEVNULL, stdout=said, stderr=said, cwd="/", start_new_session=True, check=False,
-            timeout=START_S,
-        )  # fmt: skip
-    if child.returncode not in (0, LeaseHeld.exit_code):  # another one was faster
-        raise HoldfastError(f"the link agent ended with status {child.returncode}", hint=f"see {log}")
+    argv = [sys.executable, "-m", "holdfast", "link-agent"]
+    try:
+        with log.open("ab") as said:
+            status = subprocess.call(
+                argv, stdin=subprocess.DEVNULL, stdout=said, stderr=said, cwd="/", start_new_session=True,
+                timeout=START_S,
+            )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise HoldfastError(f"the link agent did not start within {START_S:g} s", hint=f"see {log}") from None
+    if status not in (0, LeaseHeld.exit_code):  # another one was faster
+        raise HoldfastError(f"the link agent ended with status {status}", hint=f"see {log}")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from holdfast import process
-from holdfast.errors import HostUnreachable
+from holdfast.errors import HostUnreachable, UsageError
 from holdfast.link import agent, mux, target
 from holdfast.link.client import Links, NeedsAuthentication
 from tests.labs import sshd as lab
@@ -125,3 +125,8 @@ def test_nonsense_is_answered(server: lab.Sshd) -> None:
             told, _ = process.request(agent.socket_path(), nonsense, timeout_s=5)
             assert not told["ok"]
         assert len(links.every()) == 1
+
+
+def test_a_name_that_is_none_is_the_callers_mistake() -> None:
+    with Links() as links, pytest.raises(UsageError, match="'-x' is not the name of a host"):
+        links.up("-x")
