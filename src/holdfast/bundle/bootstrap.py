@@ -48,7 +48,8 @@ def ensure(
     node = _node(up, found, python.path, platform, bundle.hash)
     if bundle.hash not in found.bundles:
         probing.check_space(up.alias, found, 2 * bundle.unpacked_bytes)  # its bytecode, and a wheel at a time
-        tell(f"sending holdfast to {up.alias}: {show_size(bundle.size_bytes)}")
+        sent_bytes = sum(size for digest, size in bundle.sizes_bytes.items() if digest not in found.wheels)
+        tell(f"sending holdfast to {up.alias}: {show_size(sent_bytes)}")
         push(up, python.path, bundle, _order(found), progress)
     places.remember(node)
     return node
@@ -89,7 +90,9 @@ def _node(up: Up, found: Facts, python: str, platform: Platform, bundle: str) ->
 
 
 def _order(found: Facts) -> Order:
-    return Order(folder=f"{found.place}/bundles", runs=f"{found.home}/runs", collect=not found.is_shared)
+    return Order(
+        folder=f"{found.place}/bundles", runs=f"{found.home}/runs", kept=found.wheels, collect=not found.is_shared
+    )
 
 
 def start(up: Up, node: Node, words: tuple[str, ...] = SERVICE) -> None:

@@ -77,9 +77,12 @@ class Bundle:
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     @property
-    def size_bytes(self) -> int:
-        """Of all wheels."""
-        return len(self.own[1]) + sum(wheel.path.stat().st_size for wheel in self.others)
+    def sizes_bytes(self) -> dict[str, int]:
+        """SHA-256 of each wheel → its size."""
+        paths = {wheel.name: wheel.path for wheel in self.others}
+        return {
+            digest: paths[name].stat().st_size if name in paths else len(self.own[1]) for name, digest in self.contents
+        }
 
     @property
     def unpacked_bytes(self) -> int:

@@ -84,5 +84,10 @@ for each in "${place:-/nowhere}"/bundles/*/bundle.json; do
   each=${each%/bundle.json}
   echo "bundle=${each##*/}"
 done
+for each in "${place:-/nowhere}"/bundles/wheels/*.whl; do
+  [ -f "$each" ] || continue
+  each=${each%.whl}
+  echo "wheel=${each##*/}"
+done
 pythons
 echo "$mark"

@@ -72,6 +72,7 @@ class Facts:
     ahead_s: float  # how far its clock is ahead of ours
     pythons: tuple[Python, ...]
     bundles: tuple[str, ...]
+    wheels: frozenset[str]  # SHA-256 of those that are kept there
 
     @property
     def is_shared(self) -> bool:
@@ -122,6 +123,7 @@ def facts(told: Sequence[tuple[str, str]], now_s: float) -> Facts:
         ahead_s=int(one["now"]) - now_s if one.get("now", "").isdecimal() else 0.0,
         pythons=tuple(_python(value) for name, value in told if name == "python"),
         bundles=tuple(value for name, value in told if name == "bundle"),
+        wheels=frozenset(value for name, value in told if name == "wheel"),
     )
 
 

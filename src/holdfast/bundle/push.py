@@ -29,10 +29,11 @@ Progress = Callable[[int, int], None]  # bytes sent, bytes in all
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """Where a bundle goes. `collect`: remove what is old, since whatever uses it is on that machine."""
+    """Where a bundle goes. `kept`: SHA-256 of wheels that need not be sent. `collect`: remove what is old."""
 
     folder: str
     runs: str
+    kept: frozenset[str] = frozenset()
     collect: bool = True
 
 
@@ -56,14 +57,15 @@ def _words(python: str) -> str:
 @contextlib.contextmanager
 def _pack(bundle: Bundle, order: Order, mark: str) -> Iterator[IO[bytes]]:
     """Unpacker, order and wheels, as a file."""
-    sizes = {bundle.own[0]: len(bundle.own[1]), **{each.name: each.path.stat().st_size for each in bundle.others}}
-    paths = {each.name: each.path for each in bundle.others}
-    wheels = [(name, sizes[name], digest) for name, digest in bundle.contents]
-    head: dict[str, Any] = {"mark": mark, "hash": bundle.hash, "wheels": wheels}
+    sizes_bytes, paths = bundle.sizes_bytes, {each.name: each.path for each in bundle.others}
+    wheels = [(name, sizes_bytes[digest], digest) for name, digest in bundle.contents]
+    head: dict[str, Any] = {"mark": mark, "hash": bundle.hash, "wheels": wheels, "kept": sorted(order.kept)}
     head |= {"folder": order.folder, "runs": order.runs, "collect": order.collect}
     with tempfile.TemporaryFile(dir=cache()) as file:
         file.write(_UNPACK.read_bytes() + json.dumps(head).encode() + b"\n")
-        for name, _ in bundle.contents:
+        for name, digest in bundle.contents:
+            if digest in order.kept:
+                continue
             file.write(paths[name].read_bytes() if name in paths else bundle.own[1])
         file.flush()
         file.seek(0)

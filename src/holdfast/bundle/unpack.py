@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 OLDEST = (3, 10)
 CONTENTS = "bundle.json"
 LAUNCHER = "holdfast"
+WHEELS = "wheels"  # as they were sent: what comes again, or after a cut, is not sent again
 KEEP = 2  # bundles, the newest, whoever uses them
 ABANDONED_S = 3600.0  # so old a half-made one is nobody's
 AT_ONCE = 8  # files that are made durable
@@ -82,13 +83,19 @@ def receive(stream: BinaryIO, order: "dict[str, Any]") -> None:
     """From the first wheel to the bundle's name."""
     folder = Path(order["folder"])
     make_private(folder)
+    make_private(folder / WHEELS)
     sweep(folder)
     part = folder / f".{order['hash']}.{secrets.token_hex(4)}.part"
     part.mkdir(0o700)
     held = hold(part)
     try:
         for name, size, digest in order["wheels"]:
-            unpack(take(stream, part / ".wheel", name, size, digest), part)
+            wheel = folder / WHEELS / f"{digest}.whl"
+            if digest in order["kept"]:
+                check_kept(wheel, name, digest)
+            else:
+                take(stream, part / ".wheel", name, size, digest).replace(wheel)
+            unpack(wheel, part)
         load(part)
         (part / CONTENTS).write_text(json.dumps({"hash": order["hash"], "wheels": order["wheels"]}))
         make_durable(part)
@@ -148,6 +155,15 @@ def take(stream: BinaryIO, path: Path, name: str, size: int, digest: str) -> Pat
     return path
 
 
+def check_kept(wheel: Path, name: str, digest: str) -> None:
+    """Raises Refused for one that is not there any more or is damaged: then it is sent the next time."""
+    with contextlib.suppress(FileNotFoundError):
+        if hashlib.sha256(wheel.read_bytes()).hexdigest() == digest:
+            return
+        wheel.unlink()
+    raise Refused(f"{name} is not kept there any more", "try again: it will be sent")
+
+
 def unpack(wheel: Path, into: Path) -> None:
     """As an installer would, without programs: modules of its data folder lie beside the others (PEP 427)."""
     with zipfile.ZipFile(wheel) as archive:
@@ -158,7 +174,6 @@ def unpack(wheel: Path, into: Path) -> None:
                 if kind not in ("purelib", "platlib") or not entry.filename:
                     continue
             archive.extract(entry, into)
-    wheel.unlink()
 
 
 def load(part: Path) -> None:
@@ -233,6 +248,12 @@ def collect(folder: Path, current: str, runs: Path) -> None:
         needed = any(str(bundle).encode() + b"/" in text for text in uses(folder, runs))
         if bundle.name != current and not needed:
             discard(bundle)
+    listed = [json.loads(each.read_text())["wheels"] for each in folder.glob("[!.]*/" + CONTENTS)]
+    kept = {digest for wheels in listed for _, _, digest in wheels}
+    for wheel in (folder / WHEELS).glob("*.whl"):
+        with contextlib.suppress(FileNotFoundError):
+            if wheel.stem not in kept and time.time() - wheel.stat().st_mtime > ABANDONED_S:
+                wheel.unlink()
 
 
 def uses(folder: Path, runs: Path) -> "Iterator[bytes]":

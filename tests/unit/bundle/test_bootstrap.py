@@ -73,7 +73,9 @@ def test_an_empty_home_gets_a_bundle_that_runs(up: Up, home: Path) -> None:
     assert node.uid == home.stat().st_uid
     assert node.socket.startswith(f"/tmp/holdfast-{node.uid}/service-")
     assert sent[-1][0] == sent[-1][1] > 5_000_000
-    assert {path.name for path in (home / ".holdfast" / "bundles").iterdir()} == {node.bundle, places.LAUNCHER}
+    assert {path.name for path in (home / ".holdfast" / "bundles").iterdir()} == {
+        node.bundle, places.LAUNCHER, "wheels",
+    }  # fmt: skip
 
 
 def test_what_is_known_is_not_asked_and_what_is_asked_again_is_not_sent_again(up: Up, home: Path) -> None:

@@ -33,6 +33,7 @@ FACTS = Facts(
     ahead_s=0.2,
     pythons=(GOOD,),
     bundles=(),
+    wheels=frozenset(),
 )
 
 
@@ -78,8 +79,10 @@ def test_bundles_that_are_whole_are_told(tmp_path: Path) -> None:
     for name in ("whole", "half", ".made.part"):
         (bundles / name).mkdir(parents=True)
     (bundles / "whole" / "bundle.json").touch()
+    (bundles / "wheels").mkdir()
+    (bundles / "wheels" / "abc.whl").touch()
 
-    assert probe(tmp_path).bundles == ("whole",)
+    assert (probe(tmp_path).bundles, probe(tmp_path).wheels) == (("whole",), {"abc"})
 
 
 def test_a_home_that_cannot_run_files_sends_code_to_another_place(tmp_path: Path) -> None:

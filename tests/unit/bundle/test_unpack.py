@@ -33,11 +33,19 @@ def wheel(package: str, source: str = "", more: dict[str, str] | None = None) ->
     return f"{package}-1-py3-none-any.whl", out.getvalue()
 
 
-def pack(folder: Path, wheels: list[tuple[str, bytes]], *, name: str = "b" * 16, collect: bool = False) -> bytes:
+def pack(
+    folder: Path, wheels: list[tuple[str, bytes]], *, name: str = "b" * 16, collect: bool = False, kept: int = 0
+) -> bytes:
+    """The first `kept` wheels are listed and not sent."""
     listed = [(each, len(data), hashlib.sha256(data).hexdigest()) for each, data in wheels]
     order = {"mark": "MARK", "hash": name, "wheels": listed, "folder": str(folder)}
-    head = {**order, "collect": collect, "runs": str(folder.parent / "runs")}
-    return TEXT + json.dumps(head).encode() + b"\n" + b"".join(data for _, data in wheels)
+    head = {
+        **order,
+        "collect": collect,
+        "runs": str(folder.parent / "runs"),
+        "kept": [each[2] for each in listed[:kept]],
+    }
+    return TEXT + json.dumps(head).encode() + b"\n" + b"".join(data for _, data in wheels[kept:])
 
 
 ARGV = [sys.executable, "-E", "-s", "-c", f"import sys; exec(sys.stdin.buffer.read({len(TEXT)}))"]
@@ -55,7 +63,7 @@ def send(data: bytes, *before: str) -> dict[str, Any]:
 
 def names(folder: Path) -> list[str]:
     """Of bundles and what is to become one."""
-    return sorted(path.name for path in folder.iterdir() if path.name != unpack.LAUNCHER)
+    return sorted(path.name for path in folder.iterdir() if path.name not in (unpack.LAUNCHER, unpack.WHEELS))
 
 
 def test_wheels_become_a_folder_that_python_can_import_from(tmp_path: Path) -> None:
@@ -80,6 +88,27 @@ def test_a_push_that_is_cut_leaves_nothing(tmp_path: Path, share: float) -> None
 
     assert told["error"].startswith("the push was cut in the middle of ")
     assert names(folder) == []
+
+
+def test_what_came_whole_before_a_cut_is_not_sent_again(tmp_path: Path) -> None:
+    folder, wheels = tmp_path / "bundles", [wheel("one", "#" * 100_000), wheel("two", "#" * 100_000)]
+    send(pack(folder, wheels)[:-1])
+
+    assert len(list((folder / "wheels").iterdir())) == 1
+    assert send(pack(folder, wheels, kept=1)) == {"ok": True}
+    assert names(folder) == ["b" * 16]
+
+
+def test_a_kept_wheel_that_is_damaged_is_refused_and_gone(tmp_path: Path) -> None:
+    folder = tmp_path / "bundles"
+    send(pack(folder, [wheel("one")], name="first"))
+    (kept,) = (folder / "wheels").iterdir()
+    kept.write_bytes(b"?")
+
+    told = send(pack(folder, [wheel("one")], kept=1))
+
+    assert told["error"] == "one-1-py3-none-any.whl is not kept there any more"
+    assert (names(folder), list((folder / "wheels").iterdir())) == (["first"], [])
 
 
 def test_bytes_that_changed_on_the_way_are_refused(tmp_path: Path) -> None:
@@ -143,8 +172,10 @@ def test_a_folder_without_its_contents_was_never_finished_and_is_replaced(tmp_pa
 def test_old_bundles_go_unless_a_process_or_a_run_needs_them(tmp_path: Path) -> None:
     folder = tmp_path / "bundles"
     for age, name in enumerate(("newest", "second", "spare", "running", "linked")):
-        send(pack(folder, [wheel("holdfast")], name=name))
+        send(pack(folder, [wheel("holdfast", f"# {name}")], name=name))
         os.utime(folder / name / "bundle.json", (time.time() - 100 * age - 100,) * 2)
+    for kept in (folder / "wheels").iterdir():
+        os.utime(kept, (1, 1))
     link = tmp_path / "runs" / "digits" / "lib" / "holdfast"
     link.parent.mkdir(parents=True)
     link.symlink_to(folder / "linked" / "holdfast")
@@ -155,6 +186,7 @@ def test_old_bundles_go_unless_a_process_or_a_run_needs_them(tmp_path: Path) -> 
         user.stdin.close()
 
     assert names(folder) == ["current", "linked", "newest", "running"]
+    assert len(list((folder / "wheels").iterdir())) == 4
 
 
 def test_the_bundle_that_was_pushed_last_can_be_started_by_its_folder(tmp_path: Path) -> None:
@@ -164,7 +196,7 @@ def test_the_bundle_that_was_pushed_last_can_be_started_by_its_folder(tmp_path: 
         send(pack(folder, [wheel("holdfast", more=main)], name=name, collect=True))
     for age, name in enumerate(("third", "fourth")):  # of other laptops, used since
         (folder / name).mkdir()
-        (folder / name / "bundle.json").touch()
+        (folder / name / "bundle.json").write_text('{"wheels": []}')
         os.utime(folder / name / "bundle.json", (time.time() + 100 + age,) * 2)
     unpack.collect(folder, "none", tmp_path / "runs")
 
@@ -195,7 +227,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(tmp_path: Path) -> None:
     told = json.loads(done.stdout.decode().splitlines()[-1].removeprefix("MARK "))
     assert told["error"] == f"{disk}/bundles cannot be written: No space left on device"
     assert "HOLDFAST_HOME" in told["hint"]
-    assert done.stderr == b""
+    assert done.stderr == b"wheels\n"
 
 
 def test_python_3_6_reads_it_and_is_told_what_is_needed() -> None:
