@@ -110,6 +110,7 @@ class Cutter:
         self._passed = self.cuts = self.connections = 0
         self._open: set[asyncio.StreamWriter] = set()
         self._mute: set[asyncio.StreamWriter] = set()
+        self._refusing = False
         self._loop = Loop()
         self._server = self._loop.do(asyncio.start_server(self._handle, "127.0.0.1", 0))
         self.port: int = self._server.sockets[0].getsockname()[1]
@@ -117,6 +118,12 @@ class Cutter:
     def cut(self) -> None:
         """Reset every connection."""
         self._loop.do(self._cut())
+
+    def refuse(self, refusing: bool) -> None:
+        """From now on, whether every connection is reset, those of now too."""
+        self._refusing = refusing
+        if refusing:
+            self.cut()
 
     def silence(self) -> None:
         """Swallow what comes over the connections of now; nobody is told. Later ones work."""
@@ -135,6 +142,9 @@ class Cutter:
 
     async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        if self._refusing:
+            writer.transport.abort()
+            return
         try:
             there, away = await asyncio.open_connection("127.0.0.1", self._to)
         except OSError:

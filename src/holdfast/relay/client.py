@@ -23,9 +23,10 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidPro
 
 from holdfast.errors import HostUnreachable, UsageError
 from holdfast.relay.frames import MOST_FRAME_BYTES, OVER, PIECE_BYTES, REFUSED, BadFrame
-from holdfast.relay.handshake import AUTHORIZATION, OURS, RESUME, TARGET, Resumption, shown
+from holdfast.relay.handshake import AUTHORIZATION, OURS, RESUME, TARGET, Resumption
 from holdfast.relay.liveness import JUMP_S
-from holdfast.relay.stream import Stream, quiet_logger
+from holdfast.relay.stream import Stream
+from holdfast.relay.words import cause, quiet_logger, shown
 from holdfast.units import show_duration
 
 OPEN_S = 10.0
@@ -100,7 +101,7 @@ class Client:
         ticket = await self._first()
         source, sink = await _standard_streams()
         stream = Stream(source, sink)
-        pumping = asyncio.ensure_future(stream.pump())
+        stream.begin()
         try:
             while not await self._carried(stream, ticket):
                 ticket = await self._again(stream, ticket)
@@ -109,9 +110,7 @@ class Client:
                 raise
         finally:
             await self._leave()
-            pumping.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await pumping
+            await stream.end()
             if not (stream.is_delivered or sink.is_closing()):
                 sink.transport.abort()  # whoever should read it may never do so
             sink.close()
@@ -265,7 +264,7 @@ def _told(error: BaseException) -> str:
     if isinstance(error, asyncio.TimeoutError):
         return f"no answer within {OPEN_S:g} s"
     if isinstance(error, OSError):
-        return error.strerror or str(error) or "the connection was closed"
+        return cause(error)
     return str(error) or "the connection was closed"
 
 

@@ -76,8 +76,3 @@ def asked(headers: Mapping[str, str]) -> Asked:
 def session_secret(key: bytes, session: str) -> bytes:
     """What only the relay and the client of `session` know. `key` is the relay's own, made when it starts."""
     return hmac.new(key, session.encode(), hashlib.sha256).digest()
-
-
-def shown(text: str) -> str:
-    """What another machine said, fit for a terminal and a log: one line, bounded, no control characters."""
-    return "".join(c if c.isprintable() else "?" for c in text.strip()[:300])

@@ -6,13 +6,13 @@ Every request is judged before it is a WebSocket: a refusal is an HTTP status an
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import secrets
 import signal
 import ssl
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -23,10 +23,11 @@ from websockets.http11 import Request, Response
 
 from holdfast.errors import HoldfastError
 from holdfast.relay.frames import MOST_FRAME_BYTES, OVER, REFUSED, WINDOW_BYTES, BadFrame
-from holdfast.relay.handshake import OURS, Asked, Refused, Resumption, asked, session_secret, shown
+from holdfast.relay.handshake import OURS, Asked, Refused, Resumption, asked, session_secret
 from holdfast.relay.limits import Limits, Pace, place_on_the_net
-from holdfast.relay.stream import Stream, quiet_logger, unpaced
+from holdfast.relay.stream import Stream, unpaced
 from holdfast.relay.tokens import Token, matching, place_of
+from holdfast.relay.words import cause, quiet_logger, shown
 from holdfast.units import show_duration
 
 TARGET_ANSWERS_S = 10.0
@@ -57,7 +58,6 @@ class Session:
     target: str
     stream: Stream
     writer: asyncio.StreamWriter
-    pumping: asyncio.Task[None]
     turn: int = 0
     connection: ServerConnection | None = None
     cut_s: float = 0.0  # when the last connection was lost
@@ -128,7 +128,7 @@ class Relay:
     async def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         address = self._address(connection, request)
         try:
-            self._judge(asked(request.headers), address)
+            self._judge(_asked(request), address)
         except Refused as refused:
             say(f"{address} refused: {refused}")
             response = connection.respond(HTTPStatus(refused.status), f"{refused}\n")
@@ -181,8 +181,15 @@ class Relay:
         session.turn = wish.turn
 
     async def _serve(self, connection: ServerConnection) -> None:
+        try:
+            await self._take(connection)
+        except Exception:  # the library would keep it to itself
+            traceback.print_exc()
+            raise
+
+    async def _take(self, connection: ServerConnection) -> None:
         assert connection.request is not None
-        wish = asked(connection.request.headers)
+        wish = _asked(connection.request)
         try:
             if wish.resumption is None:
                 session, received, turn = await self._open(wish), 0, 0
@@ -213,9 +220,10 @@ class Relay:
         try:
             host, port = place_of(wish.target)
             reader, writer = await asyncio.wait_for(asyncio.open_connection(host, port), TARGET_ANSWERS_S)
-        except (OSError, asyncio.TimeoutError) as error:
-            why = getattr(error, "strerror", None) or f"no answer within {TARGET_ANSWERS_S:g} s"
-            raise Refused(502, f"the relay cannot reach {wish.target}: {why}") from error
+        except asyncio.TimeoutError as error:
+            raise Refused(502, f"{wish.target} does not answer within {TARGET_ANSWERS_S:g} s") from error
+        except OSError as error:
+            raise Refused(502, f"the relay cannot reach {wish.target}: {cause(error)}") from error
         finally:
             self._opening -= 1
         stream = Stream(reader, writer, pace=self._paces.get(token.name, unpaced))
@@ -225,8 +233,8 @@ class Relay:
             target=wish.target,
             stream=stream,
             writer=writer,
-            pumping=asyncio.ensure_future(stream.pump()),
         )
+        stream.begin()
         self._sessions[session.id] = session
         say(f"{session} begins")
         return session
@@ -240,6 +248,9 @@ class Relay:
             pass
         except BadFrame as bad:
             await self._end(session, f"the protocol was broken: {bad}")
+        except Exception:
+            await self._end(session, "the relay has failed")
+            raise
         else:
             if ended.code == OVER:
                 await self._end(session)
@@ -267,9 +278,7 @@ class Relay:
             return
         session.is_over = True
         self._sessions.pop(session.id, None)
-        session.pumping.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await session.pumping
+        await session.stream.end()
         session.writer.close()
         if session.connection is not None:
             await session.connection.close(REFUSED if why else OVER, _reason(why))
@@ -295,6 +304,13 @@ class Relay:
         return ""
 
 
+def _asked(request: Request) -> Asked:
+    try:
+        return asked(request.headers)
+    except LookupError as error:
+        raise Refused(400, "a header is there twice") from error
+
+
 def say(sentence: str) -> None:
     """A line of the relay's log, which is stderr; what others sent is shown without control characters."""
     sys.stderr.write(f"{shown(sentence)}\n")
@@ -311,9 +327,7 @@ async def run(settings: Settings, *, host: str, port: int, tls: ssl.SSLContext |
     try:
         server = await relay.listen(host, port, tls)
     except OSError as error:
-        raise HoldfastError(
-            f"cannot listen on {host}:{port}: {error.strerror}", hint="--listen ADDRESS:PORT"
-        ) from error
+        raise HoldfastError(f"cannot listen on {host}:{port}: {cause(error)}", hint="--listen ADDRESS:PORT") from error
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, relay.drain)
     for listener in server.sockets:

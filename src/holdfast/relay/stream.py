@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
@@ -35,14 +34,6 @@ class Ended:
     reason: str = ""
 
 
-def quiet_logger() -> logging.Logger:
-    """For websockets: whatever goes wrong is told by us, in a sentence."""
-    logger = logging.getLogger("holdfast.relay")
-    logger.addHandler(logging.NullHandler())
-    logger.propagate = False
-    return logger
-
-
 async def unpaced(_size_bytes: int) -> None:
     """At once."""
 
@@ -67,6 +58,7 @@ class Stream:
         self._to_acknowledge = asyncio.Event()
         self._room = asyncio.Event()
         self._over = asyncio.Event()
+        self._pumping: asyncio.Future[Any]
         self._heard_s = 0.0
         self._said = -1  # acknowledged over the connection of now
         self.is_heard = False  # whether the other end has said anything, ever
@@ -82,9 +74,15 @@ class Stream:
         """Whether everything the other end had to say was delivered here, its end included."""
         return self._in.is_over
 
-    async def pump(self) -> None:
-        """Read the source and feed the sink until both have ended."""
-        await asyncio.gather(self._read(), self._deliver())
+    def begin(self) -> None:
+        """Read the source and feed the sink, until both have ended."""
+        self._pumping = asyncio.gather(self._read(), self._deliver())
+
+    async def end(self) -> None:
+        """Neither any more."""
+        self._pumping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._pumping
 
     async def carry(self, connection: Connection, received: int) -> Ended:
         """Use `connection`, whose other end has `received`, for as long as it lives. Raises BadFrame."""
@@ -195,6 +193,7 @@ class Stream:
             self._over.set()
 
     async def _until_over(self) -> Ended:
+        await asyncio.shield(self._pumping)  # it has no other way to say that it failed
         await self._over.wait()
         return Ended(OVER)
 

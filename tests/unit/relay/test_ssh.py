@@ -33,21 +33,27 @@ def server(tmp_path_factory: pytest.TempPathFactory, node: lab.Sshd) -> Iterator
 
 
 def ssh(
-    node: lab.Sshd, url: str, *command: str, options: tuple[str, ...] = (), given: bytes = b"", **more: str
+    node: lab.Sshd,
+    url: str,
+    *command: str,
+    options: tuple[str, ...] = (),
+    given: bytes = b"",
+    within_s: float = 100,
+    **more: str,
 ) -> subprocess.CompletedProcess[bytes]:
     """Through a relay at `url`, which `relay connect` is told with `options`."""
     proxy = shlex.join([sys.executable, "-m", "holdfast", "relay", "connect", *options, url])
     argv = ["ssh", "-F", str(node.config), "-o", "BatchMode=yes", "-o", f"ProxyCommand={proxy} %h %p", "node"]
     env = relays.environ(**more)
-    return subprocess.run([*argv, *command], input=given, env=env, capture_output=True, timeout=110, check=False)
+    return subprocess.run([*argv, *command], input=given, env=env, capture_output=True, timeout=within_s, check=False)
 
 
-def both_ways(node: lab.Sshd, server: relays.Relay, *, size_mib: int, cuts: int) -> None:
+def both_ways(node: lab.Sshd, server: relays.Relay, *, size_mib: int, cuts: int, within_s: float = 100) -> None:
     """`size_mib` there and back over one connection of ssh, which is cut so often."""
     sent = os.urandom(MIB) * size_mib
     before = node.log.count("Accepted publickey")
     with relays.cutter(server.port, every_bytes=2 * size_mib * MIB // (cuts + 1), cuts=cuts) as between:
-        done = ssh(node, server.url(between.port), "cat", given=sent)
+        done = ssh(node, server.url(between.port), "cat", given=sent, within_s=within_s)
 
         assert (done.returncode, done.stderr) == (0, b"")
         assert hashlib.sha256(done.stdout).digest() == hashlib.sha256(sent).digest()
@@ -66,8 +72,9 @@ def test_one_connection_outlives_ten_cuts(node: lab.Sshd, server: relays.Relay) 
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(600)
 def test_one_connection_outlives_thirty_cuts(node: lab.Sshd, server: relays.Relay) -> None:
-    both_ways(node, server, size_mib=1024, cuts=30)
+    both_ways(node, server, size_mib=1024, cuts=30, within_s=580)
 
 
 def test_a_wrong_token_is_told_by_ssh(node: lab.Sshd, server: relays.Relay) -> None:
