@@ -17,9 +17,10 @@ import time
 from dataclasses import dataclass
 from typing import BinaryIO
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidProxyStatus, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidProxy, InvalidProxyStatus, InvalidStatus
 
 from holdfast.errors import HostUnreachable, UsageError
 from holdfast.relay.frames import MOST_FRAME_BYTES, OVER, PIECE_BYTES, REFUSED, BadFrame
@@ -138,8 +139,14 @@ class Client:
                 f"the certificate of {self._settings.url} is not trusted: {error.verify_message}",
                 hint="a private authority is named by --ca FILE",
             ) from error
+        except InvalidProxy as error:  # its own words would show the password
+            raise UsageError(f"the proxy in the environment cannot be used: {error.msg}") from error
+        except ImportError as error:
+            raise UsageError("the proxy in the environment speaks SOCKS", hint="pip install python-socks") from error
         except (OSError, EOFError, asyncio.TimeoutError, InvalidHandshake, ConnectionClosed) as error:
-            raise HostUnreachable(f"cannot reach the relay {self._settings.url}: {_told(error)}") from error
+            raise HostUnreachable(
+                f"cannot reach the relay {self._settings.url}: {_told(error)}", hint=_hint(self._settings.url)
+            ) from error
 
     async def _again(self, stream: Stream, ticket: Ticket) -> Ticket:
         """Another connection for the session. Raises Final when it is lost."""
@@ -217,7 +224,7 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     try:
         return ssl.create_default_context(cafile=settings.ca)
     except (OSError, ssl.SSLError) as error:
-        raise UsageError(f"{settings.ca} holds no certificates: {error.strerror or error}") from error
+        raise UsageError(f"{settings.ca} holds no certificates: {cause(error)}") from error
 
 
 async def _standard_streams() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -250,6 +257,12 @@ async def _pause(length_s: float) -> None:
         await asyncio.sleep(min(step_s, left_s))
         if time.time() - before_s > step_s + JUMP_S:
             return
+
+
+def _hint(url: str) -> str:
+    host = urlsplit(url).hostname or ""
+    proxied = "https" in getproxies() and not proxy_bypass(host)
+    return "a proxy lies between, by HTTPS_PROXY; NO_PROXY exempts a host" if proxied else ""
 
 
 def _told(error: BaseException) -> str:

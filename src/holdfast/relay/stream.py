@@ -79,10 +79,9 @@ class Stream:
         self._pumping = asyncio.gather(self._read(), self._deliver())
 
     async def end(self) -> None:
-        """Neither any more."""
+        """Neither any more. A failure was told by `carry`."""
         self._pumping.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._pumping
+        await asyncio.gather(self._pumping, return_exceptions=True)
 
     async def carry(self, connection: Connection, received: int) -> Ended:
         """Use `connection`, whose other end has `received`, for as long as it lives. Raises BadFrame."""

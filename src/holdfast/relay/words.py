@@ -15,7 +15,7 @@ def shown(text: str) -> str:
 def cause(error: OSError) -> str:
     """What the system says of it, without what Python adds."""
     if isinstance(error, ssl.SSLError):
-        return f"TLS: {(error.reason or str(error)).lower().replace('_', ' ')}"
+        return f"TLS: {(error.reason or 'it cannot be read').lower().replace('_', ' ')}"
     said = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
     return said.lower() or "the connection was closed"
 

@@ -243,3 +243,19 @@ def test_a_port_that_is_taken_is_a_sentence(server: relays.Relay) -> None:
 
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: cannot listen on 127.0.0.1:{server.port}: ")
+
+
+@pytest.mark.parametrize(
+    ("proxy", "status", "said"),
+    [
+        ("http://ann:pass-word@127.0.0.1:9", 10, "hint: a proxy lies between"),
+        ("http://ann@127.0.0.1:9", 2, "cannot be used: username provided without password"),
+        ("ftp://ann:pass-word@127.0.0.1:9", 2, "cannot be used: scheme ftp isn't supported"),
+        ("socks5h://ann:pass-word@127.0.0.1:9", 2, "hint: pip install python-socks"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used(proxy: str, status: int, said: str) -> None:
+    done = holdfast("connect", "wss://relay.example.org/ssh", "gpu-a", "22", HTTPS_PROXY=proxy)
+
+    assert (done.returncode, "pass-word" in done.stderr) == (status, False)
+    assert said in done.stderr

@@ -83,7 +83,7 @@ def test_silence_is_noticed_within_the_bound(server: relays.Relay, echoing: str)
         began_s = time.monotonic()
 
         assert said(child, b"after") == b"after"
-        assert time.monotonic() - began_s < 15
+        assert time.monotonic() - began_s < 20  # 10 s of silence, and a busy machine
         assert ended(child) == (0, "")
 
 

@@ -12,6 +12,7 @@ import click
 from holdfast.commands.arguments import duration_option
 from holdfast.commands.relay.needed import websockets_needed
 from holdfast.errors import UsageError
+from holdfast.relay.words import cause
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -89,7 +90,7 @@ def _tls(cert: Path | None, key: Path | None, host: str, behind_proxy: bool) -> 
     try:
         context.load_cert_chain(cert, key)
     except (OSError, ssl.SSLError) as error:
-        raise UsageError(f"{cert} and {key} are no certificate and its key: {error.strerror or error}") from error
+        raise UsageError(f"{cert} and {key} are no certificate and its key: {cause(error)}") from error
     return context
 
 
