@@ -5,6 +5,8 @@ The end that is reached writes `GREETING` first, and whoever reached it passes o
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import select
@@ -53,6 +55,8 @@ class Frames:
     def __init__(self, reading: int, writing: int) -> None:
         self._reading, self._writing = reading, writing
         os.set_blocking(writing, False)
+        for descriptor in (reading, writing):
+            _widen(descriptor)
         self._out = bytearray()
         self._have, self._at = bytearray(), 0
 
@@ -164,6 +168,13 @@ class Frames:
                 self.receive(SILENT_S)
         except Cut:
             return
+
+
+def _widen(descriptor: int) -> None:
+    """Let a pipe hold more, so that both ends work at once."""
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        with contextlib.suppress(OSError):  # no pipe, or the user has too much in pipes already: it works as it is
+            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, MOST_BYTES)
 
 
 def decoded(body: bytes, kind: type) -> Any:

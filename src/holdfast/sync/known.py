@@ -1,7 +1,7 @@
 """What is remembered of a folder from one sync to the next, in `$HOLDFAST_HOME/sync/<hash of its path>/`.
 
 hashes.json   contents of files whose status has not changed since they were read; only a guess, and only saves time
-brought.json  what earlier syncs brought there, so that what was made or changed there is told from it
+brought.json  path → [content, coming, source] of `Brought`: what was made or changed there is told from it
 source        16 hexadecimal digits: by this name the folder is known where it is brought to
 lock          flock of the sync that writes to the folder
 """
@@ -16,7 +16,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -145,7 +145,7 @@ class Record:
     def __init__(self, place: Path) -> None:
         self._path = place / "brought.json"
         try:
-            self.of = {path: Brought(**fields) for path, fields in _read(self._path, must=True).items()}
+            self.of = {path: Brought(*texts) for path, texts in _read(self._path, must=True).items()}
         except (TypeError, ValueError) as error:
             hint = f"remove {self._path}: what differs is kept then, and told"
             raise HoldfastError(f"{self._path} cannot be read: {error}", hint=hint) from error
@@ -154,7 +154,8 @@ class Record:
     def save(self) -> None:
         """Durably."""
         if self.of != self._saved:
-            fsio.replace(self._path, _written({path: asdict(brought) for path, brought in self.of.items()}))
+            texts = {path: (one.content, one.coming, one.source) for path, one in self.of.items()}
+            fsio.replace(self._path, _written(texts))
             self._saved = dict(self.of)
 
 

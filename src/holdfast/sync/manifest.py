@@ -17,7 +17,7 @@ FILE, FOLDER, LINK = "f", "d", "l"
 
 MOST_ENTRIES = 250_000
 MOST_PATHS_BYTES = 64 << 20  # of all paths and links of a manifest
-_MOST_PATH_BYTES, _MOST_NAME_BYTES = 4096, 255
+_MOST_PATH_BYTES, _MOST_NAME_BYTES, _MOST_DEPTH = 4096, 255, 200
 _MOST_SIZE = 1 << 60
 _MOST_MTIME_NS = 1 << 62
 _HEX = frozenset(string.hexdigits.lower())
@@ -87,6 +87,8 @@ def why_not(path: str) -> str:
         return "that is no file name"
     if len(os.fsencode(path)) > _MOST_PATH_BYTES:
         return f"that is longer than {_MOST_PATH_BYTES} bytes"
+    if path.count("/") >= _MOST_DEPTH:
+        return f"that lies more than {_MOST_DEPTH} folders deep"
     return next((why for part in path.split("/") if (why := _why_not_part(part))), "")
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-from pathspec import GitIgnoreSpec
+from typing import TYPE_CHECKING
 
 from holdfast.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathspec import GitIgnoreSpec
 
 FILES = (".gitignore", ".holdfastignore")
 STAGING = ".holdfast-sync"  # in a folder that a sync writes to: what is not whole yet
@@ -31,6 +33,8 @@ class Ignore:
         lines = [line for name in names for line in _lines(root / folder / name)]
         if not lines:
             return self
+        from pathspec import GitIgnoreSpec  # where there are rules: the end of a sync that gets files has none
+
         try:
             spec = GitIgnoreSpec.from_lines(lines)
         except ValueError as error:

@@ -36,6 +36,7 @@ HOSTILE = {
     "slash at the end": [entry("a", "d"), entry("a/")],
     "nul": [entry("a\0b")],
     "long name": [entry("a" * 256)],
+    "deep": [entry("/".join("a" * deep), "d") for deep in range(1, 300)],
     "surrogate": [entry("\ud800")],
     "second spelling": [entry("\udcc3\udca9")],
     "twice": [entry("a"), entry("a")],
