@@ -27,7 +27,8 @@ def answering(frames: Frames) -> Iterator[None]:
         frames.fail(error)
         raise
     except OSError as error:
-        failed = HoldfastError(f"{error.filename or 'a file'}: {error.strerror or error}")
+        hint = "look who owns it, and who may write there" if isinstance(error, PermissionError) else ""
+        failed = HoldfastError(f"{error.filename or 'a file'}: {error.strerror or error}", hint=hint)
         frames.fail(failed)
         raise failed from error
 

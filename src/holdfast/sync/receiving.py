@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import errno
-import stat
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from holdfast.errors import HoldfastError
 from holdfast.sync import frames as words
-from holdfast.sync.decide import OTHER, Do, Here, Options, Step, decide, twins
+from holdfast.sync.decide import Do, Options, Step
 from holdfast.sync.frames import SILENT_S, Frames, decoded
+from holdfast.sync.ground import Ground
 from holdfast.sync.incoming import Incoming, Staging
-from holdfast.sync.known import Brought, Changing, Hashes, Record, locked, place_of, signature
-from holdfast.sync.manifest import FILE, FOLDER, LINK, Entry, Hostile, Intake, folded
+from holdfast.sync.known import Brought, locked, place_of, signature
+from holdfast.sync.manifest import FILE, FOLDER, Entry, Hostile, Intake
 from holdfast.sync.scan import Line
 from holdfast.sync.sending import BROKEN, LAST, PART, SIZE, ZEROS, Outcome, Progress
 from holdfast.sync.tree import Tree
@@ -76,15 +76,16 @@ class _Round:
         place = place_of(self.root)
         with ExitStack() as held:
             held.enter_context(locked(place, self.root))
-            self.tree = self._tree(held)
-            self.hashes, self.record = Hashes(place), Record(place)
+            tree = self._tree(held)
+            self.ground = Ground(tree, place)
+            self.record = self.ground.record
             doomed = self._doomed()
-            steps = self._decide()
-            if self.tree is None or self.options.dry_run:
+            steps = self.ground.steps(self.entries, self.options)
+            if tree is None or self.options.dry_run:
                 self._foretell(steps, doomed)
             else:
-                self._do(self.tree, steps, doomed)
-            self.hashes.save()
+                self._do(tree, steps, doomed)
+            self.ground.hashes.save()
         self.outcome.seconds = time.monotonic() - began_s
         self.frames.send_list(words.TOLD, [[line.what, line.path, line.why] for line in self.outcome.lines])
         self.frames.send(words.DONE, str(self.outcome.moved_bytes).encode())
@@ -99,49 +100,11 @@ class _Round:
             return None
         return held.enter_context(Tree(self.root))
 
-    # -- deciding
-
-    def _decide(self) -> list[Step]:
-        here = {}
-        for entry in self.entries:
-            found = self._look(entry.path, entry)
-            if found is not None:
-                here[entry.path] = found
-        same = twins(self.entries)
-        if same and not self._folds():
-            same = {}
-        return decide(self.entries, here, self.record.of, self.options, same)
-
-    def _look(self, path: str, entry: Entry | None = None) -> Here | None:
-        """What lies there. A file is read only where its size leaves a doubt."""
-        status = self.tree.status(path) if self.tree is not None else None
-        if status is None or self.tree is None:
-            return None
-        kind, content = _kind(status.st_mode), ""
-        if kind == LINK:
-            content = self.tree.points_to(path)
-        elif kind == FILE and (path in self.record.of or (entry is not None and entry.size_bytes == status.st_size)):
-            with suppress(Changing, PermissionError):  # then it is somebody's, and not what was brought
-                content, status = self.hashes.read(self.tree, path, status)
-        return Here(kind, stat.S_IMODE(status.st_mode), status.st_mtime_ns, signature(status), content)
-
-    def _folds(self) -> bool:
-        """Whether two names that differ in case or Unicode form are one here."""
-        return self.tree is not None and self.tree.folds(STAGING)
-
     def _doomed(self) -> list[str]:
-        """What an earlier sync from there brought, and is not told of any more; what was changed since is kept."""
-        told = {entry.path for entry in self.entries}
-        missing = [
-            path for path, brought in self.record.of.items() if path not in told and brought.source == self.source
-        ]
-        renamed = {folded(path) for path in told} if missing and self._folds() else set()
+        """What may be removed, if it is really gone where it came from; what was changed since is kept."""
         doomed = []
-        for path in missing:
-            brought, there = self.record.of[path], self._look(path)
-            if there is None or folded(path) in renamed:  # the same file, called in another way now
-                del self.record.of[path]
-            elif self.options.delete and brought.agrees(there.token):
+        for path, there in self.ground.missing(self.entries, self.source).items():
+            if self.options.delete and self.record.of[path].agrees(there.token):
                 doomed.append(path)
             elif self.options.delete:
                 self._tell("kept", path, "it was changed there, and is gone where it came from")
@@ -241,7 +204,7 @@ class _Round:
 
     def _delete(self, tree: Tree, gone: list[str]) -> None:
         for path in sorted(gone, reverse=True):  # what is in a folder before the folder
-            there = self._look(path)
+            there = self.ground.look(path)
             if there is not None and not self.record.of[path].agrees(there.token):
                 continue  # changed since it was doomed
             with self._telling(path):
@@ -349,11 +312,6 @@ class _Round:
             if error.errno in _FULL:
                 raise
             self._tell("kept", path, error.strerror or str(error))
-
-
-def _kind(mode: int) -> str:
-    kinds = {stat.S_IFREG: FILE, stat.S_IFDIR: FOLDER, stat.S_IFLNK: LINK}
-    return kinds.get(stat.S_IFMT(mode), OTHER)
 
 
 def _added(incoming: Incoming, number: int, frame: tuple[int, bytes]) -> int:
