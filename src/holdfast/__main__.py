@@ -9,8 +9,12 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import INTERRUPTED, HoldfastError
+
+if TYPE_CHECKING:
+    from holdfast.runs import RunDir
 
 # Errors of the machine, not ours: errno → what a person can do
 _OUTSIDE = {
@@ -56,13 +60,28 @@ def run(argv: Sequence[str], *, clock: Callable[[], float] | None = None) -> int
 
 
 def _node(argv: Sequence[str]) -> int:
-    """A process of a run; what it does not expect goes to node.log as a traceback."""
-    from holdfast.node import main as node_main
-
+    """A process of a run, or the service of a user; what it does not expect goes to its log as a traceback."""
     try:
+        if argv[:1] == ["service"]:
+            return _service(argv[1:])
+        from holdfast.node import main as node_main
+
         return node_main(argv)
     except HoldfastError as error:
         return _say(str(error), error.hint, error.exit_code)
+
+
+def _service(argv: Sequence[str]) -> int:
+    """The process of a node that answers and runs verbs for its user's laptops."""
+    from holdfast.service import resident
+
+    def load() -> tuple[Callable[[Sequence[str]], int], Callable[[RunDir], dict[str, Any]]]:
+        from holdfast.commands import liveness, load_all
+
+        load_all()
+        return run, liveness.status_of
+
+    return resident.main(argv, load)
 
 
 def _link_agent() -> int:

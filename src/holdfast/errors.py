@@ -15,6 +15,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 STOPPED_WITH_CHECKPOINT = 75
 INTERRUPTED = 130
 
@@ -92,3 +95,13 @@ class StoreRefused(HoldfastError):
     """A checkpoint could not be written where it should go."""
 
     exit_code = 14
+
+
+def received(told: Mapping[str, Any]) -> HoldfastError:
+    """What another process of ours has told as {"error", "hint", "exit_code"}."""
+    code = told.get("exit_code")
+    error = (UsageError if code == UsageError.exit_code else HoldfastError)(
+        str(told.get("error", "refused")), hint=str(told.get("hint", ""))
+    )
+    error.exit_code = int(code) if isinstance(code, int) else HoldfastError.exit_code
+    return error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from holdfast.events import Event, from_json, to_json
 
@@ -73,3 +74,12 @@ def read(path: Path, offset: int = 0) -> tuple[list[Event], int]:
         if event is not None:
             events.append(event)
     return events, offset + len(whole)
+
+
+def page(path: Path, offset: int, *, limit_bytes: int = 1 << 20) -> dict[str, Any]:
+    """Whole lines from byte `offset` on, as they are, and the offset `next` to go on at. Raises OSError, ValueError."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        raw = file.read(limit_bytes)
+    whole = raw[: raw.rfind(b"\n") + 1]
+    return {"events": [json.loads(line) for line in whole.splitlines()], "next": offset + len(whole)}

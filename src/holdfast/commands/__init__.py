@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import click
 
 from holdfast import __version__
@@ -49,6 +51,19 @@ VERBS: Table = {
 }
 
 
+# What verbs import when they are called, most of it by way of these
+_WHEN_CALLED = (
+    "holdfast.checkpoint.survey",
+    "holdfast.checkpoint.target",
+    "holdfast.creation",
+    "holdfast.journal",
+    "holdfast.node.client",
+    "rich.live",
+    "rich.progress",
+    "rich.table",
+)
+
+
 @click.command(
     "holdfast",
     cls=Verbs,
@@ -60,3 +75,14 @@ VERBS: Table = {
 @click.version_option(__version__, message="holdfast %(version)s")
 def group() -> None:
     """Declare a training run once, in one file. It finishes, whatever breaks."""
+
+
+def load_all() -> None:
+    """Import every verb, and what verbs import when they are called: for a process that forks them."""
+    from holdfast.commands import ckpt
+
+    for verbs in (*VERBS.values(), *ckpt.VERBS.values()):
+        for verb in verbs.values():
+            importlib.import_module(f"holdfast.commands.{verb.module}")
+    for name in _WHEN_CALLED:
+        importlib.import_module(name)

@@ -14,10 +14,10 @@ import click
 from holdfast.commands import logs
 from holdfast.commands.arguments import at_terminal, chosen, optional_run, say
 from holdfast.commands.liveness import exit_code_of, polls
-from holdfast.commands.output import Cursor, Output, Piece
 from holdfast.commands.status import metrics, progress, saved
 from holdfast.commands.wording import plural
 from holdfast.errors import INTERRUPTED
+from holdfast.output import Cursor, Output, Piece
 from holdfast.runs import RunDir
 from holdfast.units import show_duration, show_size
 

@@ -17,9 +17,9 @@ import click
 
 from holdfast.commands.arguments import chosen, clock_of, going_on, optional_run, say
 from holdfast.commands.liveness import polls
-from holdfast.commands.output import Cursor, Output, Piece
 from holdfast.errors import UsageError
 from holdfast.events import AttemptStarted
+from holdfast.output import Cursor, Output, Piece
 from holdfast.runs import RunDir
 from holdfast.units import BadQuantity, parse_duration, show_size
 

@@ -8,8 +8,7 @@ import socket
 import time
 from typing import Any
 
-from holdfast import errors
-from holdfast.errors import HoldfastError, UsageError
+from holdfast.errors import HoldfastError, received
 from holdfast.node import status as from_files
 from holdfast.runs import RunDir, is_ours
 
@@ -52,16 +51,8 @@ def call(
     finally:
         link.close()
     if answer.status >= 400:
-        raise _as_error(told)
+        raise received(told)
     return dict(told)
-
-
-def _as_error(told: dict[str, Any]) -> HoldfastError:
-    error = (UsageError if told.get("exit_code") == UsageError.exit_code else HoldfastError)(
-        str(told.get("error", "refused")), hint=str(told.get("hint", ""))
-    )
-    error.exit_code = int(told.get("exit_code", errors.HoldfastError.exit_code))
-    return error
 
 
 def status(run: RunDir) -> dict[str, Any]:

@@ -21,9 +21,9 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from holdfast.errors import HoldfastError, UsageError
+from holdfast.journal import page
 
 BODY_BYTES = 64 * 1024
-JOURNAL_BYTES = 1 << 20
 ANSWER_S = 20.0
 IDLE_S = 30.0
 POSTS = ("/save", "/stop", "/kill", "/resume")
@@ -130,13 +130,7 @@ class Handler(BaseHTTPRequestHandler):
         if not start.isdigit():
             self._refuse(400, f"from={start[:20]!r} is not a byte offset", "")
             return
-        with self.server.journal.open("rb") as file:
-            file.seek(int(start))
-            raw = file.read(JOURNAL_BYTES)
-        whole = raw[: raw.rfind(b"\n") + 1]
-        self._answer(
-            200, {"events": [json.loads(line) for line in whole.splitlines()], "next": int(start) + len(whole)}
-        )
+        self._answer(200, page(self.server.journal, int(start)))
 
     def _refuse(self, code: int, message: str, hint: str) -> None:
         self._answer(code, {"error": message, "hint": hint, "exit_code": UsageError.exit_code})

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.commands.output import Output
 from holdfast.events import AttemptStarted
+from holdfast.output import Output
 from tests.needs import need
 from tests.unit.commands.scene import NOW, holdfast, make_run, status, supervised
 

@@ -1,0 +1,155 @@
+"""A call over connections that break: at every byte of a short conversation, and again and again in a long one."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from holdfast.errors import HostUnreachable
+from holdfast.runs import RunDir
+from holdfast.service.client import Calls, Standing
+from holdfast.service.streams import unix
+from tests.unit.service.lab import Node, Said, calling, node, proxy
+
+pytestmark = pytest.mark.e2e
+
+Cuts = Iterator[tuple[int | None, int | None]]
+CHATTER = "while read x; do echo out $x; echo err $x >&2; done; exit 5"
+FRAMES_BYTES = 130  # more than follow the heads of HTTP there
+
+
+def said_over(service: Node, cuts: Cuts, *argv: str, stdin: bytes) -> tuple[Said, list[int], list[int]]:
+    """What a call brings over connections with these cuts, and how many bytes each carried down and up."""
+
+    async def main() -> tuple[Said, list[int], list[int]]:
+        async with proxy(service.socket, cuts) as between:
+            said = await calling(between.path, *argv, stdin=stdin)
+            return said, between.down, between.up
+
+    return asyncio.run(asyncio.wait_for(main(), 100))
+
+
+@pytest.mark.parametrize("way", ["down", "up"])
+def test_a_cut_at_any_byte_loses_and_doubles_nothing(service: Node, run: RunDir, way: str) -> None:
+    argv = ("shell", "digits", "--", "sh", "-c", CHATTER)
+    stdin = b"1\n2\n"
+    whole, down, up = said_over(service, iter(()), *argv, stdin=stdin)
+    assert (whole.code, whole.out, whole.err) == (5, b"out 1\nout 2\n", b"err 1\nerr 2\n")
+
+    end = (down if way == "down" else up)[0]
+    for at in (*range(0, end - FRAMES_BYTES, 32), *range(max(0, end - FRAMES_BYTES), end)):
+        cut = (at, None) if way == "down" else (None, at)
+        said, _, _ = said_over(service, iter([cut]), *argv, stdin=stdin)
+        assert (at, said.code, said.out, said.err) == (at, whole.code, whole.out, whole.err)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_long_stream_both_ways_survives_many_cuts(service: Node, run: RunDir, seed: int) -> None:
+    chance = random.Random(seed)
+    data = chance.randbytes(12 << 20)
+    cuts = ((chance.randrange(400, 2 << 20), chance.randrange(400, 2 << 20)) for _ in itertools.count())
+
+    said, down, _ = said_over(service, cuts, "shell", "digits", "--", "cat", stdin=data)
+
+    assert len(down) > 5
+    assert hashlib.sha256(said.out).hexdigest() == hashlib.sha256(data).hexdigest()
+    assert said.standings[0].away_s == 0.0 or said.standings[0].away_s is not None
+    assert said.standings[-1] == Standing(None)
+
+
+def test_a_verb_is_begun_once_when_the_answer_is_lost(service: Node, run: RunDir, tmp_path: Path) -> None:
+    count = tmp_path / "count"
+
+    said, down, _ = said_over(
+        service, iter([(0, None), (10, None)]), "shell", "digits", "--", "sh", "-c", f"echo x >>{count}", stdin=b""
+    )
+
+    assert (said.code, len(down), count.read_text()) == (0, 3, "x\n")
+
+
+def test_a_verb_asked_for_before_the_service_began_is_not_begun(service: Node, run: RunDir) -> None:
+    async def main() -> bytes:
+        body = b'{"call":"%s","age_s":3600,"argv":["ps"]}' % (b"0" * 32)
+        reader, writer = await asyncio.open_unix_connection(str(service.socket))
+        head = b"POST /calls HTTP/1.1\r\nHost: n\r\nUpgrade: holdfast-call\r\nConnection: Upgrade\r\n"
+        writer.write(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        answer = await reader.readuntil(b"\r\n")
+        writer.close()
+        return answer
+
+    assert b" 410 " in asyncio.run(main())
+
+
+def test_signals_pass_once_though_they_are_sent_again(service: Node, run: RunDir) -> None:
+    script = "exec 2>/dev/null; trap 'echo usr' USR1; echo ready; for n in $(seq 40); do sleep 0.02; done"
+
+    async def main() -> bytes:
+        from holdfast.service.riding import Riding
+
+        ours, its = os.pipe()
+        with os.fdopen(its, "wb", 0) as sink, os.fdopen(ours, "rb", 0) as seen:
+            riding = Riding(None, sink.fileno(), sink.fileno(), None)
+            order = {"call": "a" * 32, "argv": ["shell", "digits", "--", "sh", "-c", script]}
+            async with proxy(service.socket, iter([(None, None), (40, None), (None, 30)])) as between:
+                calls = Calls(unix(between.path))
+                feeding = asyncio.create_task(riding.feed())
+                carrying = asyncio.create_task(calls._carry(order, riding))
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(None, seen.read, 6)
+                riding.signal(10)
+                got = await loop.run_in_executor(None, seen.read, 4)
+                await carrying
+                await feeding
+            sink.close()
+            return got + seen.read()
+
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == b"usr\n"
+
+
+def test_who_has_waited_long_enough_gives_up(service: Node, run: RunDir) -> None:
+    told: list[Standing] = []
+
+    def watch(standing: Standing) -> bool:
+        told.append(standing)
+        return len(told) < 3
+
+    async def main() -> None:
+        async with proxy(service.socket, itertools.repeat((0, 0))) as between:
+            await Calls(unix(between.path), watch).call(["ps"])
+
+    with pytest.raises(HostUnreachable, match="the connection to the node is gone"):
+        asyncio.run(main())
+    assert [standing.away_s is not None for standing in told] == [True, True, True]
+
+
+def test_a_later_connection_ends_the_one_before(run: RunDir) -> None:
+    with node() as service:
+        number = "b" * 32
+
+        async def main() -> bytes:
+            head = b"HTTP/1.1\r\nHost: n\r\nUpgrade: holdfast-call\r\nConnection: Upgrade\r\nContent-Length: %d\r\n\r\n"
+            body = b'{"call":"%s","argv":["shell","digits","--","cat"]}' % number.encode()
+            first, to_first = await asyncio.open_unix_connection(str(service.socket))
+            to_first.write(b"POST /calls " + head % len(body) + body)
+            assert b"101" in await first.readuntil(b"\r\n\r\n")
+            later, to_later = await asyncio.open_unix_connection(str(service.socket))
+            to_later.write(b"GET /calls/" + number.encode() + b"?out=0 " + head % 0)
+            assert b"101" in await later.readuntil(b"\r\n\r\n")
+            left = await first.read()  # what was under way, then its end
+            to_later.write(b"\x00\x00\x00\x00\x02hi" + b"\x00\x00\x00\x00\x00")
+            seen = await later.readuntil(b"\x04\x00\x00\x00\x04\x00\x00\x00\x00")
+            to_later.write(b"\x02\x00\x00\x00\x08" + (2).to_bytes(8, "big"))
+            assert await later.read() == b""
+            to_first.close()
+            to_later.close()
+            assert len(left) <= 13
+            return seen
+
+        assert b"\x01\x00\x00\x00\x03\x01hi" in asyncio.run(asyncio.wait_for(main(), 20))
