@@ -16,6 +16,7 @@ from holdfast import process
 from holdfast.errors import HostUnreachable, UsageError
 from holdfast.link import agent, mux, target
 from holdfast.link.client import Links, NeedsAuthentication
+from holdfast.link.master import Keepalive
 from tests.labs import sshd as lab
 from tests.labs.links import holder, own_links
 from tests.labs.servers import free_port
@@ -130,3 +131,35 @@ def test_nonsense_is_answered(server: lab.Sshd) -> None:
 def test_a_name_that_is_none_is_the_callers_mistake() -> None:
     with Links() as links, pytest.raises(UsageError, match="'-x' is not the name of a host"):
         links.up("-x")
+
+
+def test_an_agent_ends_what_a_killed_one_has_left(server: lab.Sshd) -> None:
+    with Links() as links:
+        links.up("node", config=str(server.config))
+    who = holder()
+    assert who is not None
+    process.send_signal(who, signal.SIGKILL)
+    until(lambda: not process.alive(who))
+    assert len(masters()) == 1
+
+    with Links() as links:
+        assert links.every() == []
+        assert masters() == []
+
+
+def test_who_waits_for_a_link_in_vain_waits_for_a_bounded_time(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_text(f"Host node\n  HostName 127.0.0.1\n  Port {free_port()}\n")
+
+    async def wait() -> float:
+        held = agent._Held(target.resolve("node", config=str(config)), Keepalive(), 0.0)
+        held.master.want()
+        began_s = time.monotonic()
+        try:
+            with pytest.raises(HostUnreachable, match=r"node is (down|connecting|dead)"):
+                await held.connection(1.0)
+            return time.monotonic() - began_s
+        finally:
+            await agent._ended(held)
+
+    assert 0.9 < asyncio.run(wait()) < 5.0

@@ -145,3 +145,16 @@ def test_ssh_without_anybody_to_ask_shows_each_key_once(server: lab.Sshd, tmp_pa
     subprocess.run(argv, capture_output=True, timeout=30, start_new_session=True)
 
     assert server.log.count("Failed publickey") <= refused + 1
+
+
+@pytest.mark.usefixtures("locked")
+def test_what_a_jump_host_asks_is_asked_too(config: Path) -> None:
+    node = config.read_text()
+    config.write_text(node.replace("Host node", "Host jump") + node + "  ProxyJump jump\n")
+    seen = Terminal("exec", "--on", "node", "--", "echo in-$((1 + 1))")
+    for number in (1, 2):
+        until(lambda number=number: seen.read().count(b"Enter passphrase") == number)  # type: ignore[misc]
+        seen.press(SECRET + b"\r")
+    seen.await_text(b"in-2")
+
+    assert seen.exit_code() == 0
