@@ -342,8 +342,7 @@ def _told(held: _Held) -> Message:
 
 async def _ended(held: _Held) -> None:
     held.task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await held.task
+    await asyncio.wait([held.task])  # who is cancelled here is told, unlike by `await held.task`
 
 
 def main() -> int:

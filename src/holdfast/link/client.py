@@ -15,7 +15,7 @@ from holdfast.errors import HoldfastError, HostUnreachable, LeaseHeld, UsageErro
 from holdfast.link import asking
 from holdfast.link.agent import socket_path
 from holdfast.link.mux import End
-from holdfast.link.states import State
+from holdfast.link.states import PERSON_S, State
 from holdfast.link.target import make_folder
 
 START_S = 10.0
@@ -72,7 +72,8 @@ class Links:
         since_s = time.clock_gettime(time.CLOCK_BOOTTIME) if asked_s is None else asked_s
         asked = {"op": "want", "alias": alias, "config": config, "within_s": within_s, "asked_s": since_s}
         asked["asks"] = asking.is_possible()
-        told = self._ask({**asked, **({} if persist_s is None else {"persist_s": persist_s})}, within_s + START_S)
+        most_s = within_s + START_S + PERSON_S  # who is asked may sit at another terminal
+        told = self._ask({**asked, **({} if persist_s is None else {"persist_s": persist_s})}, most_s)
         if told["ok"]:
             return Up(alias, told["key"], told["path"], told["trip_s"])
         why = told["why"] or f"no answer within {within_s:g} s"
@@ -139,6 +140,8 @@ def _connected() -> socket.socket:
         agent.settimeout(START_S)  # one that is stopped takes nobody, once enough wait
         try:
             agent.connect(str(socket_path()))
+            process.send(agent, {"op": "links"})
+            process.receive(agent)  # one that was killed takes connections until its last thread has ended
         except OSError as error:
             agent.close()
             if time.monotonic() > deadline_s:
