@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import socket
 import subprocess
 import sys
@@ -134,21 +136,31 @@ _KINDS: dict[int, type[HoldfastError]] = {kind.exit_code: kind for kind in (Host
 
 def _connected() -> socket.socket:
     """To the agent that lives, or to one that is started now. Raises HoldfastError."""
-    deadline_s = time.monotonic() + START_S
-    while True:
-        agent = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        agent.settimeout(START_S)  # one that is stopped takes nobody, once enough wait
-        try:
-            agent.connect(str(socket_path()))
-            process.send(agent, {"op": "links"})
-            process.receive(agent)  # one that was killed takes connections until its last thread has ended
-        except OSError as error:
-            agent.close()
-            if time.monotonic() > deadline_s:
-                raise HoldfastError(f"the link agent cannot be reached: {error}") from error
-            _start()  # or another one is just starting
-        else:
-            return agent
+    with contextlib.suppress(OSError):
+        return _connect()
+    with (make_folder() / "starting.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one of all who ask at once: an interpreter for each would take many seconds
+        deadline_s = time.monotonic() + START_S
+        while True:
+            try:
+                return _connect()
+            except OSError as error:
+                if time.monotonic() > deadline_s:
+                    raise HoldfastError(f"the link agent cannot be reached: {error}") from error
+            _start()
+
+
+def _connect() -> socket.socket:
+    agent = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    agent.settimeout(START_S)  # one that is stopped takes nobody, once enough wait
+    try:
+        agent.connect(str(socket_path()))
+        process.send(agent, {"op": "links"})
+        process.receive(agent)  # one that was killed takes connections until its last thread has ended
+    except OSError:
+        agent.close()
+        raise
+    return agent
 
 
 def _start() -> None:
@@ -163,5 +175,5 @@ def _start() -> None:
             )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise HoldfastError(f"the link agent did not start within {START_S:g} s", hint=f"see {log}") from None
-    if status not in (0, LeaseHeld.exit_code):  # another one was faster
+    if status not in (0, LeaseHeld.exit_code):  # one that is just ending holds its lock still
         raise HoldfastError(f"the link agent ended with status {status}", hint=f"see {log}")

@@ -69,6 +69,7 @@ def test_many_clients_at_once_start_one_agent(server: lab.Sshd) -> None:
     with ThreadPoolExecutor(8) as pool:
         assert len({future.result() for future in [pool.submit(ask) for _ in range(8)]}) == 1
     assert len(masters()) == 1
+    assert (target.folder() / "agent.log").read_text() == ""  # nobody else has even tried
 
 
 def test_a_link_goes_when_nobody_has_used_it_for_long_enough(server: lab.Sshd) -> None:
