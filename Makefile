@@ -5,7 +5,7 @@ PEERS ?= .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: help venv demo test lint labs soak gpu bench bench-peers safety checkpoints exports format clean
+.PHONY: help venv demo test lint labs soak gpu bench bench-peers bench-link safety checkpoints exports format clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -55,14 +55,18 @@ bench: $(VENV)/.dev ## recovery and start-up times beside their peers; results i
 
 $(PEERS)/.peers: $(BIN)/python bench/requirements.txt pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(PEERS)
-	@echo "installing the other checkpoint engines into $(PEERS)"
+	@echo "installing the other checkpoint engines and SSH libraries into $(PEERS)"
 	@for wanted in $$(sed 's/ *#.*//' bench/requirements.txt); do \
 	  $(PEERS)/bin/python -m pip install -q --disable-pip-version-check -c bench/requirements.txt "$$wanted" \
-	    || echo "$$wanted does not install here: its engine will be listed as absent" >&2; done
+	    || echo "$$wanted does not install here: what needs it will be listed as absent" >&2; done
 	@$(PEERS)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e . matplotlib rich
 	@touch $@
 
-bench-peers: $(PEERS)/.peers ## the other checkpoint engines, in an environment of their own
+bench-peers: $(PEERS)/.peers ## the other checkpoint engines and SSH libraries, in an environment of their own
+
+bench-link: $(PEERS)/.peers ## calls, commands, uploads and folders over SSH beside ssh, asyncssh and paramiko
+	@.ci/apt light
+	$(PEERS)/bin/python -W ignore -m bench.link --keep
 
 safety: $(PEERS)/.peers ## every checkpoint engine, every fault; result in bench/results/. Root: also real power loss
 	@.ci/apt light

@@ -301,7 +301,7 @@ class Channel:
 
     def _allow(self, size: int) -> None:
         self._owed += size
-        if self._owed >= WINDOW_BYTES // 2 and self._lost is None:
+        if self._owed >= WINDOW_BYTES // 8 and self._lost is None:
             owed, self._owed = self._owed, 0
             with contextlib.suppress(MasterGone):  # who reads on is told
                 self._post(_WINDOW_ADJUST, u32(owed))
