@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from holdfast.link.client import Links, Up
     from holdfast.link.mux import End
 
-_WATCH_S = 60.0
+_WATCH_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def stay(host: str, wanted: Sequence[Wanted], *, ready: Callable[[Sequence[Wante
                 ready(wanted)
             told = True
             with suppress(AgentGone):
-                _watch(links, up)
+                _watch(links, up, [each.listen for each in wanted])
         say(f"{host}: the link agent has ended; it is started again")
 
 
@@ -116,15 +116,20 @@ def _show(host: str, had: Sequence[Wanted], as_json: bool) -> None:
         click.echo(f"127.0.0.1:{each.listen} leads to {each.end} of {host}")
 
 
-def _watch(links: Links, up: Up) -> None:
-    """Say each change of the link. Raises AgentGone, NeedsAuthentication, HostUnreachable."""
+def _watch(links: Links, up: Up, ports: Sequence[int]) -> None:
+    """Say each change of the link, and why connections break.
+
+    Raises AgentGone, NeedsAuthentication, HostUnreachable.
+    """
     from holdfast.link import target
     from holdfast.link.states import State
 
     state, lost_s = State.UP.value, time.monotonic()
+    broken: dict[int, str] = {}
     while True:
         told = links.changed(up.key, state, within_s=_WATCH_S)
         if told["state"] == state:
+            broken = _broken(links, ports, broken)
             continue
         if state == State.UP.value:
             lost_s = time.monotonic()
@@ -134,6 +139,15 @@ def _watch(links: Links, up: Up) -> None:
             say(f"{up.alias}: {sentence}")
         if state == State.NEEDS_AUTHENTICATION.value:
             links.up(up.alias, config=target.users_config())
+
+
+def _broken(links: Links, ports: Sequence[int], said: dict[int, str]) -> dict[int, str]:
+    """Why the last connections through our ports could not be made; says what was not said yet."""
+    now = {one["listen"]: one["why"] for one in links.forwards() if one["listen"] in ports}
+    for port, why in now.items():
+        if why and why != said.get(port):
+            say(f"127.0.0.1:{port}: {why}")
+    return now
 
 
 def _sentence(told: dict[str, Any], away_s: float) -> str:

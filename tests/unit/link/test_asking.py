@@ -27,9 +27,10 @@ SECRET = b"correct-horse"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Sshd]:
     with lab.person() as (user, home):
+        options = {}
         if os.geteuid() == 0:
             subprocess.run(["chpasswd"], input=f"{user}:{SECRET.decode()}\n", text=True, check=True)
-        options = {"PasswordAuthentication": "yes"}
+            options = {"UsePAM": "yes", "PasswordAuthentication": "yes", "KbdInteractiveAuthentication": "yes"}
         with lab.sshd(tmp_path_factory.mktemp("sshd"), user, home, options=options) as running:
             yield running
 
@@ -96,11 +97,14 @@ def test_where_nobody_can_be_asked_it_is_told_at_once() -> None:
     assert "takes none of our keys" in done.stderr
 
 
-def test_a_password_is_asked_for(config: Path) -> None:
+@pytest.mark.parametrize(("way", "prompt"), [("password", b"'s password:"), ("keyboard-interactive", b") Password:")])
+def test_a_password_is_asked_for(config: Path, way: str, prompt: bytes) -> None:
     need(os.geteuid() == 0, "needs root, to give a user a password")
-    config.write_text(config.read_text().replace("PreferredAuthentications publickey", "PubkeyAuthentication no"))
+    config.write_text(
+        config.read_text().replace("PreferredAuthentications publickey", f"PreferredAuthentications {way}")
+    )
     seen = Terminal("exec", "--on", "node", "--", "echo in-$((1 + 1))")
-    seen.await_text(b"password:")
+    seen.await_text(prompt)
     seen.press(SECRET + b"\r")
     seen.await_text(b"in-2")
 

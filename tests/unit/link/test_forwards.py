@@ -264,6 +264,17 @@ def test_the_verb_stays_tells_and_survives_master_and_agent() -> None:
         through(port)
 
 
+def test_the_verb_says_why_a_connection_breaks() -> None:
+    seen = Terminal("forward", "node", f"0:{free_port()}")
+    seen.await_text(b"leads to")
+    port = int(seen.shown.split(b"127.0.0.1:")[1].split()[0])
+    with pytest.raises(ConnectionResetError):
+        through(port)
+    seen.await_text(b"127.0.0.1:%d: the server opened no channel" % port)
+    seen.press(b"\x03")
+    assert seen.exit_code() == 130
+
+
 def quietly(port: int) -> bytes:
     """As `through`; nothing where nobody listens yet."""
     with contextlib.suppress(ConnectionError):
