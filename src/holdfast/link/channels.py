@@ -29,6 +29,7 @@ _GLOBAL_REQUEST, _REQUEST_FAILURE = 80, 82
 _OPEN, _OPEN_CONFIRMATION, _OPEN_FAILURE = 90, 91, 92
 _WINDOW_ADJUST, _DATA, _EXTENDED_DATA, _EOF, _CLOSE, _REQUEST, _SUCCESS, _FAILURE = 93, 94, 95, 96, 97, 98, 99, 100
 _STDERR = 1
+_PROHIBITED = 1  # why a channel was not opened: RFC 4254, section 5.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,8 +318,8 @@ class Channel:
             if self._is_unwanted:
                 self.give_up()
         elif kind == _OPEN_FAILURE:
-            message.u32()
-            _settle(self.opened, error=Refused(f"the server opened no channel: {message.text()}"))
+            why = "it is not allowed there" if message.u32() == _PROHIBITED else message.text()
+            _settle(self.opened, error=Refused(f"the server opened no channel: {why}"))
             self._connection.forget(self)
         elif kind in (_SUCCESS, _FAILURE):
             if not self._answers:

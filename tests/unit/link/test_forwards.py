@@ -141,6 +141,15 @@ def test_where_nobody_listens_the_connection_breaks_and_the_reason_is_told(links
     assert (told["alias"], told["state"], told["kept"]) == ("node", "up", False)
 
 
+def test_a_host_that_forbids_it_is_told(links: Links, tmp_path: Path) -> None:
+    options = {"AllowTcpForwarding": "no"}
+    with lab.person() as (user, home), lab.sshd(tmp_path / "sshd", user, home, options=options) as strict:
+        port = links.forward(links.up("node", config=str(strict.config)).key, 0, End(port=1))
+        with pytest.raises(ConnectionResetError):
+            through(port)
+        assert links.forwards()[0]["why"] == "the server opened no channel: it is not allowed there"
+
+
 def test_a_port_that_is_taken_is_told(links: Links, up: Up) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="cannot be had"):
         links.forward(up.key, taken.getsockname()[1], End(port=1))
