@@ -61,8 +61,9 @@ home=${HOLDFAST_HOME:-$HOME/.holdfast}
 case $home in /*) ;; *) home=$HOME/$home ;; esac
 echo "asked=$home"
 place=$home
-if ! trial home "$home"; then
-  place=
+runs=
+trial home "$home" || place=
+if [ "$runs" = noexec ]; then
   for folder in "/var/tmp/holdfast-$uid" "/tmp/holdfast-$uid"; do
     mkdir "$folder" 2>/dev/null
     if ours "$folder" && trial "${folder%/*}" "$folder"; then

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,11 @@ from holdfast import bundle
 from holdfast.bundle import places
 from holdfast.bundle.probing import Unfit
 from holdfast.errors import HostUnreachable
+from holdfast.link import mux
+from holdfast.link.channels import Connection
 from holdfast.link.client import Up
+from holdfast.service import streams
+from holdfast.service.client import Calls
 from tests.labs import sshd as lab
 from tests.needs import need
 from tests.waiting import until
@@ -76,6 +82,30 @@ def test_an_empty_home_gets_a_bundle_that_runs(up: Up, home: Path) -> None:
     assert {path.name for path in (home / ".holdfast" / "bundles").iterdir()} == {
         node.bundle, places.LAUNCHER, "wheels",
     }  # fmt: skip
+
+
+def test_the_service_of_the_bundle_answers_where_the_node_says(up: Up) -> None:
+    async def asked(node: bundle.Node) -> tuple[dict[str, Any], dict[str, Any]]:
+        connection = Connection(await mux.proxied(up.path))
+
+        async def reach() -> Connection:
+            return connection
+
+        async with Calls(streams.through(reach, node.socket)) as calls:
+            answers = await calls.get("/ping"), await calls.get("/runs")
+        await connection.close()
+        return answers
+
+    node = bundle.ensure(up)
+    bundle.start(up, node)
+    bundle.start(up, node)  # as another laptop does
+
+    ping, told = asyncio.run(asked(node))
+
+    assert (ping["ok"], ping["bundle"], ping["home"], told["runs"]) == (True, node.bundle, node.home, [])
+    os.kill(ping["pid"], signal.SIGKILL)
+    if os.geteuid() == 0:
+        shutil.rmtree(f"/tmp/holdfast-{node.uid}")
 
 
 def test_what_is_known_is_not_asked_and_what_is_asked_again_is_not_sent_again(up: Up, home: Path) -> None:

@@ -117,6 +117,7 @@ def test_a_home_that_cannot_be_written_is_told(tmp_path: Path, options: str, sen
 
     with pytest.raises(Unfit, match=sentence):
         probing.choose("gpu-a", found, (3, 11))
+    assert (found.place, list(found.trials)) == ("", ["home"])
 
 
 def test_a_full_home_is_told(tmp_path: Path) -> None:
