@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import io
 import os
@@ -17,6 +18,9 @@ import sys
 import traceback
 from collections.abc import Callable, Collection
 from typing import IO, NoReturn
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
 
 Streams = tuple[int, int, int]  # descriptors to become 0, 1 and 2
 
@@ -76,6 +80,7 @@ def _live(work: Callable[[], int], streams: Streams, terminals: Collection[int])
 def _begin_anew(streams: Streams, terminals: Collection[int]) -> None:
     gc.freeze()  # a socket of the service that is collected here would close a descriptor that is another's by now
     os.setsid()
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGHUP, 0, 0, 0)  # a service that is killed leaves no verb without a reader
     signal.set_wakeup_fd(-1)
     for told in (signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD):
         signal.signal(told, signal.SIG_DFL)

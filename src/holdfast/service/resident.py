@@ -41,13 +41,16 @@ def main(argv: Sequence[str], load: Callable[[], tuple[Verb, Status]]) -> int:
         listener.bind(str(path))
         os.umask(before)
         listener.listen(128)
+        ours = path.stat()
         if os.fork():
             return 0
         _detach(path.with_suffix(".log"))
         try:
             asyncio.run(_until_told(Service(verb=verb, status=status, idle_s=idle_s), listener))
         finally:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(ours, path.stat()):  # and not that of one that began after somebody tidied /tmp
+                    path.unlink()
     os.close(lock)
     return 0
 

@@ -12,7 +12,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+from holdfast.errors import HostUnreachable
 from holdfast.link.channels import Channel, Connection
+from holdfast.link.client import NeedsAuthentication
 from holdfast.link.mux import MasterGone, Refused
 
 _PIECE_BYTES = 256 << 10
@@ -52,7 +54,9 @@ def through(reach: Callable[[], Awaitable[Connection]], path: str) -> Connect:
             return _Remote(await (await reach()).unix(path))
         except Refused as error:
             raise ConnectionRefusedError(str(error)) from error
-        except MasterGone as error:
+        except NeedsAuthentication:
+            raise
+        except HostUnreachable as error:
             raise ConnectionResetError(str(error)) from error
 
     return connect

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from holdfast import process
 from holdfast.errors import HoldfastError
 from holdfast.runs import RunDir
 from holdfast.service.client import CallLost, Calls, NoService
@@ -217,14 +218,18 @@ def test_nothing_is_left_after_many_calls(service: Node, run: RunDir) -> None:
 
 def test_a_service_that_is_killed_is_one_clear_sentence(own_service: Node, run: RunDir) -> None:
     async def main() -> None:
-        calling = asyncio.create_task(Calls(unix(own_service.socket)).call([*SH, "echo $$ >&2; sleep 60"]))
+        calling = asyncio.create_task(Calls(unix(own_service.socket)).call([*SH, "exec sleep 60"]))
         while len(own_service.children()) < 1:
             await asyncio.sleep(0.01)
+        verbs.extend(filter(None, map(process.identity, own_service.children())))
         own_service.kill(signal.SIGKILL)
         await calling
 
+    verbs: list[process.Identity] = []
     with pytest.raises(CallLost, match="the node's service ended while `shell` ran there"):
         asyncio.run(main())
+    assert len(verbs) == 1
+    until(lambda: not process.alive(verbs[0]), what="the end of the verb")
 
 
 def test_a_new_service_does_not_take_the_call_of_one_that_was_killed(own_service: Node, run: RunDir) -> None:
@@ -236,7 +241,7 @@ def test_a_new_service_does_not_take_the_call_of_one_that_was_killed(own_service
             return await unix(own_service.socket)()
 
         ended: list[int] = []
-        calling = asyncio.create_task(Calls(connect).call([*SH, "sleep 60"]))  # type: ignore[arg-type]
+        calling = asyncio.create_task(Calls(connect).call([*SH, "exec sleep 60"]))  # type: ignore[arg-type]
         while len(own_service.children()) < 1:
             await asyncio.sleep(0.01)
         ended.append(own_service.who.pid)
@@ -277,7 +282,7 @@ def test_a_call_that_nobody_stays_with_hears_of_it(run: RunDir) -> None:
     with node("--idle", "2") as service:
 
         async def main() -> None:
-            calling = asyncio.create_task(Calls(unix(service.socket)).call([*SH, "sleep 60"]))
+            calling = asyncio.create_task(Calls(unix(service.socket)).call([*SH, "exec sleep 60"]))
             while len(service.children()) < 1:
                 await asyncio.sleep(0.01)
             calling.cancel()

@@ -288,3 +288,13 @@ def test_a_command_line_that_is_wrong_is_told() -> None:
             [sys.executable, "-m", "holdfast", "node", "service", *argv], capture_output=True, text=True, check=False
         )
         assert (told.returncode, told.stderr.startswith("error: ")) == (2, True)
+
+
+def test_one_whose_files_were_removed_leaves_its_successor_alone(own_service: Node) -> None:
+    for left in own_service.socket.parent.glob(f"{own_service.socket.stem}.*"):
+        left.unlink()
+    with node() as other:
+        own_service.kill(signal.SIGTERM)
+
+        assert ask(own_service.socket, lambda calls: calls.get("/ping"))["pid"] == other.who.pid
+    own_service.socket.with_suffix(".log").touch()
