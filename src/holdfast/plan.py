@@ -190,7 +190,13 @@ class Plan:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Plan:
         """The plan of a plan.json. Raises HoldfastError when it is of another version, incomplete or changed."""
-        if raw.get("version") != VERSION:
+        version = raw.get("version")
+        if isinstance(version, int) and version > VERSION:
+            raise HoldfastError(
+                f"the run was made by a newer holdfast: its plan has version {version}, this holdfast reads {VERSION}",
+                hint="update holdfast on the machine you call it from; the run itself is not touched",
+            )
+        if version != VERSION:
             raise HoldfastError(
                 f"plan.json has version {raw.get('version')!r}, this holdfast reads version {VERSION}",
                 hint="use the holdfast that made the run",

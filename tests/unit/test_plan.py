@@ -157,7 +157,7 @@ def test_a_changed_plan_is_refused() -> None:
 def test_other_versions_and_missing_fields_are_refused() -> None:
     raw = planned("run: x").to_json()
 
-    with pytest.raises(HoldfastError, match="version 2, this holdfast reads version 1"):
+    with pytest.raises(HoldfastError, match="made by a newer holdfast: its plan has version 2, this holdfast reads 1"):
         Plan.from_json(raw | {"version": 2})
     with pytest.raises(HoldfastError, match="damaged"):
         Plan.from_json({"version": 1, "run": "x"})

@@ -1,7 +1,8 @@
 """The verbs: one file each, imported only when it is called.
 
 `VERBS` is the one table. A module exposes `command`, a click command; what its callback returns is the exit code
-(None is 0). `--help` and completion answer from the table alone.
+(None is 0), and perhaps `together`, which shows what several machines said with `--json`. `--help` and completion
+answer from the table alone; whether a verb goes to other machines stands there too (`Away`).
 """
 
 from __future__ import annotations
@@ -11,39 +12,41 @@ import importlib
 import click
 
 from holdfast import __version__
-from holdfast.commands.table import Table, Verb, Verbs
+from holdfast.commands.table import THERE, Away, Table, Verb, Verbs
 
 VERBS: Table = {
     "Start": {
         "run": Verb("run", "start a run and stay with it (-d: leave it)"),
-        "resume": Verb("resume", "continue from the newest, a step or the best checkpoint"),
-        "schedule": Verb("schedule", "start runs by the clock, never two at a time"),
+        "resume": Verb(
+            "resume", "continue from the newest, a step or the best checkpoint", Away(lasts="*", unless="detach")
+        ),
+        "schedule": Verb("schedule", "start runs by the clock, never two at a time", THERE),
     },
     "Look": {
-        "ps": Verb("ps", "list the runs"),
-        "status": Verb("status", "where one run stands"),
-        "logs": Verb("logs", "its output (-f: as it comes)"),
-        "attach": Verb("attach", "live view; Ctrl-C leaves the run running"),
-        "events": Verb("events", "its journal: what happened, when"),
-        "explain": Verb("explain", "why each attempt ended, and what to do"),
+        "ps": Verb("ps", "list the runs", THERE),
+        "status": Verb("status", "where one run stands", Away(lasts="watch")),
+        "logs": Verb("logs", "its output (-f: as it comes)", Away(lasts="follow")),
+        "attach": Verb("attach", "live view; Ctrl-C leaves the run running", Away(lasts="*")),
+        "events": Verb("events", "its journal: what happened, when", Away(lasts="follow")),
+        "explain": Verb("explain", "why each attempt ended, and what to do", THERE),
     },
     "Steer": {
-        "save": Verb("save", "write a checkpoint at the next step"),
-        "stop": Verb("stop", "save, then stop"),
-        "kill": Verb("kill", "stop at once, without saving"),
-        "wait": Verb("wait", "until it ends; exits as the run did"),
-        "rm": Verb("rm", "delete ended runs, checkpoints included"),
+        "save": Verb("save", "write a checkpoint at the next step", THERE),
+        "stop": Verb("stop", "save, then stop", THERE),
+        "kill": Verb("kill", "stop at once, without saving", THERE),
+        "wait": Verb("wait", "until it ends; exits as the run did", Away(lasts="*")),
+        "rm": Verb("rm", "delete ended runs, checkpoints included", THERE),
         "ckpt": Verb("ckpt", "its checkpoints: look, verify, move, remove"),
     },
     "Machine": {
-        "shell": Verb("shell", "a terminal in the run's code and environment"),
-        "drill": Verb("drill", "break a run on purpose and prove that it recovers"),
+        "shell": Verb("shell", "a terminal in the run's code and environment", Away(rides=True)),
+        "drill": Verb("drill", "break a run on purpose and prove that it recovers", THERE),
         "sync": Verb("sync", "a folder to a host, or back; only what changed"),
         "exec": Verb("exec_", "one command on one or many hosts (--on 'gpu-*')"),
         "ssh": Verb("ssh", "a terminal on a host, over the connection that is there"),
         "forward": Verb("forward", "ports of this machine that lead to a host"),
         "jupyter": Verb("jupyter", "JupyterLab on a host, opened here"),
-        "host": Verb("host", "make this machine continue its runs after a reboot"),
+        "host": Verb("host", "make this machine continue its runs after a reboot", Away(only=("setup",))),
         "relay": Verb("relay", "SSH through a firewall that lets only the web pass"),
         "schema": Verb("schema", "the JSON schema of the run file"),
         "completion": Verb("completion", "the completion script of a shell"),

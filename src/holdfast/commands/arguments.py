@@ -21,19 +21,35 @@ from holdfast.runs import RunDir
 Callback = TypeVar("Callback", bound=Callable[..., Any])
 
 
+class RunArgument(click.Argument):
+    """Where a RUN is taken: `HOST:RUN` means one of another machine (`places.journey`), and the shell completes it."""
+
+    def __init__(self, *names: Any, **options: Any) -> None:
+        super().__init__(*names, **{"shell_complete": complete_runs, **options})
+
+
 def complete_runs(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Ids of the runs on this machine, for the shell."""
-    return [CompletionItem(run.id) for run in runs.every() if run.id.startswith(incomplete)]
+    """Ids of the runs on this machine and of those started from it, and machines, for the shell."""
+    from holdfast.commands import remembered
+    from holdfast.link import names, target
+
+    known = dict.fromkeys([*(run.id for run in runs.every()), *remembered.every()])
+    host, colon, _ = incomplete.partition(":")
+    there = [
+        f"{host}:{run}" for run in remembered.every() if any(place.host == host for place in remembered.places(run))
+    ]
+    found = there if colon else [*known, *(f"{name}:" for name in names.known(target.users_config()))]
+    return [CompletionItem(word) for word in found if word.startswith(incomplete)]
 
 
 def run_argument(callback: Callback) -> Callback:
     """A RUN that must be given, by its id or its folder; becomes a RunDir. Raises RunNotFound with the nearest name."""
-    return click.argument("run", type=runs.find, shell_complete=complete_runs)(callback)
+    return click.argument("run", type=runs.find, cls=RunArgument)(callback)
 
 
 def optional_run(callback: Callback) -> Callback:
     """A RUN that may be left out: None then, for `chosen`."""
-    return click.argument("run", type=runs.find, shell_complete=complete_runs, required=False)(callback)
+    return click.argument("run", type=runs.find, cls=RunArgument, required=False)(callback)
 
 
 def duration_option(*names: str, **options: Any) -> Callable[[Callback], Callback]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -26,16 +27,33 @@ def command(everything: bool, as_json: bool) -> None:
     if as_json:
         print_json(shown)
         return
-    if shown:
-        for line, state in zip(fitted(table(shown)), ["", *(status["state"] for status in shown)], strict=True):
-            colour = _COLOURS.get(state) if takes_colours() else None
-            click.echo(line.replace(state, click.style(state, fg=colour), 1) if colour else line)
+    _show(table(shown), shown)
     _tell(len(found), len(found) - len(shown))
 
 
-def table(statuses: list[dict[str, Any]]) -> list[str]:
+def together(found: Mapping[str, Any], as_json: bool) -> None:
+    """The runs of several machines, by the name of each, in one table."""
+    shown = [{**status, "host": host} for host, statuses in found.items() for status in statuses]
+    if as_json:
+        print_json(shown)
+    else:
+        _show(table(shown, by_host=True), shown)
+
+
+def table(statuses: list[dict[str, Any]], *, by_host: bool = False) -> list[str]:
     """Headings and one line a run, aligned. Pure."""
+    if by_host:
+        rows = [(status["host"], *row(status)) for status in statuses]
+        return columns([("HOST", *_HEADINGS), *rows])
     return columns([_HEADINGS, *(row(status) for status in statuses)])
+
+
+def _show(lines: list[str], statuses: list[dict[str, Any]]) -> None:
+    if not statuses:
+        return
+    for line, state in zip(fitted(lines), ["", *(status["state"] for status in statuses)], strict=True):
+        colour = _COLOURS.get(state) if takes_colours() else None
+        click.echo(line.replace(state, click.style(state, fg=colour), 1) if colour else line)
 
 
 def row(status: dict[str, Any]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from holdfast import runs
-from holdfast.commands.arguments import complete_runs, going_on, say
+from holdfast.commands.arguments import RunArgument, going_on, say
 from holdfast.commands.attach import attach
 from holdfast.commands.liveness import ENDED, POLL_S, live, sending, status_of, when_over
 from holdfast.commands.resumable import At, Elsewhere, source
@@ -26,7 +26,7 @@ _ANSWER_S = 15.0
 
 
 @click.command("resume")
-@click.argument("target", metavar="RUN|URL[@STEP|@best]", type=source, shell_complete=complete_runs, required=False)
+@click.argument("target", metavar="RUN|URL[@STEP|@best]", type=source, cls=RunArgument, required=False)
 @click.option(
     "--secret", "secrets", multiple=True, metavar="K[=V]", help="For a URL: a secret of the run, given again."
 )

@@ -18,14 +18,14 @@ from pathlib import Path
 import click
 
 from holdfast import runs
-from holdfast.commands.arguments import complete_runs, say
+from holdfast.commands.arguments import RunArgument, say
 from holdfast.errors import HoldfastError, LeaseHeld, UsageError
 from holdfast.node.slotmemory import SlotFiles
 from holdfast.runs import RunDir, plan_of
 
 
 @click.command("rm")
-@click.argument("names", metavar="RUN...", type=runs.find, shell_complete=complete_runs, nargs=-1, required=True)
+@click.argument("names", metavar="RUN...", type=runs.find, cls=RunArgument, nargs=-1, required=True)
 @click.option("--force", "-f", is_flag=True, help="Do not ask. Live runs are refused all the same.")
 def command(names: tuple[RunDir, ...], force: bool) -> None:
     """Delete each RUN that is not live: its journal, logs, code snapshot and checkpoints."""

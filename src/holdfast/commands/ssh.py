@@ -27,8 +27,13 @@ def command(host: str, words: tuple[str, ...]) -> int:
     text = [shlex.join(words) if len(words) > 1 else words[0]] if words else []
     with Links() as links:  # the connection is in use until ssh ends
         up = links.up(host, config=config)
-        sys.stdout.flush()
-        return _ridden([*_ssh(up.path, config), "--", host, *text])
+        return ride(up.path, config, host, *text)
+
+
+def ride(path: str, config: str, host: str, *command: str) -> int:
+    """A terminal on `host` over the master behind `path`, or a command at one; its exit status."""
+    sys.stdout.flush()
+    return _ridden([*_ssh(path, config), "--", host, *command])
 
 
 def _ssh(path: str, config: str) -> list[str]:

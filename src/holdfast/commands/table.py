@@ -11,13 +11,24 @@ import click
 from click.shell_completion import CompletionItem
 
 
+class Away(NamedTuple):
+    """How a verb is called on another machine. The verb does not know: `reaching` does it for all of them."""
+
+    lasts: str = ""  # the option with which it goes on for as long as somebody looks, `*`: always; it outwaits the link
+    unless: str = ""  # but not with that option
+    rides: bool = False  # it needs a terminal of its own: through ssh, and not as a call
+    only: tuple[str, ...] = ()  # of a group, if not all of its verbs
+
+
 class Verb(NamedTuple):
-    """One row: `module` below `holdfast.commands`, `summary` as `--help` prints it."""
+    """One row: `module` below `holdfast.commands`, `summary` as `--help` prints it, `away` where it is for machines."""
 
     module: str
     summary: str
+    away: Away | None = None
 
 
+THERE = Away()
 Table: TypeAlias = Mapping[str, Mapping[str, Verb]]  # heading → name → verb
 
 
@@ -37,9 +48,15 @@ class Verbs(click.Group):
         """The verb's click command, None for an unknown one."""
         if cmd_name not in self._verbs:
             return None
-        command = importlib.import_module(f"holdfast.commands.{self._verbs[cmd_name].module}").command
+        row = self._verbs[cmd_name]
+        module = importlib.import_module(f"holdfast.commands.{row.module}")
+        command = module.command
         assert isinstance(command, click.Command)
-        return command
+        if row.away is None:
+            return command
+        from holdfast.commands.reaching import reaching
+
+        return reaching(command, row.away, getattr(module, "together", None))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -9,8 +9,8 @@ import click
 
 from holdfast import runs
 from holdfast.commands.arguments import (
+    RunArgument,
     clock_of,
-    complete_runs,
     duration_option,
     json_option,
     print_json,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @click.command("prune")
-@click.argument("targets", metavar="[RUN|FOLDER...]", type=target, shell_complete=complete_runs, nargs=-1)
+@click.argument("targets", metavar="[RUN|FOLDER...]", type=target, cls=RunArgument, nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every run on this machine.")
 @duration_option("--older-than", required=True, help="Only what is older, such as 7d.")
 @click.option("--keep-last", type=click.IntRange(2), default=2, show_default=True, help="Of each run, however old.")

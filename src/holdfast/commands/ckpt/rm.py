@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from holdfast.commands.arguments import complete_runs, json_option, print_json, say
+from holdfast.commands.arguments import RunArgument, json_option, print_json, say
 from holdfast.commands.ckpt.selection import METAVAR, name_of, target
 from holdfast.errors import UsageError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command("rm")
-@click.argument("targets", metavar=f"{METAVAR}...", type=target, shell_complete=complete_runs, nargs=-1, required=True)
+@click.argument("targets", metavar=f"{METAVAR}...", type=target, cls=RunArgument, nargs=-1, required=True)
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @json_option
 def command(targets: tuple[Target, ...], yes: bool, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from holdfast.commands.arguments import Callback, chosen, complete_runs
+from holdfast.commands.arguments import Callback, RunArgument, chosen
 from holdfast.errors import UsageError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def target_argument(name: str = "target", **options: Any) -> Callable[[Callback]
     options = {"metavar": METAVAR, **options}
 
     def decorate(callback: Callback) -> Callback:
-        return click.argument(name, type=target, shell_complete=complete_runs, **options)(callback)
+        return click.argument(name, type=target, cls=RunArgument, **options)(callback)
 
     return decorate
 

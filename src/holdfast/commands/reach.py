@@ -1,0 +1,125 @@
+"""How a connection to a machine's node service is had, again and again over one call, and what is known of the link."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
+from holdfast.commands.arguments import say
+from holdfast.errors import HostUnreachable
+from holdfast.process import CALLER_PYTHONPATH
+
+if TYPE_CHECKING:
+    from holdfast.bundle import Node
+    from holdfast.link.channels import Connection
+    from holdfast.link.client import Links, Up
+    from holdfast.service.streams import Stream
+
+_AGAIN_S = 10.0  # for one attempt to have the link back
+
+
+class Reach(Protocol):
+    """A machine with a node service."""
+
+    @property
+    def host(self) -> str:
+        """What people call it."""
+
+    async def connect(self) -> Stream:
+        """To the service. Raises OSError while the link is away, HoldfastError where a person has to mend it."""
+
+    def standing(self) -> str:
+        """The state of the link: `up`, `suspect`, `down` …"""
+
+
+@contextlib.contextmanager
+def linked(host: str, within_s: float) -> Iterator[Linked]:
+    """`host` over SSH, our own code in place there. Raises HostUnreachable, with the state of the link."""
+    from holdfast import bundle
+    from holdfast.link.client import Links
+    from holdfast.link.target import users_config
+
+    with Links() as links:
+        up = links.up(host, config=users_config(), within_s=within_s)
+        yield Linked(links, up, bundle.ensure(up, tell=say))
+
+
+class Linked:
+    """Over the link that the agent holds. Use from one thread."""
+
+    def __init__(self, links: Links, up: Up, node: Node) -> None:
+        self._links, self.up, self.node = links, up, node
+        self._connection: Connection | None = None
+        self._has_answered = False
+
+    @property
+    def host(self) -> str:
+        return self.up.alias
+
+    def starting(self, *words: str) -> list[str]:
+        """What starts a program of ours there, as words for a shell."""
+        ours = [f"HOLDFAST_HOME={self.node.home}", f"PYTHONPATH={self.node.folder}", f"{CALLER_PYTHONPATH}="]
+        return ["env", *ours, self.node.python, "-s", "-m", "holdfast", *words]
+
+    def ask_again(self) -> None:
+        """What was remembered of the machine is wrong: ask it, and bring what it lacks. Raises HostUnreachable."""
+        from holdfast import bundle
+
+        self.node = bundle.ensure(self.up, again=True, tell=say)
+
+    async def connect(self) -> Stream:
+        from holdfast.service.streams import through
+
+        try:
+            stream = await through(self._fresh, self.node.socket)()
+        except ConnectionRefusedError:
+            if self._has_answered:  # the service of this call is gone, and what became of the verb nobody knows
+                raise
+            await asyncio.to_thread(self._start)
+            stream = await through(self._fresh, self.node.socket)()
+        self._has_answered = True
+        return stream
+
+    def standing(self) -> str:
+        from holdfast.link.client import Links
+        from holdfast.link.states import State
+
+        with Links() as links:  # `connect` may be using the other one
+            held = [link for link in links.every() if link["key"] == self.up.key]
+        return str(held[0]["state"]) if held else State.DOWN.value
+
+    async def _fresh(self) -> Connection:
+        """A connection of our own to the master there is now."""
+        from holdfast.link import mux
+        from holdfast.link.channels import Connection
+
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
+            await asyncio.to_thread(self._up_again)
+        self._connection = Connection(await mux.proxied(self.up.path))
+        return self._connection
+
+    def _up_again(self) -> None:
+        """Raises OSError while there is no link, NeedsAuthentication when a person is needed."""
+        from holdfast.link.client import NeedsAuthentication
+        from holdfast.link.target import users_config
+
+        try:
+            self.up = self._links.up(self.up.alias, config=users_config(), within_s=_AGAIN_S)
+        except NeedsAuthentication:
+            raise
+        except HostUnreachable as error:
+            raise ConnectionResetError(str(error)) from error
+
+    def _start(self) -> None:
+        """A service there: by what is remembered of the machine, and where that is wrong by asking it."""
+        from holdfast import bundle
+
+        try:
+            bundle.start(self.up, self.node)
+        except HostUnreachable:
+            self.ask_again()
+            bundle.start(self.up, self.node)

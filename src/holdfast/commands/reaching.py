@@ -1,0 +1,94 @@
+"""A verb that goes to the machine its words name. The verb itself does not know: it is called there as it is here."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import click
+from click.shell_completion import CompletionItem
+
+from holdfast.commands import places
+from holdfast.commands.table import Away
+
+Together: TypeAlias = Callable[[Mapping[str, Any], bool], None]  # what each machine said with --json; is it asked for?
+_JOURNEY = "holdfast.journey"
+
+
+def reaching(verb: click.Command, away: Away, together: Together | None = None) -> click.Command:
+    """`verb`, or the verbs of a group, with `--on` and `--timeout`, for the runs of every machine."""
+    if isinstance(verb, click.Group):
+        group = copy.copy(verb)
+        group.commands = {
+            name: reaching(each, away) if not away.only or name in away.only else each
+            for name, each in verb.commands.items()
+        }
+        return group
+    return Reaching(verb, away, together)
+
+
+class Reaching(click.Command):
+    """A verb and, before its words are read, the question where they are to be carried out."""
+
+    def __init__(self, verb: click.Command, away: Away, together: Together | None) -> None:
+        super().__init__(
+            verb.name,
+            context_settings=verb.context_settings,
+            callback=verb.callback,
+            params=[*verb.params, *_options(verb)],
+            help=verb.help,
+            hidden=verb.hidden,
+        )
+        self._away, self._together = away, together
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click's, unless the words go elsewhere: then that machine reads them."""
+        if ctx.resilient_parsing or (found := places.journey(self, self._away, ctx, args)) is None:
+            return super().parse_args(ctx, args)
+        ctx.meta[_JOURNEY] = found
+        return []
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """The verb's exit status, of several machines the highest."""
+        found: places.Journey | None = ctx.meta.pop(_JOURNEY, None)
+        if found is None:
+            return super().invoke(ctx)
+        from holdfast.commands import remote
+
+        away = [line for line in found.lines if line.host]
+        if self._away.rides:
+            return max(remote.ride(line, _path(ctx), found) for line in away)
+        status = remote.carry_out(away, _path(ctx), found, self._together)
+        for line in found.lines[len(away) :]:
+            with self.make_context(ctx.info_name, list(line.words), parent=ctx.parent) as here:
+                status = max(status, super().invoke(here) or 0)
+        return status
+
+
+def _options(verb: click.Command) -> list[click.Parameter]:
+    taken = {option for param in verb.params for option in param.opts}
+    ours = [
+        click.Option(
+            [places.ON, "on"], multiple=True, metavar="HOST", expose_value=False, shell_complete=complete_hosts,
+            help="There instead of here: an alias, or a pattern ('gpu-*').",
+        ),
+        click.Option(
+            [places.WITHIN, "within"], metavar="DURATION", expose_value=False, default="30s", show_default=True,
+            help="How long HOST may not answer.",
+        ),
+    ]  # fmt: skip
+    return [option for option in ours if option.opts[0] not in taken]
+
+
+def complete_hosts(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Aliases of the user's ssh configuration, for the shell."""
+    from holdfast.link import names, target
+
+    return [CompletionItem(name) for name in names.known(target.users_config()) if name.startswith(incomplete)]
+
+
+def _path(context: click.Context) -> tuple[str, ...]:
+    """The verb as it is typed: `ckpt prune`."""
+    above = _path(context.parent) if context.parent is not None and context.parent.parent is not None else ()
+    return (*above, context.info_name or "")

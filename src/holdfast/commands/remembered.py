@@ -1,0 +1,76 @@
+"""Runs that were started from here on other machines, so that the name alone finds them again.
+
+`$HOLDFAST_HOME/remote/<run>.json`: {"version": 1, "places": [{"host", "id", "when", "project"}]}, the newest last;
+`when` is in unix seconds, `project` the folder here that the code came from.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from holdfast import fsio, runs
+
+VERSION = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a run was started."""
+
+    host: str
+    id: str
+    when: float
+    project: str
+
+
+def places(run: str) -> list[Place]:
+    """Every machine on which a run of this name was started from here; a file that cannot be read knows none."""
+    if not _NAME.fullmatch(run):
+        return []
+    try:
+        told = json.loads(_file(run).read_bytes())
+        return [Place(**place) for place in told["places"]] if told["version"] == VERSION else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def remember(host: str, run: str, project: Path) -> None:
+    """A run was started there. Raises OSError."""
+    kept = [place for place in places(run) if place.host != host]
+    _write(run, [*kept, Place(host, run, round(time.time(), 3), str(project))])
+
+
+def forget(host: str, run: str) -> None:
+    """It is not there any more. Raises OSError."""
+    before = places(run)
+    kept = [place for place in before if place.host != host]
+    if kept:
+        _write(run, kept)
+    elif before:
+        _file(run).unlink(missing_ok=True)
+
+
+def every() -> Iterator[str]:
+    """The names of all of them."""
+    folder = _folder()
+    yield from sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else ()
+
+
+def _write(run: str, kept: Sequence[Place]) -> None:
+    _folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+    text = json.dumps({"version": VERSION, "places": [asdict(place) for place in kept]}, indent=1)
+    fsio.replace(_file(run), text.encode())
+
+
+def _file(run: str) -> Path:
+    return _folder() / f"{run}.json"
+
+
+def _folder() -> Path:
+    return runs.home().absolute() / "remote"
