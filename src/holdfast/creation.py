@@ -39,6 +39,7 @@ class Order:
     id: str | None = None  # this id and no other; else the name, with a number when it is taken
     environ: Mapping[str, str]
     init: str = ""  # FOLDER@TERM-SEQUENCE whose weights it begins with
+    token: str = ""  # of the caller, who may not learn that the run was made and order it again
 
 
 def default_name(spec: Spec, base: Path, *, from_file: bool) -> str:
@@ -56,12 +57,7 @@ def preview(order: Order, name: str) -> Plan:
     """The plan that `create` would make now. Raises UsageError, RunFileError for what could never start."""
     facts = facts_of(order, name, RunDir(_folder() / (order.id or next_id(name))))
     workdir = Path(path_of(order.spec.workdir, order.spec, facts))
-    if not workdir.is_dir():
-        raise RunFileError(f"workdir {workdir} is not a folder")
-    if order.copy and workdir.resolve() in (Path.home().resolve(), Path("/")):
-        raise RunFileError(
-            f"workdir {workdir} is not the folder of a project", hint="move the code into a folder of its own"
-        )
+    check_workdir(workdir, copied=order.copy)
     plan = make(order.spec, facts)
     if order.spec.environment.python is not None:
         _check_interpreter(path_of(order.spec.environment.python, order.spec, facts))
@@ -69,6 +65,25 @@ def preview(order: Order, name: str) -> Plan:
         _check_program(order.spec.run[0], plan.env.get("PATH", os.defpath), workdir)
     _refuse_used(Path(plan.checkpoint.dir))
     return plan
+
+
+def check_workdir(workdir: Path, *, copied: bool) -> None:
+    """Raise RunFileError for a folder that is none, or that nobody would copy."""
+    if not workdir.is_dir():
+        raise RunFileError(f"workdir {workdir} is not a folder")
+    if copied and workdir.resolve() in (Path.home().resolve(), Path("/")):
+        raise RunFileError(
+            f"workdir {workdir} is not the folder of a project", hint="move the code into a folder of its own"
+        )
+
+
+def ordered(token: str) -> RunDir | None:
+    """The run that was made for the order with this token, if one was."""
+    for run in runs.every():
+        with suppress(OSError, ValueError, AttributeError):
+            if json.loads((run.root / "code.json").read_bytes()).get("order") == token:
+                return run
+    return None
 
 
 def facts_of(order: Order, name: str, run: RunDir) -> Facts:
@@ -240,6 +255,8 @@ def _code(order: Order, workdir: Path, run: RunDir) -> dict[str, object]:
         "snapshot": order.copy,
         "git": workspace.describe_git(workdir),
     }
+    if order.token:
+        said["order"] = order.token
     if order.copy:
         copied = workspace.snapshot(workdir, run.code, avoid=runs.home())
         said |= {"files": copied.files, "bytes": copied.size_bytes, "skipped": list(copied.skipped)}

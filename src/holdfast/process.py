@@ -198,6 +198,14 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
+def callers(environ: Mapping[str, str]) -> dict[str, str]:
+    """`environ` with the PYTHONPATH that was there before we put ourselves on it. Pure."""
+    kept = {name: value for name, value in environ.items() if name != CALLER_PYTHONPATH}
+    before = environ.get(CALLER_PYTHONPATH, environ.get("PYTHONPATH", ""))
+    kept.pop("PYTHONPATH", None)
+    return {**kept, "PYTHONPATH": before} if before else kept
+
+
 def _node_environment() -> dict[str, str]:
     """Ours with `holdfast` importable, the caller's PYTHONPATH remembered, and nothing of an outer run."""
     environ = {name: value for name, value in os.environ.items() if name not in TRAINER_VARIABLES}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from holdfast import creation, runs
-from holdfast.creation import Order, create, default_name, preview
+from holdfast.creation import Order, create, default_name, ordered, preview
 from holdfast.errors import RunFileError, UsageError
 from holdfast.plan import Plan
 from holdfast.runs import RunDir
@@ -43,6 +43,14 @@ def order(project: Path, text: str = "run: python train.py", **changed: Any) -> 
 
 def nothing(run: RunDir, plan: Plan) -> None:
     """In the place of the journal."""
+
+
+def test_an_order_is_known_by_its_token(project: Path) -> None:
+    create(order(project), "digits", nothing)
+    made, _ = create(order(project, token="4711"), "digits", nothing)
+
+    assert ordered("4711") == made
+    assert ordered("4712") is None
 
 
 def test_a_run_directory_holds_all_that_is_needed(project: Path) -> None:

@@ -20,6 +20,7 @@ from holdfast.commands.progress import bar
 from holdfast.commands.resumable import At, Elsewhere
 from holdfast.commands.secrets import secret_values
 from holdfast.errors import UsageError
+from holdfast.process import callers
 from holdfast.runs import RunDir
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ def resume(source: Elsewhere, *, secrets: Sequence[str], argv: Sequence[str]) ->
             [spec.Source(f"{source.url}/run/holdfast.yaml", origin.spec)],
             overrides=overrides, secrets=secrets, environ=os.environ, name=origin.plan.get("name"), argv=argv,
         )  # fmt: skip
-        order = creation.Order(spec=declared, base=Path.cwd(), copy=origin.has_code, id=None, environ=os.environ)
+        order = creation.Order(
+            spec=declared, base=Path.cwd(), copy=origin.has_code, id=None, environ=callers(os.environ)
+        )
         name = str(origin.plan.get("run") or origin.plan.get("name") or "run")
         planned = creation.preview(order, name)
         values = secret_values(declared, planned, secrets, os.environ)

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from holdfast.commands.arguments import duration_option
+from holdfast.commands.reaching import complete_hosts
 from holdfast.commands.secrets import secret_values
 from holdfast.errors import RunFileError, UsageError
 from holdfast.runs import RunDir, home
 
 if TYPE_CHECKING:
     from holdfast.plan import Plan
-    from holdfast.spec import Source
+    from holdfast.spec import Source, Spec
 
 DEFAULT_FILE = "holdfast.yaml"
+_STDIN = Path("-")
 
 
 @click.command("run", context_settings={"allow_interspersed_args": False})
@@ -28,7 +34,7 @@ DEFAULT_FILE = "holdfast.yaml"
     "files",
     multiple=True,
     metavar="FILE",
-    help=f"Run file, by default {DEFAULT_FILE}; several are merged.",
+    help=f"Run file, by default {DEFAULT_FILE}; several are merged. -: standard input.",
 )
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Put C into the run file at A.B.")
 @click.option("--env", "-e", multiple=True, metavar="K[=V]", help="Environment variable; without V, the caller's.")
@@ -36,6 +42,9 @@ DEFAULT_FILE = "holdfast.yaml"
 @click.option("--from", "init", metavar="TARGET", help="Begin with the weights of RUN[@…] or of a checkpoint folder.")
 @click.option("--name", help="The run's name.")
 @click.option("--id", "run_id", metavar="ID", help="Continue the run with this id, or make it.")
+@click.option("--order", hidden=True, metavar="TOKEN", help="Make no second run of this order.")
+@click.option("--on", "host", metavar="HOST", shell_complete=complete_hosts, help="There instead of here.")
+@duration_option("--timeout", default="30s", show_default=True, help="How long HOST may not answer.")
 @click.option("--snapshot/--in-place", "copy", default=None, help="Run a copy of the code, or the code itself.")
 @click.option("--detach", "-d", is_flag=True, help="Start it and leave it.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and start nothing.")
@@ -49,6 +58,9 @@ def command(
     init: str | None,
     name: str | None,
     run_id: str | None,
+    order: str | None,
+    host: str | None,
+    timeout: float,
     copy: bool | None,
     detach: bool,
     dry_run: bool,
@@ -56,33 +68,42 @@ def command(
     argv: Sequence[str],
 ) -> int:
     """Start a run from a run file, or of COMMAND, and stay with it. Ctrl-C leaves it running."""
-    from holdfast import creation, spec, urls
+    from holdfast import creation, process, spec, urls
 
     if as_json and not (detach or dry_run):
         raise UsageError("--json needs -d or --dry-run", hint="holdfast status --json tells of a run that is there")
-    if run_id is not None and (existing := _existing(run_id)) is not None and not dry_run:
+    if host is None and (existing := _existing(run_id, order)) is not None and not dry_run:
         return _continue(existing, detach=detach, as_json=as_json)
     sources, base = read_sources(files, argv)
     declared = spec.load(
         sources, overrides=overrides, env=env, secrets=secrets, environ=os.environ, name=name, argv=argv
     )
-    order = creation.Order(
+    ordered = creation.Order(
         spec=declared,
         base=base,
         copy=bool(sources) if copy is None else copy,
         id=run_id,
-        environ=os.environ,
-        init=_place_of(init) if init is not None else "",
+        environ=process.callers(os.environ),
+        token=order or "",
     )
     called = declared.name or creation.default_name(declared, base, from_file=bool(sources))
-    planned = creation.preview(order, called)
+    if (there := _elsewhere(host, declared)) is not None:
+        from holdfast.commands import run_elsewhere
+
+        wanted = run_elsewhere.Wanted(there, ordered, called, copy, init, within_s=timeout)
+        if dry_run:
+            return run_elsewhere.show(wanted, secrets, as_json=as_json)
+        return run_elsewhere.start(wanted, secrets, detach=detach, as_json=as_json)
+    if init is not None:
+        ordered = replace(ordered, init=_place_of(init))
+    planned = creation.preview(ordered, called)
     if planned.checkpoint.mirror is not None:
         urls.scheme_of(planned.checkpoint.mirror.url)
     if dry_run:
-        return _show(planned, copied=order.copy, as_json=as_json)
+        return _show(planned, copied=ordered.copy, as_json=as_json)
     values = secret_values(declared, planned, secrets, os.environ)
     _check_mirror(planned, values)
-    run, plan = creation.create(order, called, creation.record_created)
+    run, plan = creation.create(ordered, called, creation.record_created)
     _warn(plan)
     return _start(run, values, detach=detach, as_json=as_json)
 
@@ -110,14 +131,15 @@ def read_sources(files: Sequence[str], argv: Sequence[str]) -> tuple[list[Source
     if not files and not default.is_file():
         raise UsageError(f"there is no {default} here and no command was given", hint="holdfast run -- python train.py")
     paths = [Path(file) for file in files] or [default]
-    return [Source(str(path), _text(path)) for path in paths], paths[0].absolute().parent
+    base = Path.cwd() if paths[0] == _STDIN else paths[0].absolute().parent
+    return [Source(str(path), _text(path)) for path in paths], base
 
 
 def _text(path: Path) -> str:
     from holdfast.spec.document import MAX_BYTES
 
     try:
-        with path.open("rb") as file:
+        with path.open("rb") if path != _STDIN else nullcontext(sys.stdin.buffer) as file:
             return file.read(MAX_BYTES + 1).decode("utf-8")
     except OSError as error:
         raise UsageError(f"run file {path} cannot be read: {error.strerror}") from error
@@ -127,9 +149,21 @@ def _text(path: Path) -> str:
         ) from error
 
 
-def _existing(run_id: str) -> RunDir | None:
+def _elsewhere(host: str | None, declared: Spec) -> str | None:
+    """The machine to run on, None for this one: what the command line says, else the run file."""
+    named = host or declared.resources.infra.removeprefix("ssh/")
+    return None if named == "local" else named
+
+
+def _existing(run_id: str | None, order: str | None) -> RunDir | None:
+    """The run of that id, or the one that was made for that order already. Raises UsageError."""
+    from holdfast import creation
     from holdfast.spec.fields import NAME
 
+    if order is not None and (made := creation.ordered(order)) is not None:
+        return made
+    if run_id is None:
+        return None
     if not NAME.fullmatch(run_id):
         raise UsageError(f"{run_id!r} cannot be a run id", hint="up to 63 letters, digits, '.', '_' or '-'")
     run = RunDir(home().absolute() / "runs" / run_id)

@@ -16,7 +16,7 @@ import click
 
 from holdfast.commands.arguments import run_argument, say
 from holdfast.errors import UsageError
-from holdfast.process import TRAINER_VARIABLES
+from holdfast.process import TRAINER_VARIABLES, callers
 from holdfast.runs import RunDir, plan_of
 
 
@@ -32,7 +32,7 @@ def command(run: RunDir, words: tuple[str, ...]) -> None:
     sys.stdout.flush()
     try:
         os.chdir(plan["cwd"])
-        os.execvpe(argv[0], argv, environment(run, plan, os.environ))  # noqa: S606 - a command line of the user's own
+        os.execvpe(argv[0], argv, environment(run, plan, callers(os.environ)))  # noqa: S606 - a command line of the user's own
     except OSError as error:
         raise UsageError(f"cannot start {argv[0]} in {plan['cwd']}: {error.strerror}") from error
 

@@ -32,7 +32,7 @@ Infra = Annotated[
 class Resources(Section):
     """Where to run, and on what."""
 
-    infra: Infra = Field("local", description="local, ssh/<host or pool>, slurm/<partition> or k8s/<context>")
+    infra: Infra = Field("local", description="local or ssh/<host>; *later* slurm/<partition> or k8s/<context>")
     accelerators: Text | None = Field(None, description="type:count", examples=["A100:1"])
 
 

@@ -10,7 +10,7 @@ from holdfast.spec.explain import default_text
 from holdfast.spec.fields import Section
 from holdfast.spec.run_file import Spec
 from holdfast.spec.shape import choices, fields_of, section_in, walk
-from holdfast.spec.support import is_supported
+from holdfast.spec.support import BEGINNINGS, is_supported
 
 SHORT_FORMS = frozenset({"mirror", "publish"})  # tables that may be given as one text
 _HEAD = """# The run file
@@ -95,7 +95,7 @@ def _what(field: FieldInfo, path: str) -> str:
     said += f"; one of {', '.join(words)}" if words else ""
     shown = field.examples or []
     said += f". Example: {' or '.join(f'`{example}`' for example in shown)}" if shown else ""
-    return said if is_supported(path) or _holds_supported(path) else f"*later*: {said}"
+    return said if is_supported(path) or path in BEGINNINGS or _holds_supported(path) else f"*later*: {said}"
 
 
 def _holds_supported(path: str) -> bool:

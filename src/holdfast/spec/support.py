@@ -21,9 +21,12 @@ SUPPORTED = frozenset(
     }
 )  # fmt: skip
 
+# what other fields may say all the same: values that begin so
+BEGINNINGS: Mapping[str, str] = {"resources.infra": "ssh/"}
+
 # what to do instead, where there is something
 INSTEAD: Mapping[str, str] = {
-    "resources.infra": "start holdfast on that machine; it runs where it is called",
+    "resources.infra": "ssh/HOST, or start holdfast on that machine: it runs where it is called",
     "resources.accelerators": "set CUDA_VISIBLE_DEVICES under envs to choose devices",
     "num_nodes": "one machine with several devices works: run: torchrun --standalone …",
     "environment.conda": "build it yourself and give environment.python",
@@ -32,8 +35,10 @@ INSTEAD: Mapping[str, str] = {
 }
 
 
-def is_supported(path: str) -> bool:
-    """Whether this version does what the field at a dotted path asks for."""
+def is_supported(path: str, value: object = "") -> bool:
+    """Whether this version does what the field at a dotted path asks for, with that value."""
+    if path in BEGINNINGS and isinstance(value, str) and value.startswith(BEGINNINGS[path]):
+        return True
     parts = path.split(".")
     return any(".".join(parts[:length]) in SUPPORTED for length in range(1, len(parts) + 1))
 
@@ -44,7 +49,7 @@ def refused(section: Section, prefix: str = "") -> Iterator[tuple[str, str]]:
         if name not in section.model_fields_set:
             continue
         path, value = prefix + key_of(name, field), getattr(section, name)
-        if is_supported(path) or value == field.get_default(call_default_factory=True, validated_data={}):
+        if is_supported(path, value) or value == field.get_default(call_default_factory=True, validated_data={}):
             continue
         elif isinstance(value, Section) and field.default is not None:
             yield from refused(value, path + ".")

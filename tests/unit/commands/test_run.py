@@ -61,6 +61,23 @@ def test_relative_paths_stand_on_the_folder_of_the_file(project: Path) -> None:
     assert planned("-f", "sub/h.yaml")["checkpoint"]["dir"] == str(project / "sub" / "ckpt")
 
 
+def test_a_file_on_standard_input_stands_where_the_caller_does(project: Path) -> None:
+    given = "run: x\nname: piped\ncheckpoint: {dir: ckpt}\n"
+    done = CliRunner().invoke(command, ["-f", "-", "--dry-run", "--json"], input=given, catch_exceptions=False)
+
+    plan = json.loads(done.stdout)
+    assert (plan["name"], plan["checkpoint"]["dir"]) == ("piped", str(project / "ckpt"))
+
+
+def test_a_run_gets_the_path_that_was_there_before_ours(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/bundle")
+    monkeypatch.setenv("HOLDFAST_CALLER_PYTHONPATH", "/theirs")
+    assert planned("--", "sh")["env"]["PYTHONPATH"] == "/theirs"
+
+    monkeypatch.setenv("HOLDFAST_CALLER_PYTHONPATH", "")
+    assert "PYTHONPATH" not in planned("--", "sh")["env"]
+
+
 def test_options_go_over_the_file(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (project / "a.yaml").write_text("run: x\nname: a\nenvs: {A: null}\n")
     (project / "b.yaml").write_text("restart: {max_restarts: 7}\n")

@@ -1,0 +1,277 @@
+"""Runs on another machine and every verb on them, through a real sshd to a user without rights and an empty home."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from holdfast.link import target
+from tests.labs import sshd as lab
+from tests.labs.links import own_links
+from tests.labs.servers import free_port
+from tests.needs import need
+from tests.waiting import until
+
+pytestmark = pytest.mark.e2e
+
+SECRET = "hush-4711-hush"
+SCRIPT = """\
+import os, sys, time
+assert os.environ["TOKEN"]
+stop = os.environ["STOP"]
+number = 0
+while not os.path.exists(stop):
+    print(f"line {number} " + "x" * 1000, flush=True)
+    number += 1
+    time.sleep(0.002)
+print("last", flush=True)
+sys.exit(int(os.environ.get("EXIT", "0")))
+"""
+
+
+@dataclass
+class Laptop:
+    """A person with an ssh configuration and a project, and the machine at the other end."""
+
+    root: Path
+    config: Path  # of ssh
+    there: Path  # the home of the user there
+
+    @property
+    def env(self) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if k not in ("TOKEN", "COLUMNS")}
+        return {**kept, "TOKEN": SECRET}
+
+    def holdfast(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.argv(*words), cwd=self.root / "project", env=self.env, capture_output=True, text=True,
+            stdin=subprocess.DEVNULL, timeout=110, check=False,
+        )  # fmt: skip
+
+    def begin(self, *words: str, out: IO[bytes], err: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self.argv(*words), cwd=self.root, env=self.env, stdout=out, stderr=err, stdin=subprocess.DEVNULL
+        )
+
+    def argv(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "holdfast", *words]
+
+    def start(self, name: str, *options: str, **env: str) -> str:
+        """Start a run that prints until `stop(name)`; `node:NAME`."""
+        given = [
+            word for key, value in {"STOP": str(self.flag(name)), **env}.items() for word in ("-e", f"{key}={value}")
+        ]
+        words = (
+            "run",
+            "--on",
+            "node",
+            "-d",
+            "--name",
+            name,
+            "--secret",
+            "TOKEN",
+            *options,
+            *given,
+            "--",
+            "python3",
+            "train.py",
+        )
+        done = self.holdfast(*words)
+        assert (done.returncode, done.stdout) == (0, f"node:{name}\n"), done.stderr
+        return done.stdout.strip()
+
+    def flag(self, name: str) -> Path:
+        return self.there / f"stop-{name}"
+
+    def stop(self, name: str) -> None:
+        self.flag(name).touch()
+
+    def output(self, name: str) -> Path:
+        """What the run there has written."""
+        return self.there / ".holdfast" / "runs" / name / "output.log"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[lab.Sshd, Path]]:
+    need(os.geteuid() == 0, "needs root, for a user with an empty home")
+    with lab.person() as (user, home), lab.sshd(tmp_path_factory.mktemp("sshd"), user, home) as running:
+        node = running.config.read_text()
+        dead = node.replace("Host node", "Host nowhere").replace(f"Port {running.port}", f"Port {free_port()}")
+        running.config.write_text("\n".join([node, node.replace("Host node", "Host node-b"), dead]))
+        yield running, home
+
+
+@pytest.fixture(scope="module")
+def laptop(tmp_path_factory: pytest.TempPathFactory, server: tuple[lab.Sshd, Path], fetched: Path) -> Iterator[Laptop]:
+    """One for all tests here: what a machine needs is sent once."""
+    root = tmp_path_factory.mktemp("laptop")
+    (root / "project").mkdir()
+    (root / "project" / "train.py").write_text(SCRIPT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOLDFAST_SSH_CONFIG", str(server[0].config))
+        (root / "home").mkdir()
+        (root / "home" / "bundles").symlink_to(fetched)
+        with own_links(root / "home", patch):
+            yield Laptop(root, server[0].config, server[1])
+
+
+@pytest.fixture(scope="module")
+def run(laptop: Laptop) -> str:
+    """A run there that goes on for as long as the tests."""
+    return laptop.start("steady")
+
+
+def test_a_run_is_made_there_and_found_by_its_name_alone(laptop: Laptop, run: str) -> None:
+    by_place, by_name = laptop.holdfast("status", run, "--json"), laptop.holdfast("status", "steady", "--json")
+
+    assert json.loads(by_place.stdout)["run"] == json.loads(by_name.stdout)["run"] == "steady"
+    assert laptop.output("steady").exists()
+    assert not (laptop.root / "home" / "runs").exists()
+
+
+def test_machines_are_one_table_and_one_that_is_away_is_a_line(laptop: Laptop, run: str) -> None:
+    done = laptop.holdfast("ps", "--on", "no*")
+
+    assert done.returncode == 10
+    assert [re.split(r"  +", line)[:3] for line in done.stdout.splitlines()] == [
+        ["HOST", "RUN", "STATE"],
+        ["node", "steady", "running"],
+        ["node-b", "steady", "running"],
+    ]
+    assert [line for line in done.stderr.splitlines() if "nowhere" in line and "no SSH server listens" in line]
+
+
+def test_an_unknown_run_gets_the_nearest_name_of_that_machine(laptop: Laptop, run: str) -> None:
+    done = laptop.holdfast("status", "node:stedy")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no run named 'stedy'; did you mean 'steady'?" in done.stderr
+
+
+def test_a_machine_that_does_not_answer_is_told_with_its_exit_code(laptop: Laptop) -> None:
+    done = laptop.holdfast("status", "nowhere:steady", "--timeout", "5s")
+
+    assert (done.returncode, done.stdout) == (10, "")
+    assert "nowhere cannot be reached" in done.stderr
+
+
+def test_the_output_goes_on_at_its_byte_when_the_master_is_killed(laptop: Laptop, tmp_path: Path) -> None:
+    run = laptop.start("cut")
+    with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
+        follower = subprocess.Popen(
+            laptop.argv("logs", "-f", run),
+            cwd=laptop.root,
+            env=laptop.env,
+            stdout=out,
+            stderr=err,
+            stdin=subprocess.DEVNULL,
+        )
+        for _ in range(3):
+            size = (tmp_path / "out").stat().st_size
+            until(lambda size=size: (tmp_path / "out").stat().st_size > size + 200_000, 30)  # type: ignore[misc]
+            kill_master(laptop.config)
+        laptop.stop("cut")
+        assert follower.wait(60) == 0
+
+    assert digest(tmp_path / "out") == digest(laptop.output("cut"))
+    assert (tmp_path / "out").read_bytes().endswith(b"last\n")
+    assert "shown up to byte" in (tmp_path / "err").read_text()
+
+
+def test_ctrl_c_reaches_the_verb_there_and_the_run_goes_on(laptop: Laptop, run: str, tmp_path: Path) -> None:
+    with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
+        follower = subprocess.Popen(
+            laptop.argv("attach", run),
+            cwd=laptop.root,
+            env=laptop.env,
+            stdout=out,
+            stderr=err,
+            stdin=subprocess.DEVNULL,
+        )
+        until(lambda: (tmp_path / "out").stat().st_size > 0)
+        follower.send_signal(signal.SIGINT)
+
+        assert follower.wait(20) == 130
+    assert "steady keeps running" in (tmp_path / "err").read_text()
+    assert json.loads(laptop.holdfast("status", run, "--json").stdout)["state"] == "running"
+
+
+def test_exit_codes_are_those_of_the_verb_there(laptop: Laptop) -> None:
+    run = laptop.start("failing", "--set", "restart.policy=no", EXIT="7")
+    laptop.stop("failing")
+
+    assert laptop.holdfast("wait", run).returncode == 7
+    assert laptop.holdfast("save", run).returncode == 2
+    assert laptop.holdfast("rm", "--force", run).returncode == 0
+    assert not laptop.output("failing").exists()
+
+
+def test_secrets_are_in_no_file_and_no_command_line_there(laptop: Laptop, run: str) -> None:
+    needle = SECRET.encode()
+    command_lines = [path.read_bytes() for path in readable(Path("/proc").glob("[0-9]*/cmdline"))]
+
+    assert [path for path in laptop.there.rglob("*") if path.is_file() and needle in path.read_bytes()] == []
+    assert [line for line in command_lines if needle in line] == []
+
+
+def test_a_mistake_is_told_before_anything_is_sent(laptop: Laptop) -> None:
+    done = laptop.holdfast("run", "--on", "nowhere", "--set", "restart.max_restrats=1", "--", "python3", "train.py")
+
+    assert done.returncode == 3
+    assert "max_restrats" in done.stderr
+
+
+def test_the_run_file_names_the_machine_and_the_plan_is_the_one_it_would_make(laptop: Laptop) -> None:
+    (laptop.root / "project" / "run.yaml").write_text(
+        "resources: {infra: ssh/node}\nname: planned\nrun: python3 train.py\n"
+    )
+
+    done = laptop.holdfast("run", "-f", "run.yaml", "--dry-run", "--json")
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["dir"] == str(laptop.there / ".holdfast" / "runs" / "planned")
+
+
+def test_stopping_waits_for_the_end_there(laptop: Laptop, run: str) -> None:
+    done = laptop.holdfast("stop", run, "--grace", "1s")
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(laptop.holdfast("status", run, "--json").stdout)["state"] == "stopped"
+
+
+def kill_master(config: Path) -> None:
+    """Of the link to `node`."""
+    control = f"ControlPath={target.control_path(target.resolve('node', config=str(config)))}"
+    lines = {
+        path: path.read_bytes().decode(errors="replace") for path in readable(Path("/proc").glob("[0-9]*/cmdline"))
+    }
+    (pid,) = (int(path.parent.name) for path, line in lines.items() if control in line.split("\0"))
+    os.kill(pid, signal.SIGKILL)
+
+
+def words_of(command_line: Path) -> list[bytes]:
+    return command_line.read_bytes().split(b"\0")
+
+
+def readable(paths: Iterator[Path]) -> Iterator[Path]:
+    for path in paths:
+        try:
+            path.read_bytes()
+        except OSError:
+            continue
+        yield path
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

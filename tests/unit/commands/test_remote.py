@@ -1,0 +1,37 @@
+"""What of a command line, and of an order, crosses to another machine."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from holdfast.commands.orders import ordering
+from holdfast.commands.remote import hidden
+
+
+def test_no_word_that_crosses_says_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("B", "from here")
+    words = ["resume", "s3://x", "--secret", "A=hush=1", "--secret=B", "--secret", "C", "--", "sh", "--secret", "D=2"]
+
+    assert hidden(words) == (
+        ("resume", "s3://x", "--secret", "A", "--secret=B", "--secret", "C", "--", "sh", "--secret", "D=2"),
+        {"A": "hush=1", "B": "from here"},
+    )
+
+
+def test_an_order_that_was_not_confirmed_is_the_same_order() -> None:
+    with contextlib.suppress(ConnectionError), ordering("gpu-a", "run: x") as first:
+        raise ConnectionError
+    with ordering("gpu-a", "run: x") as again, ordering("gpu-a", "run: y") as another:
+        pass
+    with ordering("gpu-a", "run: x") as later:
+        pass
+
+    assert first == again
+    assert len({first, another, later}) == 3
+
+
+def test_two_that_order_the_same_at_once_have_each_their_own() -> None:
+    with ordering("gpu-a", "run: x") as one, ordering("gpu-a", "run: x") as two:
+        assert one != two
