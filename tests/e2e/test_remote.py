@@ -215,6 +215,25 @@ def test_exit_codes_are_those_of_the_verb_there(laptop: Laptop) -> None:
     assert laptop.holdfast("save", run).returncode == 2
     assert laptop.holdfast("rm", "--force", run).returncode == 0
     assert not laptop.output("failing").exists()
+    assert "no run named 'failing'" in laptop.holdfast("status", "failing").stderr
+
+
+def test_the_same_command_after_a_lost_answer_makes_no_second_run(laptop: Laptop, run: str) -> None:
+    index = laptop.root / "home" / "remote" / "again.json"
+    index.mkdir(parents=True)  # so that the laptop fails once the run is made, as if it had died then
+    with pytest.raises(AssertionError):
+        laptop.start("again")
+    index.rmdir()
+
+    assert laptop.start("again") == "node:again"
+    assert [path.name for path in laptop.output("again").parents[1].glob("again*")] == ["again"]
+    laptop.stop("again")
+
+
+def test_a_terminal_of_a_run_is_there(laptop: Laptop, run: str) -> None:
+    done = laptop.holdfast("shell", run, "--", "pwd")
+
+    assert (done.returncode, done.stdout.strip()) == (0, str(laptop.output("steady").parent / "code"))
 
 
 def test_secrets_are_in_no_file_and_no_command_line_there(laptop: Laptop, run: str) -> None:

@@ -35,7 +35,7 @@ VERBS: Table = {
         "stop": Verb("stop", "save, then stop", THERE),
         "kill": Verb("kill", "stop at once, without saving", THERE),
         "wait": Verb("wait", "until it ends; exits as the run did", Away(lasts="*")),
-        "rm": Verb("rm", "delete ended runs, checkpoints included", THERE),
+        "rm": Verb("rm", "delete ended runs, checkpoints included", Away(removes=True)),
         "ckpt": Verb("ckpt", "its checkpoints: look, verify, move, remove"),
     },
     "Machine": {

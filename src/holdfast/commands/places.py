@@ -24,10 +24,11 @@ WITHIN_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What one machine is to do. `host` is empty for this one."""
+    """What one machine is to do. `host` is empty for this one; `runs`: those of `words` that name runs."""
 
     host: str
     words: tuple[str, ...]
+    runs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,8 @@ def _at_each(patterns: Sequence[str], named: Sequence[_Named], words: Sequence[s
     for one in named:
         if split(words[one.at])[0]:
             raise UsageError(f"{words[one.at]} says where it is, and so does --on", hint="say it once")
-    return tuple(Line(host, tuple(words)) for host in names.chosen(patterns, target.users_config()))
+    runs_ = tuple(one.run for one in named)
+    return tuple(Line(host, tuple(words), runs_) for host in names.chosen(patterns, target.users_config()))
 
 
 def _by_machine(verb: click.Command, named: Sequence[_Named], words: Sequence[str]) -> tuple[Line, ...]:
@@ -129,7 +131,10 @@ def _by_machine(verb: click.Command, named: Sequence[_Named], words: Sequence[st
     if len(hosts) > 1 and not any(isinstance(param, RunArgument) and param.nargs == -1 for param in verb.params):
         there = [f"{words[one.at]} on {one.host or 'this machine'}" for one in named]
         raise UsageError(f"these are on different machines: {', '.join(there)}", hint="bring one to the other first")
-    return tuple(Line(host, tuple(_words_for(host, named, words))) for host in hosts)
+    return tuple(
+        Line(host, tuple(_words_for(host, named, words)), tuple(one.run for one in named if one.host == host))
+        for host in hosts
+    )
 
 
 def _words_for(host: str, named: Sequence[_Named], words: Sequence[str]) -> Iterator[str]:

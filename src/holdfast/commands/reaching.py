@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import click
 from click.shell_completion import CompletionItem
 
-from holdfast.commands import places
+from holdfast.commands import places, remembered
 from holdfast.commands.table import Away
 
 Together: TypeAlias = Callable[[Mapping[str, Any], bool], None]  # what each machine said with --json; is it asked for?
@@ -60,6 +60,9 @@ class Reaching(click.Command):
         if self._away.rides:
             return max(remote.ride(line, _path(ctx), found) for line in away)
         status = remote.carry_out(away, _path(ctx), found, self._together)
+        if self._away.removes and not status:
+            for line in away:
+                remembered.forget(line.host, line.runs)
         for line in found.lines[len(away) :]:
             with self.make_context(ctx.info_name, list(line.words), parent=ctx.parent) as here:
                 status = max(status, super().invoke(here) or 0)

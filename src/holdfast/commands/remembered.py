@@ -46,14 +46,15 @@ def remember(host: str, run: str, project: Path) -> None:
     _write(run, [*kept, Place(host, run, round(time.time(), 3), str(project))])
 
 
-def forget(host: str, run: str) -> None:
-    """It is not there any more. Raises OSError."""
-    before = places(run)
-    kept = [place for place in before if place.host != host]
-    if kept:
-        _write(run, kept)
-    elif before:
-        _file(run).unlink(missing_ok=True)
+def forget(host: str, names: Sequence[str]) -> None:
+    """Runs of these names are not there any more. Raises OSError."""
+    for run in names:
+        before = places(run)
+        kept = [place for place in before if place.host != host]
+        if kept:
+            _write(run, kept)
+        elif before:
+            _file(run).unlink(missing_ok=True)
 
 
 def every() -> Iterator[str]:

@@ -129,10 +129,10 @@ def test_a_name_on_two_machines_is_asked_back(own_home: Path) -> None:
 def test_what_was_forgotten_is_not_found(own_home: Path) -> None:
     remembered.remember("gpu-a", "digits", own_home)
     remembered.remember("gpu-b", "digits", own_home)
-    remembered.forget("gpu-a", "digits")
+    remembered.forget("gpu-a", ["digits"])
 
     assert [place.host for place in remembered.places("digits")] == ["gpu-b"]
-    remembered.forget("gpu-b", "digits")
+    remembered.forget("gpu-b", ["digits"])
     assert list(remembered.every()) == []
 
 
