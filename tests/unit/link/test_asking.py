@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.link import asking
 from holdfast.link.client import Links
 from tests.labs import sshd as lab
 from tests.labs.links import master_of, own_links
@@ -161,4 +162,20 @@ def test_what_a_jump_host_asks_is_asked_too(config: Path) -> None:
         seen.press(SECRET + b"\r")
     seen.await_text(b"in-2")
 
+    assert seen.exit_code() == 0
+
+
+def test_a_touch_that_a_hardware_key_waits_for_is_told(server: lab.Sshd) -> None:
+    """As ssh tells it (notify_start in readpass.c); we have no such key."""
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        seen = Terminal("exec", "--on", "node", "--", "true")
+        with Links() as links:
+            until(lambda: [link["state"] for link in links.every()] == ["connecting"])
+            key = links.every()[0]["key"]
+        told = {**os.environ, **asking.environment(key), "SSH_ASKPASS_PROMPT": asking.NOTICE}
+        subprocess.run([asking.PROGRAM, "Confirm user presence for key ED25519-SK"], env=told, timeout=20)
+        seen.await_text(b"Confirm user presence for key ED25519-SK")
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
     assert seen.exit_code() == 0
