@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,18 +43,24 @@ Server(given["ServerApp.sock"], Answer).serve_forever()
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Sshd]:
     with lab.person() as (user, folder), lab.sshd(tmp_path_factory.mktemp("sshd"), user, folder) as running:
         (folder / "bin").mkdir()
         (folder / "bin" / "jupyter").write_text(STAND_IN)
         (folder / "bin" / "jupyter").chmod(0o755)
-        (folder / "broken").mkdir()
-        (folder / "broken" / "jupyter").write_text("#!/bin/sh\nexit 1\n")
-        (folder / "broken" / "jupyter").chmod(0o755)
+        for name, script in (("labless", "exit 1"), ("broken", 'test "$2" = --version || { echo boom; exit 1; }')):
+            (folder / name).mkdir()
+            (folder / name / "jupyter").write_text(f"#!/bin/sh\n{script}\n")
+            (folder / name / "jupyter").chmod(0o755)
         (folder / "work").mkdir()
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("HOLDFAST_SSH_CONFIG", str(running.config))
-            yield folder
+            yield running
+
+
+@pytest.fixture
+def home(server: lab.Sshd) -> Path:
+    return server.allowed.parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +83,10 @@ def servers(home: Path) -> list[str]:
     return [line for line in listed.splitlines() if "ServerApp.sock" in line]
 
 
+def folder_of(server: str) -> Path:
+    return Path(server.split("ServerApp.sock=")[1].split("/s ")[0])
+
+
 def test_it_is_started_there_opened_here_and_ended_with_ctrl_c(home: Path) -> None:
     seen = Terminal("jupyter", "node", "--python", f"{home}/bin/python3", "--dir", "work")
     seen.await_text(b"?token=")
@@ -87,7 +98,7 @@ def test_it_is_started_there_opened_here_and_ended_with_ctrl_c(home: Path) -> No
     assert fetched(port, "/lab")[0] == 403
     (server,) = servers(home)
     assert token not in server
-    folder = Path(server.split("ServerApp.sock=")[1].split("/s ")[0])
+    folder = folder_of(server)
     assert folder.stat().st_mode & 0o777 == 0o700
 
     with Links() as links:
@@ -106,7 +117,7 @@ def test_it_is_started_there_opened_here_and_ended_with_ctrl_c(home: Path) -> No
     ("words", "sentence"),
     [
         ([], "there is no jupyter at node"),
-        (["--python", "broken/python3"], "the jupyter of node has no lab"),
+        (["--python", "labless/python3"], "the jupyter of node has no lab"),
         (["--dir", "nowhere"], "there is no such folder at node: nowhere"),
     ],
 )
@@ -117,3 +128,30 @@ def test_what_is_missing_is_told(words: list[str], sentence: str) -> None:
     assert done.returncode == 2
     assert sentence in done.stderr
     assert "hint: " in done.stderr
+
+
+def test_one_that_ends_at_once_is_told_and_leaves_nothing() -> None:
+    argv = [sys.executable, "-m", "holdfast", "jupyter", "node", "--python", "broken/python3"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+
+    assert (done.returncode, done.stderr) == (1, "error: the jupyter of node has ended: boom\n")
+
+
+def test_one_that_cannot_be_ended_is_named(home: Path, server: lab.Sshd) -> None:
+    seen = Terminal("jupyter", "node", "--python", f"{home}/bin/python3")
+    seen.await_text(b"?token=")
+    keys = server.allowed.read_text()
+    server.allowed.write_text("")
+    try:
+        with Links() as links:
+            os.kill(master_of(links.every()[0]["path"]), signal.SIGKILL)
+        assert seen.exit_code() == 10
+        (left,) = servers(home)
+        pid = int(left.split()[0])
+        assert f"jupyter goes on there as process {pid}".encode() in seen.shown
+        assert b"holdfast exec --on node -- kill %d" % pid in seen.shown
+    finally:
+        server.allowed.write_text(keys)
+    os.kill(pid, signal.SIGTERM)
+    until(lambda: servers(home) == [])
+    shutil.rmtree(folder_of(left))
