@@ -84,7 +84,7 @@ def servers(home: Path) -> list[str]:
 
 
 def folder_of(server: str) -> Path:
-    return Path(server.split("ServerApp.sock=")[1].split("/s ")[0])
+    return Path(server.partition("ServerApp.sock=")[2].partition("/s ")[0])
 
 
 def test_it_is_started_there_opened_here_and_ended_with_ctrl_c(home: Path) -> None:
