@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import shutil
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from holdfast import process
 from holdfast.link import mux, target
+from holdfast.link.agent import socket_path
 from tests.waiting import until
 
 
@@ -26,6 +28,20 @@ def own_links(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         process.send_signal(who, signal.SIGTERM)
         until(lambda: not process.alive(who))
     shutil.rmtree(target.folder(), ignore_errors=True)
+
+
+def kill_agent() -> None:
+    """SIGKILL; returns when nobody listens any more, which is after its main thread has gone."""
+    who = holder()
+    assert who is not None
+    process.send_signal(who, signal.SIGKILL)
+    until(lambda: not process.alive(who))
+    until(lambda: not _listens())
+
+
+def _listens() -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        return probe.connect_ex(str(socket_path())) == 0
 
 
 def holder() -> process.Identity | None:

@@ -64,7 +64,7 @@ def sshd(
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(folder / name)], check=True
         )
     allowed = home / ".ssh" / "authorized_keys"
-    allowed.parent.mkdir(mode=0o755)
+    allowed.parent.mkdir(mode=0o755, exist_ok=True)
     allowed.write_text((folder / "key.pub").read_text())
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # it insists on that, for a user without rights

@@ -63,6 +63,18 @@ def duration_option(*names: str, **options: Any) -> Callable[[Callback], Callbac
     return click.option(*names, type=seconds, metavar="DURATION", **options)
 
 
+def keepalive_option(callback: Callback) -> Callback:
+    """`--keepalive 30x5`, auto or off, for one call; becomes units.Keepalive or the word. Raises BadQuantity."""
+
+    def read(text: str) -> object:
+        from holdfast.link.hosts import read_keepalive
+
+        return read_keepalive(text)
+
+    told = "A question every 30 s, dead after 5 unanswered; or auto, off."
+    return click.option("--keepalive", type=read, metavar="30x5", help=told)(callback)
+
+
 def json_option(callback: Callback) -> Callback:
     """`--json`: the same facts for programs."""
     return click.option("--json", "as_json", is_flag=True, help="The same facts as JSON.")(callback)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from holdfast.commands.arguments import duration_option, going_on, json_option, say
+from holdfast.commands.arguments import duration_option, going_on, json_option, keepalive_option, say
 
 if TYPE_CHECKING:
+    from holdfast.link.hosts import Settings
     from holdfast.link.remote import Outcome
+    from holdfast.units import Keepalive
 
 
 @click.command("exec", context_settings={"ignore_unknown_options": True})
@@ -21,31 +23,40 @@ if TYPE_CHECKING:
 )
 @click.option("--at-once", type=click.IntRange(1, 256), default=32, show_default=True, help="Hosts at a time.")
 @duration_option("--timeout", default="60s", show_default=True, help="For each host, its connection included.")
+@keepalive_option
 @json_option
 @click.argument("words", metavar="-- COMMAND...", nargs=-1, type=click.UNPROCESSED, required=True)
-def command(patterns: tuple[str, ...], at_once: int, timeout: float, as_json: bool, words: tuple[str, ...]) -> int:
+def command(
+    patterns: tuple[str, ...],
+    at_once: int,
+    timeout: float,
+    keepalive: Keepalive | str | None,
+    as_json: bool,
+    words: tuple[str, ...],
+) -> int:
     """Run COMMAND on every HOST. Exits as it did on one host; on several with the highest status."""
     from holdfast.link import names, remote, target
+    from holdfast.link.hosts import Settings
 
-    config = target.users_config()
+    config, said = target.users_config(), Settings(keepalive=keepalive)
     hosts = names.chosen(patterns, config)
     text = shlex.join(words) if len(words) > 1 else words[0]
     if len(hosts) == 1 and not as_json:
-        return _straight(hosts[0], text, config, timeout)
+        return _straight(hosts[0], text, config, timeout, said)
     highest = 0
     with going_on("what has begun on the hosts goes on there"):
-        for outcome in remote.everywhere(hosts, text, config=config, at_once=at_once, within_s=timeout):
+        for outcome in remote.everywhere(hosts, text, config=config, at_once=at_once, within_s=timeout, said=said):
             highest = max(highest, outcome.status)
             click.echo(json.dumps(_facts(outcome))) if as_json else _show(outcome)
     return highest
 
 
-def _straight(host: str, text: str, config: str, timeout: float) -> int:
+def _straight(host: str, text: str, config: str, timeout: float, said: Settings) -> int:
     from holdfast.link import remote
     from holdfast.link.client import Links
 
     with Links() as links:
-        up = links.up(host, config=config, within_s=timeout)
+        up = links.up(host, config=config, within_s=timeout, said=said)
         sys.stdout.flush()
         with going_on(f"the command goes on at {host}"):
             return remote.run(up, text, (0, 1, 2))

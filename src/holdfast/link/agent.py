@@ -21,15 +21,15 @@ from typing import Any
 
 from holdfast import process
 from holdfast.errors import HoldfastError, HostUnreachable, LeaseHeld, UsageError
-from holdfast.link.channels import Connection
 from holdfast.link.forwards import Forward
-from holdfast.link.master import Keepalive, Master, remove_stale
+from holdfast.link.hosts import Chosen
+from holdfast.link.master import remove_stale
 from holdfast.link.mux import End
-from holdfast.link.states import PERSON_S, Link, State, refused_since
+from holdfast.link.place import Place
+from holdfast.link.states import State, refused_since
 from holdfast.link.target import Target, folder, make_folder, resolve
 
 IDLE_S = 600.0  # without a link and without a client
-PERSIST_S = 1800.0  # a link that nobody uses any more
 _TICK_S = 1.0
 
 Message = dict[str, Any]
@@ -40,53 +40,7 @@ def socket_path() -> Path:
     return folder() / "agent.sock"
 
 
-class _Held:
-    """One link and those who use it."""
-
-    def __init__(self, target: Target, keepalive: Keepalive, persist_s: float) -> None:
-        self.people: dict[
-            int, _Client
-        ] = {}  # who can ask somebody at a terminal, for as long as they wait for the link
-        self.master = Master(target, self._changed, keepalive, can_ask=lambda: bool(self.people))
-        self.persist_s = persist_s
-        self.users: set[object] = set()  # numbers of clients, and forwards
-        self.left_s = time.monotonic()
-        self.moved = asyncio.Event()
-        self.task = asyncio.get_running_loop().create_task(self.master.serve())
-
-    def _changed(self, _link: Link) -> None:
-        self.moved.set()
-        self.moved = asyncio.Event()
-
-    def leave(self, user: object) -> None:
-        if user in self.users:
-            self.users.discard(user)
-            self.left_s = time.monotonic()
-
-    def is_spent(self, now_s: float) -> bool:
-        return not self.users and now_s - self.left_s > self.persist_s
-
-    async def until(self, is_over: Callable[[Link], bool], within_s: float) -> None:
-        """Until `is_over`, or for so long; the time in which a person is asked does not count."""
-        left_s = within_s
-        while not is_over(self.master.link) and left_s > 0:
-            asking, began_s = self.master.link.asking, time.monotonic()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self.moved.wait(), PERSON_S if asking else left_s)
-            left_s -= 0 if asking else time.monotonic() - began_s
-
-    async def connection(self, within_s: float) -> Connection:
-        """The link as soon as it is up, for connections through it. Raises HostUnreachable."""
-        self.master.hurry()
-        await self.until(lambda link: link.state in (State.UP, State.NEEDS_AUTHENTICATION), within_s)
-        connection, link = self.master.connection, self.master.link
-        if link.state is not State.UP or connection is None:
-            why = f": {link.why.sentence}" if link.why is not None else ""
-            raise HostUnreachable(f"{self.master.target.alias} is {link.state.value}{why}")
-        return connection
-
-
-class _Client:
+class Client:
     """Somebody who talks to us: a verb, or the program that ssh asks with."""
 
     def __init__(self, connected: socket.socket, number: int) -> None:
@@ -131,12 +85,12 @@ class Agent:
 
     def __init__(self, idle_s: float = IDLE_S) -> None:
         self._idle_s = idle_s
-        self._links: dict[str, _Held] = {}
+        self._places: dict[str, Place] = {}
         self._forwards: dict[int, Forward] = {}
         self._clients: dict[int, asyncio.Task[None]] = {}
-        self._numbers = itertools.count()  # of clients and of questions
+        self._numbers = itertools.count()  # of clients, of questions and of sockets
         self._used_s = time.monotonic()
-        self._ops: dict[str, Callable[[Mapping[str, Any], _Client], Awaitable[Message]]] = {
+        self._ops: dict[str, Callable[[Mapping[str, Any], Client], Awaitable[Message]]] = {
             "want": self._want,
             "links": self._list,
             "changed": self._tell_change,
@@ -150,12 +104,15 @@ class Agent:
     async def serve(self, listener: socket.socket) -> None:
         """Until idle for long enough."""
         loop = asyncio.get_running_loop()
-        for left in folder().glob("?" * 12):  # of an agent that was killed
-            await remove_stale(left)
+        for left in folder().glob("*.[0-9]*"):  # of an agent that was killed
+            if left.is_socket():
+                await remove_stale(left)
         accepting = loop.create_task(self._accept(listener))
         try:
             while not self._is_idle():
                 await asyncio.sleep(_TICK_S)
+                for place in list(self._places.values()):
+                    place.tick(time.monotonic())
                 await self._drop_spent()
         finally:
             accepting.cancel()
@@ -163,18 +120,18 @@ class Agent:
                 task.cancel()
             for forward in list(self._forwards.values()):
                 await forward.close()
-            for held in self._links.values():
-                await _ended(held)
+            for place in self._places.values():
+                await place.end()
 
     def _is_idle(self) -> bool:
-        if self._clients or self._links:
+        if self._clients or self._places:
             self._used_s = time.monotonic()
         return time.monotonic() - self._used_s > self._idle_s
 
     async def _drop_spent(self) -> None:
         now_s = time.monotonic()
-        for key in [key for key, held in self._links.items() if held.is_spent(now_s)]:
-            await _ended(self._links.pop(key))
+        spent = [key for key, place in self._places.items() if place.is_spent(now_s)]
+        await asyncio.gather(*[self._places.pop(key).end() for key in spent])
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -185,10 +142,10 @@ class Agent:
                 await asyncio.sleep(_TICK_S)
                 continue
             number = next(self._numbers)
-            task = self._clients[number] = loop.create_task(self._serve(connected, _Client(connected, number)))
+            task = self._clients[number] = loop.create_task(self._serve(connected, Client(connected, number)))
             task.add_done_callback(lambda _, number=number: self._clients.pop(number, None))  # type: ignore[misc]
 
-    async def _serve(self, connected: socket.socket, client: _Client) -> None:
+    async def _serve(self, connected: socket.socket, client: Client) -> None:
         """Until the client leaves; what it still waits for is given up then."""
         tasks: set[asyncio.Task[None]] = set()
         with connected:
@@ -202,14 +159,15 @@ class Agent:
                     task.cancel()
                 await self._forget(client)
 
-    async def _forget(self, client: _Client) -> None:
+    async def _forget(self, client: Client) -> None:
         client.leave()
         for forward in [one for one in self._forwards.values() if one.owner == client.number]:
             await self._end_forward(forward)
-        for held in self._links.values():
-            held.leave(client.number)
+        for place in self._places.values():
+            place.leave(client.number)
+        await self._drop_spent()  # what is kept for no time at all
 
-    async def _answer(self, raw: bytes, client: _Client) -> None:
+    async def _answer(self, raw: bytes, client: Client) -> None:
         try:
             message = json.loads(raw)
             if message["op"] == "answer":
@@ -226,76 +184,77 @@ class Agent:
 
     # -- links
 
-    async def _want(self, message: Mapping[str, Any], client: _Client) -> Message:
+    async def _want(self, message: Mapping[str, Any], client: Client) -> Message:
         """Answers when the link is up, or when it is known why it is not."""
         target = await asyncio.get_running_loop().run_in_executor(
             None, lambda: resolve(str(message["alias"]), config=str(message.get("config", "")))
         )
-        held = self._links.get(target.key)
-        if held is None:
-            keepalive = Keepalive(*message["keepalive"]) if message.get("keepalive") else Keepalive()
-            held = self._links[target.key] = _Held(target, keepalive, float(message.get("persist_s", PERSIST_S)))
-        held.users.add(client.number)
-        if refused_since(held.master.link, float(message["asked_s"])):
-            return _told(held)
-        if message["asks"]:
-            held.people[client.number] = client
+        chosen = Chosen.decoded(message["chosen"])
+        place = self._place(target, client.number, chosen)
+        place.want(client.number, chosen)
         try:
-            await self._come_up(held, float(message["within_s"]))
-            refused = held.master.link.state is State.NEEDS_AUTHENTICATION
-            if refused and message["asks"] and not held.master.asks:
-                await self._come_up(held, float(message["within_s"]))  # refused before anybody could be asked
+            if not refused_since(place.link, float(message["asked_s"])):
+                await self._come_up(place, chosen, message, client)
         finally:
-            held.people.pop(client.number, None)
-        return _told(held)
+            place.take(client.number)
+        return place.told()
 
-    async def _come_up(self, held: _Held, within_s: float) -> None:
-        held.master.want()
-        failures = held.master.link.failures
+    async def _come_up(self, place: Place, chosen: Chosen, message: Mapping[str, Any], client: Client) -> None:
+        asks, within_s = bool(message["asks"]), float(message["within_s"])
+        if asks:
+            place.people[client.number] = client
+        try:
+            await place.come_up(chosen, within_s)
+            if asks and place.link.state is State.NEEDS_AUTHENTICATION and not place.current.master.asks:
+                await place.come_up(chosen, within_s)  # refused before anybody could be asked
+        finally:
+            place.people.pop(client.number, None)
 
-        def is_decided(link: Link) -> bool:
-            return link.state in (State.UP, State.NEEDS_AUTHENTICATION) or link.failures > failures
+    async def _list(self, _message: Mapping[str, Any], _client: Client) -> Message:
+        return {"ok": True, "links": [place.told() for place in self._places.values()]}
 
-        await held.until(is_decided, within_s)
+    async def _tell_change(self, message: Mapping[str, Any], _client: Client) -> Message:
+        place, seen = self._at(message["key"]), State(message["state"])
+        await place.until(lambda link: link.state is not seen, float(message["within_s"]))
+        return {**place.told(), "ok": True}
 
-    async def _list(self, _message: Mapping[str, Any], _client: _Client) -> Message:
-        return {"ok": True, "links": [_told(held) for held in self._links.values()]}
-
-    async def _tell_change(self, message: Mapping[str, Any], _client: _Client) -> Message:
-        held, seen = self._held(message["key"]), State(message["state"])
-        await held.until(lambda link: link.state is not seen, float(message["within_s"]))
-        return {**_told(held), "ok": True}
-
-    async def _drop(self, message: Mapping[str, Any], _client: _Client) -> Message:
-        held = self._links.pop(message["key"], None)
+    async def _drop(self, message: Mapping[str, Any], _client: Client) -> Message:
+        place = self._places.pop(message["key"], None)
         for forward in [one for one in self._forwards.values() if one.key == message["key"]]:
             await self._end_forward(forward)
-        if held is not None:
-            await _ended(held)
+        if place is not None:
+            await place.end()
         return {"ok": True}
 
-    def _held(self, key: str) -> _Held:
-        if key not in self._links:
+    def _at(self, key: str) -> Place:
+        if key not in self._places:
             raise HostUnreachable(f"there is no link {key} any more")
-        return self._links[key]
+        return self._places[key]
+
+    def _place(self, target: Target, client: int, chosen: Chosen) -> Place:
+        """Shared by all who want it, or, where the host is not to be shared, of this client alone."""
+        key = target.key if chosen.multiplex else f"{target.key}.{client}"
+        if key not in self._places:
+            self._places[key] = Place(target, key, chosen, self._numbers)
+        return self._places[key]
 
     # -- forwards
 
-    async def _forward(self, message: Mapping[str, Any], client: _Client) -> Message:
-        held = self._held(message["key"])
+    async def _forward(self, message: Mapping[str, Any], client: Client) -> Message:
+        place = self._at(message["key"])
         end = End(str(message["host"]), int(message["port"]), str(message["path"]))
         owner = None if message["keep"] else client.number
-        alias = held.master.target.alias
-        forward = Forward(alias, message["key"], int(message["listen"]), end, held.connection, owner=owner)
+        alias = place.target.alias
+        forward = Forward(alias, message["key"], int(message["listen"]), end, place.connection, owner=owner)
         self._forwards[forward.port] = forward
-        held.users.add(forward)
+        place.stay(forward)
         return {"ok": True, **forward.told}
 
-    async def _list_forwards(self, _message: Mapping[str, Any], _client: _Client) -> Message:
-        told = [{**one.told, "state": self._held(one.key).master.link.state.value} for one in self._forwards.values()]
+    async def _list_forwards(self, _message: Mapping[str, Any], _client: Client) -> Message:
+        told = [{**one.told, "state": self._at(one.key).link.state.value} for one in self._forwards.values()]
         return {"ok": True, "forwards": told}
 
-    async def _unforward(self, message: Mapping[str, Any], _client: _Client) -> Message:
+    async def _unforward(self, message: Mapping[str, Any], _client: Client) -> Message:
         forward = self._forwards.get(int(message["listen"]))
         if forward is None:
             raise UsageError(f"no forward listens on port {message['listen']}", hint="holdfast forward --ls")
@@ -305,44 +264,24 @@ class Agent:
     async def _end_forward(self, forward: Forward) -> None:
         await forward.close()
         self._forwards.pop(forward.port, None)
-        if forward.key in self._links:
-            self._links[forward.key].leave(forward)
+        if forward.key in self._places:
+            self._places[forward.key].leave(forward)
 
     # -- questions
 
-    async def _ask(self, message: Mapping[str, Any], _client: _Client) -> Message:
+    async def _ask(self, message: Mapping[str, Any], _client: Client) -> Message:
         """A question of ssh, put to a client that waits for this link at a terminal."""
-        held = self._held(message["key"])
-        person = next(iter(held.people.values()), None)
+        place = self._at(message["key"])
+        person = next(iter(place.people.values()), None)
         if person is None:
             return {"ok": False}
-        held.master.asking(True)
+        place.asking(True)
         try:
             question = {"prompt": message["prompt"], "kind": message["kind"]}
             answer = await person.answer_to(next(self._numbers), question)
         finally:
-            held.master.asking(False)
+            place.asking(False)
         return {"ok": answer is not None, "answer": answer}
-
-
-def _told(held: _Held) -> Message:
-    link, why = held.master.link, held.master.link.why
-    return {
-        "ok": link.state is State.UP,
-        "alias": held.master.target.alias,
-        "key": held.master.target.key,
-        "path": str(held.master.path),
-        "state": link.state.value,
-        "trip_s": link.trip_s,
-        "users": len(held.users),
-        "why": why.sentence if why is not None else "",
-        "hint": why.hint if why is not None else "",
-    }
-
-
-async def _ended(held: _Held) -> None:
-    held.task.cancel()
-    await asyncio.wait([held.task])  # who is cancelled here is told, unlike by `await held.task`
 
 
 def main() -> int:

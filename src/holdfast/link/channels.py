@@ -57,6 +57,11 @@ class Connection:
         self.heard_s = time.monotonic()  # when the last byte came
         self._task = asyncio.get_running_loop().create_task(self._receive())
 
+    @property
+    def is_used(self) -> bool:
+        """Whether any channel is open, or about to be."""
+        return bool(self._channels)
+
     async def ping(self, *, within_s: float = ANSWER_S) -> float:
         """Seconds to the server and back: a session in which nothing is started, closed at once. Raises MasterGone."""
         began_s = time.monotonic()

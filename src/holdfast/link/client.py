@@ -14,11 +14,12 @@ from typing import Any
 
 from holdfast import process
 from holdfast.errors import HoldfastError, HostUnreachable, LeaseHeld, UsageError
-from holdfast.link import asking
+from holdfast.link import asking, hosts
 from holdfast.link.agent import socket_path
+from holdfast.link.hosts import Settings
 from holdfast.link.mux import End
 from holdfast.link.states import PERSON_S, State
-from holdfast.link.target import make_folder
+from holdfast.link.target import make_folder, users_config
 
 START_S = 10.0
 
@@ -63,19 +64,22 @@ class Links:
         *,
         config: str = "",
         within_s: float = 30.0,
-        persist_s: float | None = None,
+        said: Settings | None = None,
+        run_file: Settings | None = None,
         asked_s: float | None = None,
     ) -> Up:
         """A connection to `alias`, within a time. Raises NeedsAuthentication, HostUnreachable, UsageError.
 
         What ssh asks on the way is put to whoever sits at our terminal; that time does not count.
+        said, run_file: settings of the command line, and of a run file, for this call.
         asked_s: CLOCK_BOOTTIME from which on a refusal is an answer to this; by default now, so that it is tried.
         """
         since_s = time.clock_gettime(time.CLOCK_BOOTTIME) if asked_s is None else asked_s
-        asked = {"op": "want", "alias": alias, "config": config, "within_s": within_s, "asked_s": since_s}
-        asked["asks"] = asking.is_possible()
+        asked = {"op": "want", "alias": alias, "config": config or users_config(), "within_s": within_s}
+        asked |= {"asked_s": since_s, "asks": asking.is_possible()}
+        asked["chosen"] = hosts.for_call(alias, said, run_file).encoded()
         most_s = within_s + START_S + PERSON_S  # who is asked may sit at another terminal
-        told = self._ask({**asked, **({} if persist_s is None else {"persist_s": persist_s})}, most_s)
+        told = self._ask(asked, most_s)
         if told["ok"]:
             return Up(alias, told["key"], told["path"], told["trip_s"])
         why = told["why"] or f"no answer within {within_s:g} s"
@@ -132,6 +136,15 @@ class Links:
 
 
 _KINDS: dict[int, type[HoldfastError]] = {kind.exit_code: kind for kind in (HostUnreachable, UsageError)}
+
+
+def held() -> list[dict[str, Any]]:
+    """What the agent holds, as `Links.every`; nothing where there is none, and none is started."""
+    try:
+        told, _ = process.request(socket_path(), {"op": "links"}, timeout_s=START_S)
+    except OSError:
+        return []
+    return list(told["links"])
 
 
 def _connected() -> socket.socket:

@@ -14,12 +14,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from holdfast.link import asking, mux, states
 from holdfast.link.channels import Connection
 from holdfast.link.diagnosis import Cause, Why, diagnose
+from holdfast.link.hosts import Chosen
 from holdfast.link.mux import MasterGone, Refused
 from holdfast.link.states import Do, Link, State
 from holdfast.link.target import Target, control_path, make_folder
@@ -29,15 +30,7 @@ OPEN_POLL_S = 0.02
 END_S = 2.0  # for a master to end by itself before it is killed
 
 
-@dataclass(frozen=True, slots=True)
-class Keepalive:
-    """What ssh itself does against silence, behind our own pings: seconds between questions, and how many."""
-
-    interval_s: int = 15
-    count: int = 3
-
-
-def command(target: Target, path: Path, keepalive: Keepalive, *, asks: bool) -> list[str]:
+def command(target: Target, path: Path, chosen: Chosen, *, asks: bool) -> list[str]:
     """How a master is started: nothing of the user's configuration but what concerns the way there.
 
     asks: a person is there who can be asked.
@@ -46,9 +39,7 @@ def command(target: Target, path: Path, keepalive: Keepalive, *, asks: bool) -> 
         "ControlMaster": "yes",
         "ControlPath": str(path),
         "ControlPersist": "no",
-        "ServerAliveInterval": keepalive.interval_s,
-        "ServerAliveCountMax": keepalive.count,
-        "TCPKeepAlive": "yes",
+        **chosen.options,
         "BatchMode": "no" if asks else "yes",
         "ClearAllForwardings": "yes",
         "PermitLocalCommand": "no",
@@ -66,17 +57,24 @@ class Master:
         self,
         target: Target,
         tell: Callable[[Link], object],
-        keepalive: Keepalive | None = None,
+        chosen: Chosen | None = None,
         *,
+        key: str = "",
+        number: int = 0,
         can_ask: Callable[[], bool] = lambda: False,
     ) -> None:
-        """can_ask: whether somebody is there now whom ssh can ask."""
-        self.target, self.path = target, control_path(target)
+        """key: of the place that questions of ssh belong to; can_ask: whether somebody is there now to be asked.
+
+        number: sets its socket apart from those of others to the same target.
+        """
+        self.target, self.path = target, control_path(target, number)
+        self.chosen = chosen or Chosen()  # for the next ssh that is started
+        self._key = key or target.key
         self.link = Link()
         self.asks = False  # the last attempt could
         self._can_ask = can_ask
         self.connection: Connection | None = None  # for pings, and for who wants channels without one of their own
-        self._tell, self._keepalive = tell, keepalive or Keepalive()
+        self._tell = tell
         self._child: subprocess.Popen[bytes] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._slept_s, self._heard_s = _asleep_s(), 0.0
@@ -96,6 +94,28 @@ class Master:
     def asking(self, asking: bool) -> None:
         """A person is asked something, or has answered."""
         self._become(states.asked(self.link, _now_s(), asking=asking))
+
+    def retire(self) -> None:
+        """It stays for those who use it, and is not made anew when it goes."""
+        self._become(replace(self.link, wanted=False))
+
+    def busy(self, is_busy: bool) -> None:
+        """Whether somebody uses it: silence is asked about sooner then."""
+        self._become(replace(self.link, busy=is_busy))
+
+    @property
+    def age_s(self) -> float:
+        """How long ago the connection was opened."""
+        return _now_s() - self.link.opened_s
+
+    @property
+    def carries(self) -> bool:
+        """Whether channels of the agent's own go through it: connections of forwards."""
+        return self.connection is not None and self.connection.is_used
+
+    def unix_s(self, link_s: float) -> float:
+        """A time of the link on the unix clock."""
+        return time.time() - (_now_s() - link_s)
 
     def doubt(self) -> None:
         """The network may be another one, or gone: ask now."""
@@ -162,10 +182,10 @@ class Master:
 
     def _started(self) -> subprocess.Popen[bytes]:
         self.asks = self._can_ask()
-        questions = asking.environment(self.target.key) if self.asks else {"SSH_ASKPASS_REQUIRE": "never"}
+        questions = asking.environment(self._key) if self.asks else {"SSH_ASKPASS_REQUIRE": "never"}
         with open(self._said, "wb", opener=_private) as said:
             return subprocess.Popen(
-                command(self.target, self.path, self._keepalive, asks=self.asks),
+                command(self.target, self.path, self.chosen, asks=self.asks),
                 env={**os.environ, **questions},
                 stdin=subprocess.DEVNULL,
                 stdout=said,
@@ -184,6 +204,7 @@ class Master:
         self.connection = connection
         if self.link.state is State.CONNECTING:  # nobody has dropped it meanwhile
             self._become(states.opened(self.link, _now_s()))
+            self.doubt()  # the first answer came late: it waited for the login
 
     async def _ping(self) -> None:
         if self.connection is None:
@@ -199,8 +220,10 @@ class Master:
         child = self._child
         if child is None:
             return
-        with contextlib.suppress(MasterGone, Refused):
+        try:
             await mux.terminate(str(self.path), within_s=END_S)
+        except (MasterGone, Refused):  # it does not answer, or was told to take nobody new
+            child.terminate()
         deadline_s = time.monotonic() + END_S
         while child.poll() is None and time.monotonic() < deadline_s:
             await asyncio.sleep(OPEN_POLL_S)
@@ -220,7 +243,7 @@ class Master:
 
     @property
     def _said(self) -> Path:
-        return self.path.with_suffix(".log")
+        return self.path.with_name(f"{self.path.name}.log")
 
 
 async def remove_stale(path: Path) -> None:

@@ -47,20 +47,20 @@ def _aliases(file: Path, depth: int) -> Iterator[str]:
     except OSError:
         return
     for line in lines:
-        keyword, words = _words(line)
+        keyword, found = words(line)
         if keyword == "host":
-            yield from (word for word in words if not any(mark in word for mark in "*?!"))
+            yield from (word for word in found if not any(mark in word for mark in "*?!"))
         elif keyword == "include" and depth < _DEEPEST:
-            for word in words:
+            for word in found:
                 path = file.parent / Path(word).expanduser()
                 for included in sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))):
                     yield from _aliases(included, depth + 1)
 
 
-def _words(line: str) -> tuple[str, list[str]]:
+def words(line: str) -> tuple[str, list[str]]:
     """Keyword, in small letters, and arguments: `Host a b`, `Host=a`, quotes and comments as ssh has them."""
     try:
-        words = shlex.split(line.replace("=", " ", 1) if "=" in line.split("#", 1)[0] else line, comments=True)
+        found = shlex.split(line.replace("=", " ", 1) if "=" in line.split("#", 1)[0] else line, comments=True)
     except ValueError:
         return "", []
-    return (words[0].lower(), words[1:]) if words else ("", [])
+    return (found[0].lower(), found[1:]) if found else ("", [])

@@ -14,6 +14,7 @@ from holdfast.errors import HoldfastError, HostUnreachable
 from holdfast.link import mux
 from holdfast.link.channels import Channel, Connection
 from holdfast.link.client import Links, Up
+from holdfast.link.hosts import Settings
 from holdfast.link.mux import Refused
 
 AT_ONCE = 32  # hosts
@@ -57,13 +58,19 @@ def ask(up: Up, command: str, given: bytes = b"", *, within_s: float) -> Outcome
 
 
 def everywhere(
-    hosts: Sequence[str], command: str, *, config: str = "", at_once: int = AT_ONCE, within_s: float = 60.0
+    hosts: Sequence[str],
+    command: str,
+    *,
+    config: str = "",
+    at_once: int = AT_ONCE,
+    within_s: float = 60.0,
+    said: Settings | None = None,
 ) -> Iterator[Outcome]:
     """Run `command` on every host, so many at once; outcomes in the order of `hosts`, each as soon as it may."""
     began_s = time.clock_gettime(time.CLOCK_BOOTTIME)
     free: dict[str, threading.Semaphore] = {}
     with ThreadPoolExecutor(max(1, at_once)) as pool:
-        waiting = [pool.submit(_one, host, command, config, within_s, free, began_s) for host in hosts]
+        waiting = [pool.submit(_one, host, command, config, within_s, free, began_s, said) for host in hosts]
         try:
             for future in waiting:
                 yield future.result()
@@ -73,12 +80,18 @@ def everywhere(
 
 
 def _one(
-    host: str, command: str, config: str, within_s: float, free: dict[str, threading.Semaphore], asked_s: float
+    host: str,
+    command: str,
+    config: str,
+    within_s: float,
+    free: dict[str, threading.Semaphore],
+    asked_s: float,
+    said: Settings | None,
 ) -> Outcome:
     began_s = time.monotonic()
     try:
         with Links() as links:
-            up = links.up(host, config=config, within_s=within_s, asked_s=asked_s)
+            up = links.up(host, config=config, within_s=within_s, asked_s=asked_s, said=said)
             with free.setdefault(up.key, threading.Semaphore(SESSIONS)):  # one step, whatever other threads do
                 left_s = within_s - (time.monotonic() - began_s)
                 return asyncio.run(_kept(up, command, b"", left_s, began_s))
@@ -89,7 +102,7 @@ def _one(
 async def _kept(up: Up, command: str, given: bytes, within_s: float, began_s: float) -> Outcome:
     connection = Connection(await mux.proxied(up.path))
     try:
-        channel = await _session(connection, within_s)
+        channel = await session_when_free(connection, within_s)
         await channel.exec(command)
         work = asyncio.gather(
             _feed(channel, given), _all(channel, stderr=False), _all(channel, stderr=True), channel.wait()
@@ -109,7 +122,7 @@ async def _kept(up: Up, command: str, given: bytes, within_s: float, began_s: fl
     return Outcome(up.alias, exit_.status, out, err, seconds=seconds)
 
 
-async def _session(connection: Connection, within_s: float) -> Channel:
+async def session_when_free(connection: Connection, within_s: float) -> Channel:
     """One as soon as the server has a slot: it says no at once, and frees a slot some time after a command's end.
 
     Each refusal costs the master a channel that it never gives back, so the attempts become rare.

@@ -21,6 +21,7 @@ MORE_PATIENCE_S = 3.0  # from suspect to dead
 CONNECT_S = 30.0  # a connection that is not open by then is given up
 PERSON_S = 120.0  # for a person to answer what ssh asks: as long as a server waits, unless it is told otherwise
 HURRY_S = 5.0
+RESEND_S = 0.2  # the shortest time that TCP waits for an answer before it sends again (Linux TCP_RTO_MIN)
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.2, 60.0
 
 
@@ -56,6 +57,8 @@ class Link:
     asked_s: float | None = None  # when the ping left that was not answered yet
     trip_s: float = 0.0  # smoothed round trip, and its deviation (RFC 6298, section 2)
     deviation_s: float = 0.0
+    loss_ratio: float = 0.0  # smoothed: pings that were late by at least what TCP waits before it sends again
+    opened_s: float = 0.0
     failures: int = 0  # connections that failed since one was up
     due_s: float = 0.0  # not to connect before
     why: Why | None = None
@@ -126,8 +129,9 @@ def drop(link: Link, now_s: float) -> tuple[Link, tuple[Do, ...]]:
 
 
 def opened(link: Link, now_s: float) -> Link:
-    """The master's socket answers."""
-    return replace(_to(link, State.UP, now_s), heard_s=now_s, asked_s=None, asking=False, failures=0, why=None)
+    """The other end has answered through the master's socket."""
+    up = replace(_to(link, State.UP, now_s), opened_s=now_s, trip_s=0.0, deviation_s=0.0)
+    return replace(up, heard_s=now_s, asked_s=None, asking=False, failures=0, why=None)
 
 
 def heard(link: Link, now_s: float) -> Link:
@@ -144,7 +148,10 @@ def answered(link: Link, now_s: float) -> Link:
     first = not link.trip_s
     smooth_s = trip_s if first else 0.875 * link.trip_s + 0.125 * trip_s
     deviation_s = trip_s / 2 if first else 0.75 * link.deviation_s + 0.25 * abs(link.trip_s - trip_s)
-    return replace(heard(link, now_s), asked_s=None, trip_s=smooth_s, deviation_s=deviation_s)
+    late = not first and trip_s > link.trip_s + RESEND_S
+    loss_ratio = link.loss_ratio + (late - link.loss_ratio) / 16
+    known = replace(heard(link, now_s), trip_s=smooth_s, deviation_s=deviation_s, loss_ratio=loss_ratio)
+    return replace(known, asked_s=None)
 
 
 def missed(link: Link) -> Link:

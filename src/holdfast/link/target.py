@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast import runs
 from holdfast.errors import HostUnreachable, UsageError
+from holdfast.link import include
 
 MOST_PATH_BYTES = 90  # a master binds the path with a dot and 16 more first; 108 is where a socket's path ends
 _ANSWER_S = 10.0
@@ -43,8 +43,8 @@ class Target:
 
 
 def users_config() -> str:
-    """The ssh configuration in place of the user's own that HOLDFAST_SSH_CONFIG names; "" for none."""
-    return os.environ.get("HOLDFAST_SSH_CONFIG", "")
+    """The file to hand to ssh in place of the user's own configuration; "" for none."""
+    return include.config()
 
 
 def resolve(alias: str, *, config: str = "") -> Target:
@@ -92,9 +92,9 @@ def make_folder() -> Path:
     return folder()
 
 
-def control_path(target: Target) -> Path:
-    """Where the socket of our master for it lies. Raises HostUnreachable where its path would be too long."""
-    path = folder() / target.key
+def control_path(target: Target, number: int = 0) -> Path:
+    """Where the socket of our master with that number lies. Raises HostUnreachable where its path would be too long."""
+    path = folder() / f"{target.key}.{number}"
     if len(str(path)) > MOST_PATH_BYTES:
         raise HostUnreachable(f"the control socket's path {path} has more than {MOST_PATH_BYTES} bytes")
     return path

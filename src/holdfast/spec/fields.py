@@ -104,6 +104,12 @@ AutoDuration = Annotated[
     _writes(units.write_duration),
     _schema(_DURATION, "10m", ("auto",)),
 ]
+Persist = Annotated[
+    float | str,
+    _reads(units.parse_duration, "a duration or no", units.DURATION_EXAMPLE, ("no",)),
+    _writes(units.write_duration),
+    _schema(_DURATION, "30m", ("no",)),
+]
 Size = Annotated[
     int,
     _reads(units.parse_size, "a size", units.SIZE_EXAMPLE),

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
-from holdfast.spec.fields import Command, Duration, Keepalive, Path, Section, Text, found, wrong
+from holdfast.spec.fields import Command, Duration, Keepalive, Path, Persist, Section, Text, found, wrong
 from holdfast.spec.mistakes import quote
 
 _KINDS = ("ssh", "slurm", "k8s")
@@ -60,8 +60,8 @@ class Link(Section):
     """The connection to a host; it may break without harm to the run."""
 
     keepalive: Keepalive = Field("auto", description="interval x count; auto measures", examples=["15x3"])
-    persist: Duration = Field(1800.0, description="how long an idle connection is kept")
-    compression: Literal["auto", "yes", "no"] = Field("auto", description="of what goes over it")
+    persist: Persist = Field(1800.0, description="how long a connection that nobody uses is kept; or no")
+    compression: Literal["auto", "on", "off"] = Field("auto", description="of what goes over it")
     max_age: Duration | None = Field(None, description="renewed before it is this old", examples=["7h30m"])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
+import itertools
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +16,10 @@ from holdfast import process
 from holdfast.errors import HostUnreachable, UsageError
 from holdfast.link import agent, mux, target
 from holdfast.link.client import Links, NeedsAuthentication
-from holdfast.link.master import Keepalive
+from holdfast.link.hosts import Chosen, Settings
+from holdfast.link.place import Place
 from tests.labs import sshd as lab
-from tests.labs.links import holder, own_links
+from tests.labs.links import kill_agent, own_links
 from tests.labs.servers import free_port
 from tests.waiting import until
 
@@ -74,7 +75,7 @@ def test_many_clients_at_once_start_one_agent(server: lab.Sshd) -> None:
 
 def test_a_link_goes_when_nobody_has_used_it_for_long_enough(server: lab.Sshd) -> None:
     with Links() as links:
-        links.up("node", config=str(server.config), persist_s=0.5)
+        links.up("node", config=str(server.config), said=Settings(persist_s=0.5))
         time.sleep(2)  # in use, however long
         assert len(masters()) == 1
     until(lambda: not masters())
@@ -101,10 +102,7 @@ def test_nobody_there_is_told_within_the_time(server: lab.Sshd, tmp_path: Path) 
 def test_an_agent_that_is_killed_is_replaced_and_its_master_ended(server: lab.Sshd) -> None:
     with Links() as links:
         links.up("node", config=str(server.config))
-    who = holder()
-    assert who is not None
-    process.send_signal(who, signal.SIGKILL)
-    until(lambda: not process.alive(who))
+    kill_agent()
 
     with Links() as links:
         up = links.up("node", config=str(server.config))
@@ -137,10 +135,7 @@ def test_a_name_that_is_none_is_the_callers_mistake() -> None:
 def test_an_agent_ends_what_a_killed_one_has_left(server: lab.Sshd) -> None:
     with Links() as links:
         links.up("node", config=str(server.config))
-    who = holder()
-    assert who is not None
-    process.send_signal(who, signal.SIGKILL)
-    until(lambda: not process.alive(who))
+    kill_agent()
     assert len(masters()) == 1
 
     with Links() as links:
@@ -153,14 +148,15 @@ def test_who_waits_for_a_link_in_vain_waits_for_a_bounded_time(tmp_path: Path) -
     config.write_text(f"Host node\n  HostName 127.0.0.1\n  Port {free_port()}\n")
 
     async def wait() -> float:
-        held = agent._Held(target.resolve("node", config=str(config)), Keepalive(), 0.0)
-        held.master.want()
+        to = target.resolve("node", config=str(config))
+        place = Place(to, to.key, Chosen(persist_s=0.0), itertools.count())
+        place.current.master.want()
         began_s = time.monotonic()
         try:
             with pytest.raises(HostUnreachable, match=r"node is (down|connecting|dead)"):
-                await held.connection(1.0)
+                await place.connection(1.0)
             return time.monotonic() - began_s
         finally:
-            await agent._ended(held)
+            await place.end()
 
     assert 0.9 < asyncio.run(wait()) < 5.0

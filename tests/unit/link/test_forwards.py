@@ -23,6 +23,7 @@ from holdfast.commands import forward as verb
 from holdfast.errors import UsageError
 from holdfast.link import forwards
 from holdfast.link.client import Links, Up
+from holdfast.link.hosts import Settings
 from holdfast.link.mux import End
 from tests.labs import sshd as lab
 from tests.labs.links import holder, master_of, own_links
@@ -183,7 +184,7 @@ def test_a_forward_ends_with_its_client_or_when_told(links: Links, up: Up) -> No
 
 def test_the_link_stays_for_a_kept_forward_alone(server: lab.Sshd) -> None:
     with Links() as leaving:
-        key = leaving.up("node", config=str(server.config), persist_s=0.0).key
+        key = leaving.up("node", config=str(server.config), said=Settings(persist_s=0.0)).key
         kept = leaving.forward(key, 0, End(port=1), keep=True)
     with Links() as links:
         with pytest.raises(AssertionError):

@@ -167,7 +167,8 @@ def test_dropped_before_ssh_was_started_it_is_down_and_comes_when_wanted(server:
 
 
 def test_ssh_that_cannot_be_started_is_told_and_tried_again(server: lab.Sshd) -> None:
-    log = target.control_path(target.resolve("node", config=str(server.config))).with_suffix(".log")
+    path = target.control_path(target.resolve("node", config=str(server.config)))
+    log = path.with_name(f"{path.name}.log")
     target.make_folder()
     log.mkdir()
 

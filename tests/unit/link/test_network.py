@@ -10,11 +10,14 @@ from typing import Any, TypeVar
 
 import pytest
 
-from holdfast.link import mux
+from holdfast.link import hosts, mux, probing, target
 from holdfast.link.channels import Connection
+from holdfast.link.client import Links
 from holdfast.link.mux import MasterGone
 from tests.labs import netns
 from tests.labs import sshd as lab
+from tests.labs.links import own_links
+from tests.waiting import until
 
 T = TypeVar("T")
 pytestmark = pytest.mark.e2e
@@ -75,17 +78,62 @@ def test_a_firewall_forgets_a_connection_that_is_silent_for_too_long(network: ne
         network.forget_after(432_000)
 
 
-def test_a_way_that_takes_longer(tmp_path: Path) -> None:
-    async def work(connection: Connection) -> list[float]:
-        return [await connection.ping(within_s=5) for _ in range(5)]
+def test_silence_is_seen_within_the_bound_and_the_link_comes_back(
+    network: netns.Network, server: lab.Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Used links are asked after 5 s of silence; suspect 1.5 s after that, dead 3 s later; ours to look adds 1 s."""
+    monkeypatch.setenv("HOLDFAST_SSH_CONFIG", str(server.config))
+    with own_links(tmp_path, monkeypatch), netns.entered(network.client), Links() as links:
+        links.up("node")
+        until(lambda: links.every()[0]["users"] == 1)
+        with network.is_cut():
+            cut_s = time.monotonic()
+            until(lambda: links.every()[0]["state"] == "suspect", within_s=5 + 1.5 + 1.5)
+            until(lambda: links.every()[0]["state"] in ("dead", "down", "connecting"), within_s=3 + 1.5)
+            assert time.monotonic() - cut_s < 5 + 1.5 + 3 + 2
+        until(lambda: links.every()[0]["state"] == "up", within_s=30)
 
+
+def test_the_limit_of_silence_is_found_and_the_keepalive_lives_ten_times_as_long(
+    network: netns.Network, server: lab.Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_s, told = 2, list[str]()
+    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path))
+    to = target.resolve("node", config=str(server.config))
+    network.forget_after(limit_s)
+    try:
+        with netns.entered(network.client):
+            idle = asyncio.run(probing.idle_limit(to, 0.01, [4.0, 1.0, 20.0], tell=told.append))
+            measured = hosts.Measured(at_s=0.0, trip_s=0.001, idle=idle)
+            keepalive, why = hosts.automatic(measured)
+            chosen = hosts.choose([], measured)
+            assert asyncio.run(alive_after(to, chosen, 10.0 * limit_s))
+    finally:
+        network.forget_after(432_000)
+
+    assert (idle.alive_s, idle.dead_s) == (1.0, 4.0)
+    assert told == ["silent for 1 s: it answers", "silent for 4 s: no answer"] == list(idle.evidence)
+    assert (keepalive.interval_s, "a third of 1 s of silence is 1 s" in why) == (1, True)
+
+
+async def alive_after(to: target.Target, chosen: hosts.Chosen, silence_s: float) -> bool:
+    """Whether a connection with these options, on which nobody says anything but ssh itself, answers then."""
+    async with probing.alone(to, chosen) as login:
+        await asyncio.sleep(silence_s)
+        return await login.connection.ping(within_s=2) < 2
+
+
+def test_a_long_way_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path))
     with (
         netns.network(tmp_path, delay_s=0.03) as slow,
         lab.person() as (user, home),
         netns.sshd(slow, tmp_path / "sshd", user, home) as server,
+        netns.entered(slow.client),
     ):
-        began_s = time.monotonic()
-        trips = through(slow, server, work)
+        to = target.resolve("node", config=str(server.config))
+        measured = asyncio.run(probing.probe(to, tell=lambda _: None, pings=5))
 
-    assert 0.06 <= min(trips) < 0.2
-    assert time.monotonic() - began_s < 30
+    assert 0.06 <= measured.trip_s < 0.2
+    assert measured.exchange_s > 0.06
+    assert measured.login_s > measured.exchange_s + 2 * measured.trip_s

@@ -58,7 +58,7 @@ def test_one_host_gives_its_bytes_and_its_status() -> None:
 def test_words_arrive_as_they_are() -> None:
     done = holdfast("exec", "--on", "node", "--", "printf", "%s|", "a b", "$HOME", "it's")
 
-    assert done.stdout == b"a b|$HOME|it's|"
+    assert (done.stdout, done.stderr) == (b"a b|$HOME|it's|", b"")
 
 
 def test_a_pattern_means_every_alias_and_each_line_says_whose_it_is() -> None:

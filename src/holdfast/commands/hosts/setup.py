@@ -1,4 +1,4 @@
-"""`holdfast host`: what this machine does for runs when nobody is there."""
+"""`holdfast host setup`: what this machine does for runs when nobody is there."""
 
 from __future__ import annotations
 
@@ -16,16 +16,11 @@ from holdfast.errors import UsageError
 _KEY = "resume"
 
 
-@click.group("host")
-def command() -> None:
-    """What this machine does for runs when nobody is there."""
-
-
-@command.command("setup")
+@click.command("setup")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option("--remove", is_flag=True, help="Take it out again.")
 @click.option("--by", type=click.Choice(["systemd", "cron"]), help="[default: what this machine has]")
-def setup(yes: bool, remove: bool, by: str | None) -> None:
+def command(yes: bool, remove: bool, by: str | None) -> None:
     """Continue unended and preempted runs by themselves after a reboot: a user service, or an @reboot entry of cron."""
     try:
         works = clockwork.pick(by)

@@ -1,0 +1,33 @@
+"""`holdfast host config`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from holdfast.commands.arguments import say
+from holdfast.commands.hosts.options import host_argument, offer_include, settings_options
+
+if TYPE_CHECKING:
+    from holdfast.link.hosts import Settings
+
+
+@click.command("config")
+@host_argument
+@settings_options
+@click.option("--print", "only_print", is_flag=True, help="Show the block and write nothing.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask before the Include line is written.")
+def command(host: str, said: Settings, only_print: bool, yes: bool) -> None:
+    """Set how the connection to HOST is kept, and write a block from which plain ssh, scp, rsync and editors profit."""
+    from holdfast.link import hosts, include
+
+    include.check_name(host)
+    if only_print:
+        known = hosts.load().get(host, hosts.Host())
+        block = include.block(host, hosts.with_settings(known, said))
+        click.echo(include.text({host: block}), nl=False)
+        return
+    include.put(host, include.block(host, hosts.update(host, said)))
+    say(f"{host} is in {include.own_file()}")
+    offer_include(yes)

@@ -1,0 +1,160 @@
+"""`holdfast host` from the command line, on a real sshd."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from holdfast.link import include, mux
+from holdfast.link.client import Links, held
+from tests.labs import sshd as lab
+from tests.labs.links import own_links
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Sshd]:
+    with lab.person() as (user, home), lab.sshd(tmp_path_factory.mktemp("sshd"), user, home) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: lab.Sshd) -> Iterator[Path]:
+    """A configuration of this test's own."""
+    file = tmp_path / "ssh" / "config"
+    file.parent.mkdir()
+    file.write_text(server.config.read_text())
+    monkeypatch.setenv("HOLDFAST_SSH_CONFIG", str(file))
+    monkeypatch.delenv("HOLDFAST_KEEPALIVE", raising=False)
+    with own_links(tmp_path, monkeypatch):
+        yield file
+
+
+def holdfast(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "holdfast", *words], capture_output=True, text=True, timeout=60)
+
+
+def test_a_host_is_added_used_listed_and_forgotten(users: Path, server: lab.Sshd) -> None:
+    before, known = users.read_text(), server.folder / "known_hosts"
+    way = ["--hostname", "127.0.0.1", "--port", str(server.port), "--key", str(server.folder / "key")]
+    user = before.split("User ")[1].split()[0]
+
+    added = holdfast("host", "add", "new", *way, "--user", user, "--keepalive", "20x4", "--persist", "no")
+
+    assert (added.returncode, users.read_text()) == (0, before)
+    assert "--yes puts this line at the top" in added.stderr
+    include.put("new", {**include.load()["new"], "UserKnownHostsFile": str(known)})
+    assert holdfast("exec", "--on", "new", "--", "id -un").stdout == f"{user}\n"
+    (fact,) = json.loads(holdfast("host", "ls", "--json").stdout)
+    assert (fact["host"], fact["keepalive"], fact["settings"]) == (
+        "new",
+        "20x4",
+        {"keepalive": "20x4", "persist": "no"},
+    )
+    assert holdfast("host", "config", "new", "--yes", "--compression", "on").returncode == 0
+    assert users.read_text() == f"{include.line()}\n\n{before}"
+    assert "Compression yes" in holdfast("host", "config", "new", "--print").stdout
+    assert holdfast("host", "rm", "new").returncode == 0
+    assert include.load() == {} and users.read_text().endswith(before)
+    assert holdfast("host", "rm", "new").returncode == 2
+
+
+def test_a_host_of_the_users_own_is_not_added_again() -> None:
+    said = holdfast("host", "add", "node")
+
+    assert said.returncode == 2
+    assert "holdfast host config node" in said.stderr
+
+
+def test_printing_a_block_writes_nothing(users: Path) -> None:
+    shown = holdfast("host", "config", "node", "--keepalive", "40x3", "--print")
+
+    assert "ServerAliveInterval 40" in shown.stdout
+    assert not include.own_file().exists()
+    assert "nothing is known of node" in holdfast("host", "rm", "node").stderr
+
+
+def test_listing_starts_no_agent() -> None:
+    assert holdfast("host", "ls").stderr.startswith("no host is set up here")
+    assert "node" in holdfast("host", "ls", "--all").stdout
+    assert held() == []
+
+
+def test_reuse_is_proved_and_the_shared_connection_stays() -> None:
+    with Links() as links:
+        up = links.up("node")
+        checked = holdfast("host", "check", "node", "--calls", "2", "--json")
+        assert checked.returncode == 0, checked.stderr
+        told = json.loads(checked.stdout)
+        assert links.up("node").path == up.path
+
+    cold, shared, ours = (way["median_s"] for way in told["ways"])
+    assert ours < cold / 3 and shared < cold
+    assert told["ways"][0]["sshd_cpu_s"] is not None
+    assert (told["state"], told["keepalive"]) == ("up", "15x3")
+
+
+def test_the_connection_is_watched() -> None:
+    import asyncio
+
+    argv = [sys.executable, "-m", "holdfast", "host", "check", "node", "--watch", "--json"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, bufsize=1) as watching:
+        assert watching.stdout is not None
+        first = json.loads(watching.stdout.readline())
+        os.kill(asyncio.run(mux.alive(held()[0]["path"])), signal.SIGKILL)
+        seen = [json.loads(watching.stdout.readline())]
+        while seen[-1]["state"] != "up":
+            seen.append(json.loads(watching.stdout.readline()))
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(10) == 130
+
+    assert (first["state"], first["keepalive"], first["host"]) == ("up", "15x3", "node")
+    assert seen[-1]["since_s"] > first["since_s"]
+    assert {"trip_s", "loss_ratio"} <= set(first)
+
+
+def test_probing_keeps_what_it_found_and_changes_the_block(users: Path) -> None:
+    holdfast("host", "config", "node")
+
+    probed = holdfast("host", "probe", "node", "--idle", "--cliffs", "200ms,400ms", "--json")
+
+    told = json.loads(probed.stdout)
+    assert (told["sessions"], told["streamlocal"], told["keepalive"]) == (10, True, "15x3")
+    assert (told["idle"]["alive_s"], told["idle"]["dead_s"]) == (0.4, None)
+    assert "silent for 0.4 s: it answers" in probed.stderr
+    (fact,) = json.loads(holdfast("host", "ls", "--json").stdout)
+    assert fact["trip_s"] == told["trip_s"]
+    again = json.loads(holdfast("host", "probe", "node", "--json").stdout)
+    assert again["idle"] == told["idle"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["probe", "node", "--cliffs", "1s"], "--cliffs says which lengths"),
+        (["probe", "node", "--idle", "--cliffs", "1"], "'1' is not a duration"),
+        (["probe", "nowhere.invalid"], "nobody knows an address"),
+        (["config", "a b"], "is not the name of a host"),
+        (["config", "node", "--multiplex", "yes"], "neither on nor off"),
+        (["check", "nowhere.invalid"], "nobody knows an address"),
+    ],
+)
+def test_wrong_calls_are_told_in_a_sentence(words: list[str], sentence: str) -> None:
+    said = holdfast("host", *words)
+
+    assert said.returncode in (2, 10)
+    assert sentence in said.stderr
+    assert "bug" not in said.stderr
+
+
+def test_a_call_may_have_a_keepalive_of_its_own() -> None:
+    assert holdfast("exec", "--on", "node", "--keepalive", "8x3", "--", "true").returncode == 0
+    assert held()[0]["keepalive"] == "8x3"
