@@ -14,7 +14,7 @@ from holdfast import runs
 from holdfast.sync import frames as words
 from holdfast.sync.frames import Frames, decoded, printable
 from holdfast.sync.known import Hashes, place_of, source_of
-from holdfast.sync.manifest import FILE, MOST_ENTRIES, Entry, Hostile
+from holdfast.sync.manifest import FILE, MOST_PATHS_BYTES, Entry, Hostile
 from holdfast.sync.scan import Line, scan
 from holdfast.sync.tree import Tree
 
@@ -23,6 +23,7 @@ LAST, BROKEN, ZEROS = 1, 2, 4
 SIZE = struct.Struct(">I")
 PART_BYTES = 256 << 10
 _ALL_ZERO = bytes(PART_BYTES)
+_MOST_HEARD_BYTES = 2 * MOST_PATHS_BYTES  # of one turn
 _ROUNDS = 3  # for files that are written to meanwhile
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -103,9 +104,10 @@ class Sender:
         """What is asked for, None when it is over; what is gone perhaps; what became of it all."""
         wants: list[tuple[int, int]] = []
         doomed: list[str] = []
-        outcome = Outcome()
-        while True:
+        outcome, heard_bytes = Outcome(), 0
+        while heard_bytes <= _MOST_HEARD_BYTES:
             kind, body = self._frames.receive()
+            heard_bytes += len(body)
             if kind == words.WANT:
                 wants += [_want(item, count) for item in decoded(body, list)]
             elif kind == words.DOOMED:
@@ -119,8 +121,7 @@ class Sender:
                 return None, doomed, outcome
             else:
                 raise Hostile(f"the other end sends a message {kind} nobody asked for")
-            if max(len(wants), len(doomed), len(outcome.lines)) > 2 * MOST_ENTRIES:
-                raise Hostile("the other end asks for more than there is")
+        raise Hostile(f"the other end says more than {_MOST_HEARD_BYTES} bytes about {count} files")
 
     def _give(self, tree: Tree, entries: list[Entry], wants: list[tuple[int, int]], doomed: list[str]) -> None:
         gone = [path for path in doomed if _is_gone(tree, path)]

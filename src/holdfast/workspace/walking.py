@@ -38,6 +38,10 @@ def walk(root: Path, avoid: Path) -> Iterator[Found]:
 
     avoid: a real path, left out with all that it holds. Raises UsageError for what cannot be read.
     """
+    real = root.resolve()
+    avoided = (
+        str(avoid.relative_to(real)) if avoid.is_relative_to(real) else ""
+    )  # links are not entered: paths are real
     pending = [("", Ignore())]
     while pending:
         folder, above = pending.pop()
@@ -46,7 +50,7 @@ def walk(root: Path, avoid: Path) -> Iterator[Found]:
         for entry in _entries(root / folder):
             path = f"{folder}/{entry.name}" if folder else entry.name
             is_dir = entry.is_dir(follow_symlinks=False)
-            if ignore.leaves_out(path, is_dir=is_dir) or (is_dir and _is_foreign(Path(entry.path), avoid)):
+            if ignore.leaves_out(path, is_dir=is_dir) or (is_dir and (path == avoided or _is_environment(entry.path))):
                 continue
             with contextlib.suppress(FileNotFoundError):  # gone since it was listed
                 yield Found(path, entry.stat(follow_symlinks=False))
@@ -63,5 +67,5 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         raise UsageError(f"{folder} cannot be read", hint="add it to .holdfastignore") from error
 
 
-def _is_foreign(folder: Path, avoid: Path) -> bool:
-    return folder.resolve() == avoid or (folder / _ENVIRONMENT_MARK).is_file()
+def _is_environment(folder: str) -> bool:
+    return os.path.isfile(f"{folder}/{_ENVIRONMENT_MARK}")  # noqa: PTH113 - asked of every folder, at each look

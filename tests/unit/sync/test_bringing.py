@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.errors import HoldfastError
+from holdfast.sync import known
 from holdfast.sync.known import Hashes, place_of
 from tests.unit.sync.ends import held, synced, tree
 
@@ -251,6 +252,17 @@ def test_nothing_is_written_through_a_link_that_somebody_put_there(tmp_path: Pat
 
     assert list(outside.iterdir()) == []
     assert set(why(done.sent.lines, "kept")) >= {"data", "deep/er"}
+
+
+def test_one_sync_at_a_time_writes_to_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = tree(tmp_path / "s", a="a"), tmp_path / "t"
+    monkeypatch.setattr(known, "LOCK_S", 0.2)
+    with known.locked(place_of(target), target):
+        done = synced(source, target)
+    after = synced(source, target).whole()
+
+    assert str(done.sender_error) == f"{target} is in use by process {os.getpid()}"
+    assert (done.sender_error.exit_code if done.sender_error else 0, after.sent.paths("brought")) == (11, ["a"])
 
 
 def test_a_hash_is_believed_only_when_the_file_has_rested(tmp_path: Path, own_home: Path) -> None:

@@ -210,6 +210,16 @@ def test_a_wish_that_no_honest_end_has_is_refused(wish: tuple[int, Any], tmp_pat
     assert isinstance(raised[0], Hostile)
 
 
+def test_an_answer_without_end_is_cut_off(tmp_path: Path) -> None:
+    with sender(tree(tmp_path / "s", a="a")) as (frames, raised):
+        while frames.receive(20)[0] != words.END:
+            pass
+        with pytest.raises((Told, Cut)):
+            while True:
+                frames.send_list(words.DOOMED, ["x" * 4000] * 250)
+    assert "says more than" in str(raised[0])
+
+
 def test_what_became_a_link_meanwhile_is_not_read(tmp_path: Path) -> None:
     source, secret = tree(tmp_path / "s", a="a", d__b="b"), tree(tmp_path / "secret", b="hush")
     with sender(source) as (frames, _):
