@@ -16,9 +16,9 @@ from typing import IO
 
 import pytest
 
-from holdfast.link import target
+from holdfast.link.client import held
 from tests.labs import sshd as lab
-from tests.labs.links import own_links
+from tests.labs.links import master_of, own_links
 from tests.labs.servers import free_port
 from tests.needs import need
 from tests.waiting import until
@@ -180,7 +180,7 @@ def test_the_output_goes_on_at_its_byte_when_the_master_is_killed(laptop: Laptop
         for _ in range(3):
             size = (tmp_path / "out").stat().st_size
             until(lambda size=size: (tmp_path / "out").stat().st_size > size + 200_000, 30)  # type: ignore[misc]
-            kill_master(laptop.config)
+            kill_master()
         laptop.stop("cut")
         assert follower.wait(60) == 0
 
@@ -269,14 +269,10 @@ def test_stopping_waits_for_the_end_there(laptop: Laptop, run: str) -> None:
     assert json.loads(laptop.holdfast("status", run, "--json").stdout)["state"] == "stopped"
 
 
-def kill_master(config: Path) -> None:
+def kill_master() -> None:
     """Of the link to `node`."""
-    control = f"ControlPath={target.control_path(target.resolve('node', config=str(config)))}"
-    lines = {
-        path: path.read_bytes().decode(errors="replace") for path in readable(Path("/proc").glob("[0-9]*/cmdline"))
-    }
-    (pid,) = (int(path.parent.name) for path, line in lines.items() if control in line.split("\0"))
-    os.kill(pid, signal.SIGKILL)
+    (link,) = (link for link in held() if link["alias"] == "node")
+    os.kill(master_of(link["path"]), signal.SIGKILL)
 
 
 def words_of(command_line: Path) -> list[bytes]:
