@@ -19,7 +19,6 @@ from holdfast.errors import HostUnreachable, UsageError
 from holdfast.units import show_duration, show_size
 
 if TYPE_CHECKING:
-    from holdfast.bundle import Node
     from holdfast.link.client import Links, Up
     from holdfast.sync.frames import Frames
     from holdfast.sync.sending import Outcome, Progress
@@ -118,6 +117,7 @@ def _outcomes(job: _Job, progress: Progress) -> Iterator[Outcome]:
     from holdfast import bundle
     from holdfast.bundle.probing import Unfit
     from holdfast.commands.conversation import NotStarted, conversation
+    from holdfast.commands.reach import Linked
     from holdfast.link.client import Links, NeedsAuthentication
     from holdfast.sync.frames import Told
 
@@ -132,8 +132,8 @@ def _outcomes(job: _Job, progress: Progress) -> Iterator[Outcome]:
         with Links() as links:
             up = _reached(links, job)
             try:
-                node = bundle.ensure(up, again=again, tell=say, progress=progress)
-                with conversation(up, _words(job, node)) as frames:
+                there = Linked(links, up, bundle.ensure(up, again=again, tell=say, progress=progress))
+                with conversation(up, there.starting("node", *_end(job))) as frames:
                     again = False
                     yield from _rounds(job, frames, moved)
                 return
@@ -187,13 +187,11 @@ def _rounds(job: _Job, frames: Frames, progress: Progress) -> Iterator[Outcome]:
     yield from ends.receive(job.here, frames, options, progress)
 
 
-def _words(job: _Job, node: Node) -> list[str]:
-    """What starts the other end, in the user's home there."""
-    environ = (f"HOLDFAST_HOME={node.home}", f"PYTHONPATH={node.folder}")
-    start = ["env", *environ, node.python, "-s", "-m", "holdfast", "node"]
+def _end(job: _Job) -> list[str]:
+    """The other end of the sync, as `holdfast node` takes it."""
     if job.is_push:
-        return [*start, "receive", job.folder, *job.flags]
-    return [*start, "send", job.folder, *(["--watch"] if job.watch else [])]
+        return ["receive", job.folder, *job.flags]
+    return ["send", job.folder, *(["--watch"] if job.watch else [])]
 
 
 def _show(job: _Job, outcome: Outcome) -> int:
