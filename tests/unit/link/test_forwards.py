@@ -317,6 +317,24 @@ def test_a_terminal_over_the_connection_that_is_there(server: lab.Sshd, up: Up) 
     assert server.log.count("Accepted publickey") == logins
 
 
+def test_a_terminal_at_a_host_that_is_not_shared(
+    server: lab.Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "ssh" / "config"
+    own.parent.mkdir()
+    own.write_text(server.config.read_text())
+    monkeypatch.setenv("HOLDFAST_SSH_CONFIG", str(own))
+    assert holdfast("host", "config", "node", "--multiplex", "off").returncode == 0
+    logins = server.log.count("Accepted publickey")
+    both = [Terminal("ssh", "node", "--", "echo ready; read line; exit 5") for _ in range(2)]
+    for seen in both:
+        seen.await_text(b"ready")
+    assert server.log.count("Accepted publickey") == logins + 2
+    for seen in both:
+        seen.press(b"\r")
+        assert seen.exit_code() == 5
+
+
 def test_ctrl_c_is_the_remote_commands_own(up: Up) -> None:
     seen = Terminal("ssh", "node", "--", "trap 'echo caught; exit 3' INT; echo ready; sleep 60 & wait")
     seen.await_text(b"ready")
