@@ -26,7 +26,7 @@ from holdfast.errors import HostUnreachable, UsageError
 from holdfast.relay.frames import MOST_FRAME_BYTES, OVER, PIECE_BYTES, REFUSED, BadFrame
 from holdfast.relay.handshake import AUTHORIZATION, OURS, RESUME, TARGET, Resumption
 from holdfast.relay.liveness import JUMP_S
-from holdfast.relay.stream import Stream
+from holdfast.relay.stream import Stream, within
 from holdfast.relay.words import cause, quiet_logger, shown
 from holdfast.units import show_duration
 
@@ -187,7 +187,7 @@ class Client:
                 user_agent_header=None,
                 logger=quiet_logger(),
             )
-            welcome = await asyncio.wait_for(self._connection.recv(), OPEN_S)
+            welcome = await within(self._connection.recv(), OPEN_S)
         except InvalidStatus as error:
             response = error.response
             if OURS in response.headers and response.status_code not in _PASSING:

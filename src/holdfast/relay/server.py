@@ -25,7 +25,7 @@ from holdfast.errors import HoldfastError
 from holdfast.relay.frames import MOST_FRAME_BYTES, OVER, REFUSED, WINDOW_BYTES, BadFrame
 from holdfast.relay.handshake import OURS, Asked, Refused, Resumption, asked, session_secret
 from holdfast.relay.limits import Limits, Pace, place_on_the_net
-from holdfast.relay.stream import Stream, unpaced
+from holdfast.relay.stream import Stream, unpaced, within
 from holdfast.relay.tokens import Token, matching, place_of
 from holdfast.relay.words import cause, quiet_logger, shown
 from holdfast.units import show_duration
@@ -219,7 +219,7 @@ class Relay:
         self._opening += 1
         try:
             host, port = place_of(wish.target)
-            reader, writer = await asyncio.wait_for(asyncio.open_connection(host, port), TARGET_ANSWERS_S)
+            reader, writer = await within(asyncio.open_connection(host, port), TARGET_ANSWERS_S)
         except asyncio.TimeoutError as error:
             raise Refused(502, f"{wish.target} does not answer within {TARGET_ANSWERS_S:g} s") from error
         except OSError as error:

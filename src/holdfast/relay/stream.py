@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from websockets.asyncio.connection import Connection
 from websockets.exceptions import ConnectionClosed
@@ -24,6 +24,7 @@ ACK_BYTES = 256 << 10  # an acknowledgement at the latest after so many
 ACK_S = 0.1  # or after that long
 _BROKEN = frozenset({1002, 1003, 1007, 1009})  # close codes that say: the other end broke the protocol
 _CUT = 1006
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,21 @@ class Ended:
 
     code: int
     reason: str = ""
+
+
+async def within(work: Coroutine[Any, Any, T], limit_s: float) -> T:
+    """As asyncio.wait_for, whose cancellation is lost before Python 3.12 when `work` ends at the same moment.
+
+    Raises asyncio.TimeoutError.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([task], timeout=limit_s)
+        if not task.done():
+            raise asyncio.TimeoutError
+        return task.result()
+    finally:
+        task.cancel()
 
 
 async def unpaced(_size_bytes: int) -> None:
@@ -180,7 +196,7 @@ class Stream:
     async def _gather(self) -> None:
         """Until it is worth an acknowledgement."""
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._enough(), ACK_S)
+            await within(self._enough(), ACK_S)
 
     async def _enough(self) -> None:
         while self._in.delivered - self._said < ACK_BYTES and not self._in.is_over:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from holdfast.relay.client import MOST_PAUSE_S, checked_url, pause_s
 from holdfast.relay.handshake import Refused, Resumption, asked, session_secret
 from holdfast.relay.limits import Limits, place_on_the_net
 from holdfast.relay.liveness import DEAD_AFTER_S, JUMP_S, PING_AFTER_S, TICK_S, Verdict, judge
+from holdfast.relay.stream import within
 from holdfast.relay.tokens import Token, digest_of, matching, place_of, read_token, read_tokens, target_of
 
 SHOWN = "a-token-of-some-length"
@@ -165,3 +167,27 @@ def test_requests_that_say_too_little(headers: dict[str, str], status: int) -> N
         asked(headers)
 
     assert refused.value.status == status
+
+
+def test_a_cancellation_is_not_lost_when_the_work_ends_at_the_same_moment() -> None:
+    async def work() -> None:
+        inner = asyncio.Event()
+        waiting = asyncio.ensure_future(within(inner.wait(), 60))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        inner.set()
+        await asyncio.sleep(0)  # the work has ended, who waits for it has not gone on
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(work())
+
+
+def test_what_takes_too_long_is_ended() -> None:
+    async def work() -> None:
+        never = asyncio.Event()
+        with pytest.raises(asyncio.TimeoutError):
+            await within(never.wait(), 0.01)
+
+    asyncio.run(work())
