@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from holdfast.link import hosts, mux, remote, target
-from holdfast.link.client import Links
+from holdfast.link.client import Links, held
 from holdfast.link.hosts import Settings
+from holdfast.link.mux import End
 from holdfast.units import Keepalive
 from tests.labs import sshd as lab
 from tests.labs.links import kill_agent, own_links
@@ -83,6 +85,23 @@ def test_a_connection_is_renewed_before_its_age_and_no_stream_breaks(tmp_path: P
         assert status == 0
         assert hashlib.sha256((tmp_path / "out").read_bytes()).digest() == sent.digest()
     until(lambda: len(masters()) == 1, what=lambda: "\n".join(masters()))
+
+
+def test_a_connection_through_a_forward_outlives_a_renewal() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as behind:
+        with Links() as links:
+            first = links.up("node", said=Settings(max_age_s=2.0))
+            port = links.forward(first.key, 0, End(port=behind.getsockname()[1]), keep=True)
+        with socket.create_connection(("127.0.0.1", port)) as here, behind.accept()[0] as there:
+            here.sendall(b"before")
+            assert there.recv(6) == b"before"
+            until(lambda: held()[0]["path"] != first.path)
+            until(lambda: not Path(first.path).exists())  # it takes nobody new, and lives
+            there.sendall(b"after")
+            assert here.recv(5) == b"after"
+        with Links() as links:
+            links.unforward(port)
+    until(lambda: held()[0]["older"] == 0)
 
 
 def test_a_call_that_insists_on_a_keepalive_gets_a_connection_with_it(server: lab.Sshd) -> None:
