@@ -32,7 +32,7 @@ CONNECT_S = 30.0
 ANSWER_S = 30.0
 _ANSWER_BYTES = 64 << 20
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
-_LEAVE_S = 0.5  # for the verb to be told that its caller goes
+_LEAVE_S = 1.0  # for the verb to be told that its caller goes
 
 
 class NoService(HostUnreachable):
@@ -152,13 +152,13 @@ class Calls:
     async def _carry(self, order: dict[str, Any], riding: Riding) -> None:
         """Over one connection after another, until the verb has ended or the caller leaves."""
         gone_s: float | None = None
-        wait_s = _FIRST_WAIT_S
+        wait_s, progress = _FIRST_WAIT_S, 0
         while riding.status is None and not riding.left.is_set():
             try:
                 stream, first = await self._joined(order, riding)
                 if gone_s is not None:
                     self._watch(Standing(None))
-                gone_s, wait_s = None, _FIRST_WAIT_S
+                gone_s = None
                 try:
                     await riding.ride(stream, first)
                 finally:
@@ -167,8 +167,9 @@ class Calls:
                 gone_s = time.monotonic() if gone_s is None else gone_s
                 if not self._watch(Standing(time.monotonic() - gone_s, str(error))):
                     raise HostUnreachable(f"the connection to the node is gone: {error}") from error
+                wait_s = _FIRST_WAIT_S if riding.progress > progress else min(_LONGEST_WAIT_S, 2 * wait_s)
+                progress = riding.progress
                 await asyncio.sleep(wait_s * random.uniform(0.5, 1))  # noqa: S311
-                wait_s = min(_LONGEST_WAIT_S, 2 * wait_s)
 
     async def _joined(self, order: dict[str, Any], riding: Riding) -> tuple[Stream, bytes]:
         """A connection on which frames follow, and what of them has come already.

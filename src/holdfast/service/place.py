@@ -7,6 +7,7 @@ from pathlib import Path
 
 from holdfast import runs
 from holdfast.bundle import places
+from holdfast.errors import HoldfastError
 
 
 def socket_path() -> Path:
@@ -15,9 +16,9 @@ def socket_path() -> Path:
 
 
 def make_folder() -> Path:
-    """Create the folder of the socket, 0700. Raises PermissionError when somebody else made it before us."""
+    """Create the folder of the socket, 0700. Raises HoldfastError when somebody else made it before us."""
     folder = runs.runtime_home()
     folder.mkdir(mode=0o700, exist_ok=True)
     if not runs.is_ours(folder):
-        raise PermissionError(f"{folder} belongs to another user")
+        raise HoldfastError(f"{folder} belongs to another user, or others may write to it", hint="let root remove it")
     return folder

@@ -15,7 +15,7 @@ from holdfast.service.frames import Decoder, Frame, Kept, Kind, Malformed
 from holdfast.service.streams import Stream
 from holdfast.service.tasks import stop
 
-_LAST_S = 2.0  # for the last acknowledgement: without it the node forgets the call somewhat later
+_LAST_S = 0.5  # for the last word: without it the node forgets the call somewhat later
 _BATCH_BYTES = 256 << 10  # of input, between two looks at what else is due
 
 
@@ -127,6 +127,11 @@ class Riding:
         else:
             raise Malformed(f"a frame of kind {frame.kind.name} to the laptop")
         self._moved.set()
+
+    @property
+    def progress(self) -> int:
+        """Grows whenever a frame has come or has arrived."""
+        return self.received + self._kept.first
 
     @property
     def _written(self) -> int:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import pty
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,8 +27,10 @@ from holdfast import process
 from holdfast.errors import HoldfastError
 from holdfast.runs import RunDir
 from holdfast.service.client import CallLost, Calls, NoService
+from holdfast.service.server import Service
 from holdfast.service.streams import unix
-from tests.unit.service.lab import Node, ask, called, calling, node, start
+from holdfast.service.tasks import stop
+from tests.unit.service.lab import Node, Said, ask, called, calling, node, start
 from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
@@ -69,9 +77,9 @@ def test_input_that_nobody_reads_holds_nothing_up(service: Node, run: RunDir) ->
 def test_much_output_is_bounded_in_memory(own_service: Node, run: RunDir) -> None:
     before = own_service.memory_bytes()
 
-    said = called(own_service.socket, "shell", "digits", "--", "head", "-c", "200M", "/dev/zero")
+    said = called(own_service.socket, "shell", "digits", "--", "head", "-c", "80M", "/dev/zero")
 
-    assert len(said.out) == 200 << 20
+    assert len(said.out) == 80 << 20
     assert own_service.memory_bytes() - before < 40 << 20
 
 
@@ -170,6 +178,57 @@ def test_a_terminal_of_the_caller_is_one_for_the_verb(service: Node, run: RunDir
 
     assert lines and all(len(line) <= 30 for line in lines)
     assert any(line.endswith("…") for line in lines)
+
+
+def test_a_verb_may_have_a_loop_and_threads_of_its_own(own_home: Path) -> None:
+    def verb(argv: Sequence[str]) -> int:
+        with ThreadPoolExecutor(2) as pool:
+            asyncio.run(asyncio.sleep(0.01))
+            print(sum(pool.map(int, argv)))
+        return 3
+
+    async def main() -> Said:
+        path = own_home / "s.sock"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            serving = asyncio.create_task(Service(verb=verb, status=lambda run: {}).serve(listener))
+            said = await calling(path, "1", "2", "3")
+            await stop(serving)
+            return said
+
+    said = asyncio.run(asyncio.wait_for(main(), 30))
+
+    assert (said.code, said.out, said.err) == (3, b"6\n", b"")
+
+
+def test_a_terminal_that_becomes_wider_is_wider_for_the_verb(own_home: Path) -> None:
+    def verb(argv: Sequence[str]) -> int:
+        print(os.environ["COLUMNS"])
+        while os.environ["COLUMNS"] != "101":
+            time.sleep(0.01)
+        print("wide")
+        return 0
+
+    async def main() -> str:
+        path = own_home / "s.sock"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            serving = asyncio.create_task(Service(verb=verb, status=lambda run: {}).serve(listener))
+            ours, its = pty.openpty()
+            with os.fdopen(its, "wb", 0) as sink, os.fdopen(ours, "rb", 0) as seen:
+                calling = asyncio.create_task(
+                    Calls(unix(path)).call(["x"], stdout=sink.fileno(), columns=70, signals=True)
+                )
+                loop = asyncio.get_running_loop()
+                said = await loop.run_in_executor(None, seen.read, 100)
+                fcntl.ioctl(sink, termios.TIOCSWINSZ, struct.pack("4H", 20, 101, 0, 0))
+                os.kill(os.getpid(), signal.SIGWINCH)
+                assert await calling == 0
+                said += await loop.run_in_executor(None, seen.read, 100)
+            await stop(serving)
+            return said.decode()
+
+    assert asyncio.run(asyncio.wait_for(main(), 30)).split() == ["70", "wide"]
 
 
 def test_a_working_folder_that_is_not_there_is_told(service: Node, run: RunDir) -> None:

@@ -138,7 +138,7 @@ def test_a_folder_that_others_may_write_to_is_refused(monkeypatch: pytest.Monkey
     monkeypatch.setattr(runs, "runtime_home", lambda: tmp_path)
     tmp_path.chmod(0o777)
 
-    with pytest.raises(PermissionError, match="belongs to another user"):
+    with pytest.raises(HoldfastError, match="belongs to another user"):
         place.make_folder()
 
 

@@ -39,6 +39,8 @@ class Masters:
     async def close(self) -> None:
         for connection in self.connections:
             await connection.close()
+        if self.path:
+            await mux.terminate(self.path)
 
 
 @contextlib.asynccontextmanager
