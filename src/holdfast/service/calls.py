@@ -90,6 +90,7 @@ class Call:
         self._talk: asyncio.Task[None] | None = None
         self._left_s = time.monotonic()  # when the last connection ended
         self.is_abandoned = False  # and has heard of it
+        self.was_left = False  # by a caller who said so
         self._child.ended.add_done_callback(self._has_ended)
 
     @property
@@ -178,7 +179,7 @@ class Call:
         while True:
             for frame in decoder.fed(piece):
                 self._hear(frame)
-            if self.is_over:
+            if self.is_over or self.was_left:
                 return
             piece = await reader.read(_PIECE_BYTES)
             if not piece:
@@ -195,6 +196,9 @@ class Call:
         elif frame.kind is Kind.RESIZE:
             self._columns[:] = _COLUMNS.pack(frames.resize_of(frame))
             self.signal(signal.SIGWINCH)
+        elif frame.kind is Kind.LEAVE:
+            self.was_left = True
+            self.abandon()
         else:
             raise Malformed(f"a frame of kind {frame.kind.name} to the node")
 

@@ -33,6 +33,7 @@ class Kind(IntEnum):
     SIGNAL = 3  # to the node
     EXIT = 4  # to the laptop, the last
     RESIZE = 5  # to the node
+    LEAVE = 6  # to the node, the last
 
 
 COUNTED = frozenset({Kind.INPUT, Kind.OUTPUT, Kind.EXIT})

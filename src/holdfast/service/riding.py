@@ -7,7 +7,7 @@ of it is written where it should go, so a reader that is slow makes the verb wai
 from __future__ import annotations
 
 import asyncio
-import signal
+import contextlib
 
 from holdfast.service import descriptors, frames
 from holdfast.service.descriptors import Sink
@@ -53,7 +53,7 @@ class Riding:
     def leave(self) -> None:
         """The caller goes: the verb hears of it, if there is a connection."""
         self.left.set()
-        self.signal(signal.SIGHUP)
+        self._moved.set()
 
     async def feed(self) -> None:
         """Read the caller's stdin to its end, never further ahead of the verb than a window."""
@@ -86,6 +86,10 @@ class Riding:
                 self.leave()
             if self.status is not None or self.left.is_set():
                 await asyncio.wait({telling}, timeout=_LAST_S)
+            if self.status is None and self.left.is_set():
+                await stop(listening)
+                with contextlib.suppress(OSError, asyncio.TimeoutError):
+                    await asyncio.wait_for(_hung_up(stream), _LAST_S)
         finally:
             await stop(listening, telling)
         if self.status is None:
@@ -158,6 +162,8 @@ class Riding:
                 batch = self._kept.some(at, _BATCH_BYTES)
                 at += len(batch)
                 parts += batch
+            if self.left.is_set() and self.status is None:
+                parts.append(Frame(Kind.LEAVE, b""))
             try:
                 await stream.write(b"".join(frame.encoded() for frame in parts))
             except OSError as error:
@@ -166,3 +172,9 @@ class Riding:
                 return
             if not parts:
                 await self._moved.wait()
+
+
+async def _hung_up(stream: Stream) -> None:
+    """The node has heard all of ours. Who closes with bytes unread may take back what it has just sent."""
+    while await stream.read():
+        pass

@@ -85,11 +85,11 @@ class Service:
     def _tidy(self) -> None:
         """A verb that nobody has been with for long hears of it; what nobody asks for is forgotten."""
         for number, call in list(self._calls.items()):
-            if call.alone_s() > self._idle_s:
-                if call.has_ended:
-                    self._forget(number)
-                elif not call.is_abandoned:
-                    call.abandon()
+            is_alone = call.alone_s() > self._idle_s
+            if call.has_ended and (is_alone or call.was_left):
+                self._forget(number)
+            elif is_alone and not call.is_abandoned:
+                call.abandon()
 
     def _forget(self, number: str) -> None:
         self._calls.pop(number).close()

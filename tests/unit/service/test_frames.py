@@ -31,7 +31,7 @@ def test_any_bytes_are_frames_or_refused(raw: bytes) -> None:
     assert raw.startswith(b"".join(frame.encoded() for frame in got))
 
 
-@pytest.mark.parametrize("raw", [b"\x06" + bytes(4), b"\x01\x00\x01\x00\x01", b"\x00\xff\xff\xff\xff"])
+@pytest.mark.parametrize("raw", [b"\x07" + bytes(4), b"\x01\x00\x01\x00\x01", b"\x00\xff\xff\xff\xff"])
 def test_a_kind_or_a_size_that_is_none_is_refused_at_its_head(raw: bytes) -> None:
     with pytest.raises(Malformed):
         list(Decoder().fed(raw))
