@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     "--on", "patterns", required=True, multiple=True, metavar="HOST", help="An alias, or a pattern ('gpu-*')."
 )
 @click.option("--at-once", type=click.IntRange(1, 256), default=32, show_default=True, help="Hosts at a time.")
-@duration_option("--timeout", default="60s", show_default=True, help="For each host, its connection included.")
+@duration_option(
+    "--timeout",
+    default="60s",
+    show_default=True,
+    help="For each host, its connection included; on one host without --json for the connection alone.",
+)
 @keepalive_option
 @json_option
 @click.argument("words", metavar="-- COMMAND...", nargs=-1, type=click.UNPROCESSED, required=True)

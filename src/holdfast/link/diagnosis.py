@@ -59,7 +59,7 @@ _ROWS = (
         Cause.AUTHENTICATION,
         r"Permission denied \((?P<ways>[^)]*)\)",
         "{host} takes none of our keys (it offers {ways})",
-        "holdfast host setup {host}, or ssh-add your key",
+        "ssh-copy-id {host}, or ssh-add your key",
     ),
     _Row(
         Cause.AUTHENTICATION,

@@ -13,6 +13,7 @@ from holdfast.link import include
 
 MOST_PATH_BYTES = 90  # a master binds the path with a dot and 16 more first; 108 is where a socket's path ends
 _ANSWER_S = 10.0
+_CREDENTIALS = ("identityfile", "certificatefile", "identityagent", "hostkeyalias", "userknownhostsfile")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +26,14 @@ class Target:
     port: int
     jump: str = ""
     proxy_command: str = ""
+    credentials: str = ""  # whom ssh takes us and the host for, as it tells them
     config: str = ""
 
     @property
     def key(self) -> str:
-        """12 hexadecimal digits, the same for all names of one place reached in one way."""
-        where = (self.user, self.host, str(self.port), self.jump, self.proxy_command)
-        return hashlib.blake2b("\0".join(where).encode(), digest_size=6).hexdigest()
+        """12 hexadecimal digits, the same for all names of one place reached in one way and with the same keys."""
+        where = (self.user, self.host, str(self.port), self.jump, self.proxy_command, self.credentials)
+        return hashlib.blake2b("\0".join(where).encode(errors="surrogateescape"), digest_size=6).hexdigest()
 
     @property
     def options(self) -> list[str]:
@@ -53,7 +55,9 @@ def resolve(alias: str, *, config: str = "") -> Target:
         raise UsageError(f"{alias!r} is not the name of a host")
     argv = ["ssh", *(["-F", config] if config else []), "-G", "--", alias]
     try:
-        told = subprocess.run(argv, capture_output=True, text=True, timeout=_ANSWER_S, check=False)
+        told = subprocess.run(
+            argv, capture_output=True, text=True, errors="surrogateescape", timeout=_ANSWER_S, check=False
+        )
     except FileNotFoundError:
         raise HostUnreachable("there is no program ssh", hint="install the OpenSSH client") from None
     except subprocess.TimeoutExpired:
@@ -69,6 +73,7 @@ def resolve(alias: str, *, config: str = "") -> Target:
         port=int(values["port"]),
         jump=_given(values.get("proxyjump", "")),
         proxy_command=_given(values.get("proxycommand", "")),
+        credentials="\n".join(line for line in told.stdout.splitlines() if line.startswith(_CREDENTIALS)),
         config=config,
     )
 

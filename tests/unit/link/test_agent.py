@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -162,3 +163,25 @@ def test_who_waits_for_a_link_in_vain_waits_for_a_bounded_time(tmp_path: Path) -
             await place.end()
 
     assert 0.9 < asyncio.run(wait()) < 5.0
+
+
+def test_another_key_is_another_link(server: lab.Sshd, tmp_path: Path) -> None:
+    """A name whose key is refused keeps nobody from the same place under a name with the right one."""
+    block, key = server.config.read_text(), tmp_path / "other"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    stranger = block.replace("Host node", "Host stranger").replace(f"{server.folder}/key", str(key))
+    server.config.write_text(block + stranger + block.replace("Host node", "Host same"))
+
+    with Links() as links:
+        with pytest.raises(NeedsAuthentication, match="stranger takes none of our keys"):
+            links.up("stranger", config=str(server.config))
+        up = links.up("node", config=str(server.config))
+        assert links.up("same", config=str(server.config)).path == up.path
+        with pytest.raises(NeedsAuthentication, match="stranger takes none of our keys"):
+            links.up("stranger", config=str(server.config))
+
+
+def test_a_configuration_may_hold_bytes_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "config").write_bytes(b"Host node\n  HostName 127.0.0.1\n  IdentityFile /home/f\xfcr/key\n")
+
+    assert len(target.resolve("node", config=str(tmp_path / "config")).key) == 12
