@@ -56,6 +56,7 @@ class Connection:
         self._why: Exception | None = None
         self.heard_s = time.monotonic()  # when the last byte came
         self._task = asyncio.get_running_loop().create_task(self._receive())
+        self._task.add_done_callback(lambda _: connected.close())
 
     @property
     def is_used(self) -> bool:
@@ -87,15 +88,16 @@ class Connection:
         """Close every channel, and hang up when the server has too."""
         for channel in list(self._channels.values()):
             channel.give_up()
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._is_empty.wait(), LAST_WORDS_S)
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
-        if self._why is None and (self._was_refused or self._channels):
-            self._leave_open()
-        self._end(MasterGone("the connection was closed here"))
-        self._socket.close()
+        closed = asyncio.get_running_loop().create_task(self._is_empty.wait())
+        try:
+            await asyncio.wait([closed], timeout=LAST_WORDS_S)  # wait_for would keep a cancellation to itself
+        finally:
+            closed.cancel()
+            if self._why is None and (self._was_refused or self._channels):
+                self._leave_open()
+            self._end(MasterGone("the connection was closed here"))
+            self._task.cancel()
+        await asyncio.wait([self._task])
 
     def _leave_open(self) -> None:
         """Let a process hold the socket until the master ends.
@@ -123,10 +125,10 @@ class Connection:
 
     async def answered(self, answer: asyncio.Future[bool], within_s: float, what: str) -> bool:
         """Wait for an answer of the server. Raises MasterGone when it does not come in time."""
-        try:
-            return await asyncio.wait_for(asyncio.shield(answer), within_s)
-        except asyncio.TimeoutError:
-            raise MasterGone(f"no answer within {within_s:g} s about {what}") from None
+        await asyncio.wait([answer], timeout=within_s)
+        if not answer.done():
+            raise MasterGone(f"no answer within {within_s:g} s about {what}")
+        return answer.result()
 
     def post(self, kind: int, body: bytes) -> None:
         """One message, after those before it. Raises MasterGone."""
@@ -177,7 +179,6 @@ class Connection:
             self._end(error)
         except (OSError, Malformed) as error:
             self._end(MasterGone(f"the master has hung up: {getattr(error, 'strerror', None) or error}"))
-        self._socket.close()
 
     async def _exactly(self, size: int) -> bytes:
         loop, parts = asyncio.get_running_loop(), bytearray()
@@ -203,7 +204,7 @@ class Connection:
             await channel.take(kind, message)
 
     def _end(self, why: Exception) -> None:
-        """Wakes all who wait. The socket is left to who reads it: closed before, its number could be another's."""
+        """Wakes all who wait. The socket is closed when its reader has ended: before, its number could be another's."""
         if self._why is None:
             self._why = why
             asyncio.get_running_loop().remove_writer(self._socket)

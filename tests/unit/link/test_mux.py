@@ -317,3 +317,21 @@ def test_who_is_cancelled_does_not_cut_a_message(path: str) -> None:
 
     pid = asyncio.run(mux.alive(path))
     through(path, work)
+
+
+def test_who_is_cancelled_while_a_connection_closes_is_told(path: str) -> None:
+    """An agent that is told to end hears it at whatever moment."""
+
+    async def cancelled_after(steps: int) -> None:
+        connection = Connection(await mux.proxied(path))
+        await connection.ping()
+        closing = asyncio.ensure_future(connection.close())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        if closing.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await closing
+
+    for steps in range(8):
+        asyncio.run(cancelled_after(steps))
+    assert asyncio.run(mux.alive(path)) > 1
