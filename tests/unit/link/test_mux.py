@@ -284,7 +284,7 @@ def test_sessions_nobody_waits_for_any_more_cost_no_slot_and_not_the_master(path
 
     async def use(connection: Connection) -> None:
         for _ in range(10):
-            await remote._session(connection, 5)  # a slot comes free some time after its channel is closed
+            await remote.session_when_free(connection, 5)  # a slot comes free some time after its channel is closed
 
     pid = asyncio.run(mux.alive(path))
     through(path, leave)
