@@ -16,9 +16,10 @@ from typing import IO
 
 import pytest
 
-from holdfast.link.client import held
+from holdfast import process
+from holdfast.link import target
 from tests.labs import sshd as lab
-from tests.labs.links import master_of, own_links
+from tests.labs.links import holder, own_links
 from tests.labs.servers import free_port
 from tests.needs import need
 from tests.waiting import until
@@ -166,7 +167,9 @@ def test_a_machine_that_does_not_answer_is_told_with_its_exit_code(laptop: Lapto
     assert "nowhere cannot be reached" in done.stderr
 
 
-def test_the_output_goes_on_at_its_byte_when_the_master_is_killed(laptop: Laptop, tmp_path: Path) -> None:
+def test_the_output_goes_on_at_its_byte_after_every_cut(
+    laptop: Laptop, server: tuple[lab.Sshd, Path], tmp_path: Path
+) -> None:
     run = laptop.start("cut")
     with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
         follower = subprocess.Popen(
@@ -177,16 +180,28 @@ def test_the_output_goes_on_at_its_byte_when_the_master_is_killed(laptop: Laptop
             stderr=err,
             stdin=subprocess.DEVNULL,
         )
-        for _ in range(3):
-            size = (tmp_path / "out").stat().st_size
-            until(lambda size=size: (tmp_path / "out").stat().st_size > size + 200_000, 30)  # type: ignore[misc]
-            kill_master()
+        grown(tmp_path / "out")
+        kill_master(laptop.config)
+        grown(tmp_path / "out")
+        agent = holder()
+        assert agent is not None
+        process.send_signal(agent, signal.SIGKILL)
+        grown(tmp_path / "out")
+        os.kill(server[0].pid, signal.SIGSTOP)  # and for some seconds there is no way back
+        kill_master(laptop.config)
+        try:
+            until(lambda: b"node: " in (tmp_path / "err").read_bytes(), 30)
+        finally:
+            os.kill(server[0].pid, signal.SIGCONT)
+        grown(tmp_path / "out")
         laptop.stop("cut")
         assert follower.wait(60) == 0
 
     assert digest(tmp_path / "out") == digest(laptop.output("cut"))
     assert (tmp_path / "out").read_bytes().endswith(b"last\n")
-    assert "shown up to byte" in (tmp_path / "err").read_text()
+    said = (tmp_path / "err").read_text()
+    assert re.search(r"node: \w+ for \d+ s …\n(.*\n)*node: back after \d+ s\n", said), said
+    assert "shown up to byte" in said
 
 
 def test_ctrl_c_reaches_the_verb_there_and_the_run_goes_on(laptop: Laptop, run: str, tmp_path: Path) -> None:
@@ -269,10 +284,20 @@ def test_stopping_waits_for_the_end_there(laptop: Laptop, run: str) -> None:
     assert json.loads(laptop.holdfast("status", run, "--json").stdout)["state"] == "stopped"
 
 
-def kill_master() -> None:
+def grown(path: Path) -> None:
+    """Until there is more of it than now."""
+    size = path.stat().st_size
+    until(lambda: path.stat().st_size > size + 200_000, 40)
+
+
+def kill_master(config: Path) -> None:
     """Of the link to `node`."""
-    (link,) = (link for link in held() if link["alias"] == "node")
-    os.kill(master_of(link["path"]), signal.SIGKILL)
+    control = f"ControlPath={target.control_path(target.resolve('node', config=str(config)))}"
+    lines = {
+        path: path.read_bytes().decode(errors="replace") for path in readable(Path("/proc").glob("[0-9]*/cmdline"))
+    }
+    (pid,) = (int(path.parent.name) for path, line in lines.items() if control in line.split("\0"))
+    os.kill(pid, signal.SIGKILL)
 
 
 def words_of(command_line: Path) -> list[bytes]:

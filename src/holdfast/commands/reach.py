@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from holdfast.commands.arguments import say
-from holdfast.errors import HostUnreachable
+from holdfast.errors import HoldfastError, HostUnreachable
 from holdfast.process import CALLER_PYTHONPATH
 
 if TYPE_CHECKING:
@@ -43,7 +43,11 @@ def linked(host: str, within_s: float) -> Iterator[Linked]:
 
     with Links() as links:
         up = links.up(host, config=users_config(), within_s=within_s)
-        yield Linked(links, up, bundle.ensure(up, tell=say))
+        there = Linked(links, up, bundle.ensure(up, tell=say))
+        try:
+            yield there
+        finally:
+            there.close()
 
 
 class Linked:
@@ -52,11 +56,15 @@ class Linked:
     def __init__(self, links: Links, up: Up, node: Node) -> None:
         self._links, self.up, self.node = links, up, node
         self._connection: Connection | None = None
-        self._has_answered = False
+        self._has_tried = self._has_answered = False
 
     @property
     def host(self) -> str:
         return self.up.alias
+
+    def close(self) -> None:
+        """The link may go."""
+        self._links.close()
 
     def starting(self, *words: str) -> list[str]:
         """What starts a program of ours there, as words for a shell."""
@@ -86,9 +94,11 @@ class Linked:
         from holdfast.link.client import Links
         from holdfast.link.states import State
 
-        with Links() as links:  # `connect` may be using the other one
-            held = [link for link in links.every() if link["key"] == self.up.key]
-        return str(held[0]["state"]) if held else State.DOWN.value
+        with contextlib.suppress(HoldfastError), Links() as links:  # `connect` may be using the other one
+            for link in links.every():
+                if link["key"] == self.up.key:
+                    return str(link["state"])
+        return State.DOWN.value  # the agent has none, or is just being replaced
 
     async def _fresh(self) -> Connection:
         """A connection of our own to the master there is now."""
@@ -98,28 +108,43 @@ class Linked:
         if self._connection is not None:
             await self._connection.close()
             self._connection = None
+        if self._has_tried:
             await asyncio.to_thread(self._up_again)
+        self._has_tried = True
         self._connection = Connection(await mux.proxied(self.up.path))
         return self._connection
 
     def _up_again(self) -> None:
         """Raises OSError while there is no link, NeedsAuthentication when a person is needed."""
-        from holdfast.link.client import NeedsAuthentication
+        from holdfast.link.client import AgentGone, Links, NeedsAuthentication
         from holdfast.link.target import users_config
 
         try:
             self.up = self._links.up(self.up.alias, config=users_config(), within_s=_AGAIN_S)
         except NeedsAuthentication:
             raise
+        except AgentGone as error:
+            self._links.close()
+            self._links = Links()
+            raise ConnectionResetError(str(error)) from error
         except HostUnreachable as error:
             raise ConnectionResetError(str(error)) from error
 
     def _start(self) -> None:
-        """A service there: by what is remembered of the machine, and where that is wrong by asking it."""
+        """A service there: by what is remembered of the machine, and where that is wrong by asking it.
+
+        Raises OSError when the link goes meanwhile, Unfit.
+        """
         from holdfast import bundle
+        from holdfast.bundle.probing import Unfit
 
         try:
-            bundle.start(self.up, self.node)
-        except HostUnreachable:
-            self.ask_again()
-            bundle.start(self.up, self.node)
+            try:
+                bundle.start(self.up, self.node)
+            except Unfit:
+                self.ask_again()
+                bundle.start(self.up, self.node)
+        except Unfit:
+            raise
+        except HostUnreachable as error:
+            raise ConnectionResetError(str(error)) from error
