@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -17,9 +17,9 @@ from typing import IO
 import pytest
 
 from holdfast import process
-from holdfast.link import target
+from holdfast.link.client import held
 from tests.labs import sshd as lab
-from tests.labs.links import holder, own_links
+from tests.labs.links import holder, master_of, own_links
 from tests.labs.servers import free_port
 from tests.needs import need
 from tests.waiting import until
@@ -181,14 +181,15 @@ def test_the_output_goes_on_at_its_byte_after_every_cut(
             stdin=subprocess.DEVNULL,
         )
         grown(tmp_path / "out")
-        kill_master(laptop.config)
+        kill_master()
         grown(tmp_path / "out")
         agent = holder()
         assert agent is not None
         process.send_signal(agent, signal.SIGKILL)
+        assert laptop.holdfast("status", run).returncode == 0  # which ends the master that was left, and has another
         grown(tmp_path / "out")
         os.kill(server[0].pid, signal.SIGSTOP)  # and for some seconds there is no way back
-        kill_master(laptop.config)
+        kill_master()
         try:
             until(lambda: b"node: " in (tmp_path / "err").read_bytes(), 30)
         finally:
@@ -253,10 +254,9 @@ def test_a_terminal_of_a_run_is_there(laptop: Laptop, run: str) -> None:
 
 def test_secrets_are_in_no_file_and_no_command_line_there(laptop: Laptop, run: str) -> None:
     needle = SECRET.encode()
-    command_lines = [path.read_bytes() for path in readable(Path("/proc").glob("[0-9]*/cmdline"))]
 
-    assert [path for path in laptop.there.rglob("*") if path.is_file() and needle in path.read_bytes()] == []
-    assert [line for line in command_lines if needle in line] == []
+    assert [path for path, data in contents(laptop.there.rglob("*")) if needle in data] == []
+    assert [path for path, line in contents(Path("/proc").glob("[0-9]*/cmdline")) if needle in line] == []
 
 
 def test_a_mistake_is_told_before_anything_is_sent(laptop: Laptop) -> None:
@@ -290,27 +290,20 @@ def grown(path: Path) -> None:
     until(lambda: path.stat().st_size > size + 200_000, 40)
 
 
-def kill_master(config: Path) -> None:
+def kill_master() -> None:
     """Of the link to `node`."""
-    control = f"ControlPath={target.control_path(target.resolve('node', config=str(config)))}"
-    lines = {
-        path: path.read_bytes().decode(errors="replace") for path in readable(Path("/proc").glob("[0-9]*/cmdline"))
-    }
-    (pid,) = (int(path.parent.name) for path, line in lines.items() if control in line.split("\0"))
-    os.kill(pid, signal.SIGKILL)
+    (link,) = (link for link in held() if link["alias"] == "node")
+    os.kill(master_of(link["path"]), signal.SIGKILL)
 
 
-def words_of(command_line: Path) -> list[bytes]:
-    return command_line.read_bytes().split(b"\0")
-
-
-def readable(paths: Iterator[Path]) -> Iterator[Path]:
+def contents(paths: Iterable[Path]) -> Iterator[tuple[Path, bytes]]:
+    """Of the files among them that have not gone meanwhile."""
     for path in paths:
         try:
-            path.read_bytes()
+            data = path.read_bytes()
         except OSError:
             continue
-        yield path
+        yield path, data
 
 
 def digest(path: Path) -> str:

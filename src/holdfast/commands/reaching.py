@@ -20,10 +20,7 @@ def reaching(verb: click.Command, away: Away, together: Together | None = None) 
     """`verb`, or the verbs of a group, with `--on` and `--timeout`, for the runs of every machine."""
     if isinstance(verb, click.Group):
         group = copy.copy(verb)
-        group.commands = {
-            name: reaching(each, away) if not away.only or name in away.only else each
-            for name, each in verb.commands.items()
-        }
+        group.commands = {name: reaching(each, away) for name, each in verb.commands.items()}
         return group
     return Reaching(verb, away, together)
 

@@ -18,7 +18,6 @@ class Away(NamedTuple):
     unless: str = ""  # but not with that option
     removes: bool = False  # the runs that it names are no more when it has succeeded
     rides: bool = False  # it needs a terminal of its own: through ssh, and not as a call
-    only: tuple[str, ...] = ()  # of a group, if not all of its verbs
 
 
 class Verb(NamedTuple):

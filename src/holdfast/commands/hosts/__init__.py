@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from holdfast.commands.table import Table, Verb, Verbs
+from holdfast.commands.table import THERE, Table, Verb, Verbs
 
 VERBS: Table = {
     "Commands": {
@@ -13,7 +13,7 @@ VERBS: Table = {
         "config": Verb("hosts.config", "set how a connection is kept, for plain ssh too"),
         "check": Verb("hosts.check", "is the connection shared, and what does that save"),
         "probe": Verb("hosts.probe", "measure the way there and choose its keepalive"),
-        "setup": Verb("hosts.setup", "continue runs of this machine after a reboot"),
+        "setup": Verb("hosts.setup", "continue runs of this machine after a reboot", THERE),
         "rm": Verb("hosts.rm", "forget a host"),
     }
 }
