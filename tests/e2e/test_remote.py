@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,7 +13,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import pytest
 
@@ -60,10 +60,18 @@ class Laptop:
             stdin=subprocess.DEVNULL, timeout=110, check=False,
         )  # fmt: skip
 
-    def begin(self, *words: str, out: IO[bytes], err: IO[bytes]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            self.argv(*words), cwd=self.root, env=self.env, stdout=out, stderr=err, stdin=subprocess.DEVNULL
-        )
+    @contextlib.contextmanager
+    def following(self, folder: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A verb that goes on for as long as the block, its output in `out` and `err` of `folder`."""
+        with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
+            child = subprocess.Popen(
+                self.argv(*words), cwd=self.root, env=self.env, stdout=out, stderr=err, stdin=subprocess.DEVNULL
+            )
+        try:
+            yield child
+        finally:
+            child.kill()
+            child.wait()
 
     def argv(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "holdfast", *words]
@@ -171,15 +179,7 @@ def test_the_output_goes_on_at_its_byte_after_every_cut(
     laptop: Laptop, server: tuple[lab.Sshd, Path], tmp_path: Path
 ) -> None:
     run = laptop.start("cut")
-    with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
-        follower = subprocess.Popen(
-            laptop.argv("logs", "-f", run),
-            cwd=laptop.root,
-            env=laptop.env,
-            stdout=out,
-            stderr=err,
-            stdin=subprocess.DEVNULL,
-        )
+    with laptop.following(tmp_path, "logs", "-f", run) as follower:
         grown(tmp_path / "out")
         kill_master()
         grown(tmp_path / "out")
@@ -206,15 +206,7 @@ def test_the_output_goes_on_at_its_byte_after_every_cut(
 
 
 def test_ctrl_c_reaches_the_verb_there_and_the_run_goes_on(laptop: Laptop, run: str, tmp_path: Path) -> None:
-    with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
-        follower = subprocess.Popen(
-            laptop.argv("attach", run),
-            cwd=laptop.root,
-            env=laptop.env,
-            stdout=out,
-            stderr=err,
-            stdin=subprocess.DEVNULL,
-        )
+    with laptop.following(tmp_path, "attach", run) as follower:
         until(lambda: (tmp_path / "out").stat().st_size > 0)
         follower.send_signal(signal.SIGINT)
 
