@@ -176,7 +176,8 @@ class FakeNode:
             return
         table = slot.read_table()
         check_gaps(slot, table)
-        self.kept = [*self.kept, Kept(table, bytes(slot.view[: slot.get("used_bytes")]))][-self.keep_last :]
+        kept = [*self.kept, Kept(table, bytes(slot.view[: slot.get("used_bytes")]))]  # sealed meanwhile: not in order
+        self.kept = sorted(kept, key=lambda one: one.table["sequence"])[-self.keep_last :]
         self.sequence = max(self.sequence, sequence)
         slot.set(result=Result.COMMITTED, result_sequence=sequence, state=self._after)
 
