@@ -124,15 +124,14 @@ def _nodes(amount: Amount, bundles: Path | None) -> Iterator[dict[float, Node]]:
         if bundles is not None:
             (folder / "home" / "bundles").symlink_to(bundles)
         stack.enter_context(own_links(folder / "home", patch))
-        echo = stack.enter_context(network.echo(str(home / "echo")))
         payload, tree = _written(folder, amount)
         nodes = {}
         for trip_s in amount.trips_s:
             port = stack.enter_context(network.delayed(server.port, trip_s))
             nodes[trip_s] = Node(
                 alias=_named(server, f"node-{trip_s * 1000:g}ms", port), config=server.config, port=port, user=user,
-                key=server.folder / "key", known_hosts=server.folder / "known_hosts", inbox=home, echo=echo,
-                payload=payload, tree=tree, stream_bytes=amount.stream_bytes,
+                key=server.folder / "key", known_hosts=server.folder / "known_hosts", inbox=home, payload=payload,
+                tree=tree, stream_bytes=amount.stream_bytes,
             )  # fmt: skip
         yield nodes
 

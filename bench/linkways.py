@@ -1,7 +1,7 @@
 """Ways to a host, each with what it can do there: ssh itself, asyncssh, paramiko, holdfast.
 
 A way is a context manager that connects and yields its tasks, each a function to be timed: `command` runs `true`;
-`call` is the smallest question and its answer; `ping` the same to the server itself; `stream` reads what a command
+`call` asks the node's service whether it is there; `ping` the same to the server itself; `stream` reads what a command
 writes; `upload` sends the payload to one that forgets it; `sync` brings the tree to a new folder, `unchanged` brings it
 once more to where it is already. `upload/sftp` is an upload whose row is called sftp.
 """
@@ -22,16 +22,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, TypeAlias, TypeVar
 
+from holdfast.commands.reach import linked
 from holdfast.link import mux, remote
-from holdfast.link.channels import Channel, Connection
-from holdfast.link.client import Links
+from holdfast.link.channels import Connection
+from holdfast.service.client import Calls
 from tests.labs.servers import process
 from tests.waiting import until
 
 Tasks: TypeAlias = Mapping[str, Callable[[], object]]
 T = TypeVar("T")
 FORGET = "cat >/dev/null"
-QUESTION = b"."
+REACHED_S = 60.0  # most of bringing holdfast to a node, and starting its service
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,6 @@ class Node:
     key: Path
     known_hosts: Path
     inbox: Path  # a folder there that `user` may write to
-    echo: str  # a unix socket there that says back what it is told
     payload: Path
     tree: Path
     stream_bytes: int
@@ -217,20 +217,13 @@ def kept_paramiko(node: Node) -> Iterator[Tasks]:
 # -- holdfast
 
 
-async def smallest_call(channel: Channel) -> None:
-    """A question to a process of the node and its answer, over a channel to its unix socket that stays open."""
-    await channel.write(QUESTION)
-    if await channel.read() != QUESTION:
-        raise RuntimeError("the node answered something else")
-
-
 @contextlib.contextmanager
 def holdfast(node: Node) -> Iterator[Tasks]:
-    """The agent's master, spoken to directly."""
-    with Links() as links, _loop() as run, Path(os.devnull).open("r+b") as null:
-        up = links.up(node.alias, config=str(node.config))
+    """The agent's master, and through it the service on the node."""
+    with linked(node.alias, REACHED_S) as there, _loop() as run, Path(os.devnull).open("r+b") as null:
+        up, calls = there.up, Calls(there.connect)
         connection = run(_connected(up.path))
-        channel = run(connection.unix(node.echo))
+        run(calls.get("/ping"))  # from now on the service is there
         nothing = [null.fileno()] * 3
 
         def upload() -> None:
@@ -240,7 +233,7 @@ def holdfast(node: Node) -> Iterator[Tasks]:
         try:
             yield {
                 "ping": lambda: run(connection.ping()),
-                "call": lambda: run(smallest_call(channel)),
+                "call": lambda: run(calls.get("/ping")),
                 "command": lambda: _well(remote.run(up, "true", nothing)),
                 "command/holdfast exec, the verb": lambda: _run(_verb("exec", "--on", node.alias, "--", "true")),
                 "stream": lambda: run(_stream(connection, node)),
@@ -248,6 +241,7 @@ def holdfast(node: Node) -> Iterator[Tasks]:
                 **_sync_tasks(node),
             }
         finally:
+            run(calls.close())
             run(connection.close())
 
 
@@ -290,6 +284,9 @@ def _loop() -> Iterator[Callable[[Coroutine[Any, Any, T]], T]]:
     try:
         yield loop.run_until_complete
     finally:
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 

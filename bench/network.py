@@ -36,9 +36,9 @@ def delayed(port: int, trip_s: float) -> Iterator[int]:
 
 
 @contextmanager
-def echo(path: str = "") -> Iterator[str]:
-    """A server on a unix socket, or on the port that is yielded; everybody on this machine may speak to it."""
-    with _started("echo", *([path] if path else [])) as where:
+def echo() -> Iterator[str]:
+    """A server on the port that is yielded, which says back what it is told."""
+    with _started("echo") as where:
         yield where
 
 
@@ -69,17 +69,11 @@ def _started(*words: str) -> Iterator[str]:
 def main() -> int:
     what, *words = sys.argv[1:]
     sys.setswitchinterval(0.0005)  # a direction that is busy must not hold up the other
-    path = words[0] if what == "echo" and words else ""
-    with socket.socket(socket.AF_UNIX) if path else socket.create_server(("127.0.0.1", 0)) as listener:
-        if path:
-            listener.bind(path)
-            Path(path).chmod(0o666)
-            listener.listen()
-        print(path or listener.getsockname()[1], flush=True)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        print(listener.getsockname()[1], flush=True)
         while True:
             client, _ = listener.accept()
-            if not path:
-                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if what == "echo":
                 threading.Thread(target=_say_back, args=(client,), daemon=True).start()
             else:
