@@ -74,7 +74,7 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=Amount.rounds)
+    parser.add_argument("--rounds", type=int, default=Amount().rounds)
     parser.add_argument("--keep", action="store_true", help="write bench/results/link.json and .png")
     return parser.parse_args()
 
