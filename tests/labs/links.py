@@ -22,12 +22,14 @@ from tests.waiting import until
 def own_links(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """HOLDFAST_HOME is `home`; whatever agent was started under it is ended afterwards."""
     monkeypatch.setenv("HOLDFAST_HOME", str(home))
-    yield
-    who = holder()
-    if who is not None:
-        process.send_signal(who, signal.SIGTERM)
-        until(lambda: not process.alive(who))
-    shutil.rmtree(target.folder(), ignore_errors=True)
+    try:
+        yield
+    finally:
+        who = holder()
+        if who is not None:
+            process.send_signal(who, signal.SIGTERM)
+            until(lambda: not process.alive(who))
+        shutil.rmtree(target.folder(), ignore_errors=True)
 
 
 def kill_agent() -> None:
