@@ -6,6 +6,7 @@
     1000 steps · 1 epoch · 15m     triggers; `900s if 1 step` asks for progress besides
     1 step · 30s                   cadences
     15x3                           keepalive: every 15 s, dead after 3 unanswered
+    A100:2 · 2 · A100              accelerators: so many whose names say so
 
 Pure. A number without a unit is refused everywhere: nobody can know whether 30 means seconds or minutes.
 """
@@ -41,6 +42,8 @@ _PART = re.compile(rf"\s*({_NUMBER})\s*([a-zA-Z]+)", re.ASCII)
 _COUNTED = re.compile(r"(\d{1,12})\s*([a-z]+)", re.ASCII)
 _RATIO = re.compile(rf"({_NUMBER})\s*%", re.ASCII)
 _KEEPALIVE = re.compile(r"(\d{1,6})\s*s?\s*x\s*(\d{1,4})", re.ASCII)
+_COUNT = re.compile(r"[1-9]\d{0,3}", re.ASCII)
+_KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._()/-]{0,99}", re.ASCII)
 
 DURATION_EXAMPLE = "write it like 30s, 15m, 1h30m or 7d"
 SIZE_EXAMPLE = "write it like 64MiB or 2GB"
@@ -50,6 +53,7 @@ TRIGGER_EXAMPLE = "write it like 15m, 1000 steps or 1 epoch"
 CADENCE_EXAMPLE = "write it like 1 step, 100 steps or 30s"
 RULE_EXAMPLE = "write it like 900s if 1 step"
 KEEPALIVE_EXAMPLE = "write it like 15x3: every 15 s, dead after 3 unanswered"
+ACCELERATORS_EXAMPLE = "write it like 2, A100 or A100:2"
 
 
 class BadQuantity(UsageError):
@@ -72,6 +76,18 @@ class Keepalive:
 
     interval_s: int
     count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accelerators:
+    """`resources.accelerators`: `count` devices whose names hold `kind`, whatever its case; empty for any."""
+
+    count: int
+    kind: str = ""
+
+    def fit(self, name: str) -> bool:
+        """Whether a device of that name is one of them."""
+        return self.kind.casefold() in name.casefold()
 
 
 def parse_duration(text: str) -> float:
@@ -164,6 +180,17 @@ def parse_keepalive(text: str) -> Keepalive:
     return Keepalive(interval_s=int(found[1]), count=int(found[2]))
 
 
+def parse_accelerators(text: str) -> Accelerators:
+    """`A100:2`, `2` of any kind, or `A100` for one of it. Raises BadQuantity."""
+    kind, colon, count = text.rpartition(":")
+    if not colon:
+        kind, count = ("", text) if text.strip().isdecimal() else (text, "1")
+    kind, count = kind.strip(), count.strip()
+    if not _COUNT.fullmatch(count) or ((kind or colon) and not _KIND.fullmatch(kind)):
+        raise BadQuantity(f"{_quote(text)} are no accelerators", hint=ACCELERATORS_EXAMPLE)
+    return Accelerators(count=int(count), kind=kind)
+
+
 def write_duration(seconds: float) -> str:
     """As in a run file, to the millisecond: 5400 → `1h30m`."""
     left, said = round(Decimal(repr(seconds)) * 1000), ""
@@ -204,6 +231,11 @@ def write_trigger(trigger: Trigger) -> str:
 def write_keepalive(keepalive: Keepalive) -> str:
     """As in a run file: `15x3`."""
     return f"{keepalive.interval_s}x{keepalive.count}"
+
+
+def write_accelerators(accelerators: Accelerators) -> str:
+    """As in a run file: `A100:2`, `2`."""
+    return f"{accelerators.kind}:{accelerators.count}" if accelerators.kind else str(accelerators.count)
 
 
 def show_duration(seconds: float) -> str:

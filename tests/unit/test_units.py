@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast import units
-from holdfast.units import BadQuantity, Keepalive, Trigger
+from holdfast.units import Accelerators, BadQuantity, Keepalive, Trigger
 
 amounts = st.integers(min_value=1, max_value=10**9)
 triggers = st.one_of(
@@ -19,6 +19,7 @@ triggers = st.one_of(
     st.builds(lambda ms: Trigger(seconds=ms / 1000), amounts),
     st.builds(lambda ms, steps: Trigger(seconds=ms / 1000, if_steps=steps), amounts, amounts),
 )
+accelerators = st.builds(Accelerators, count=st.integers(1, 9999), kind=st.sampled_from(["", "A100", "RTX 4090", "7"]))
 keepalives = st.builds(Keepalive, interval_s=st.integers(1, 999_999), count=st.integers(1, 9999))
 
 
@@ -43,6 +44,20 @@ def test_rates_ratios_and_keepalives() -> None:
     assert units.parse_rate("200MB/s") == 200_000_000
     assert units.parse_ratio("3%") == 0.03
     assert units.parse_keepalive("15x3") == Keepalive(interval_s=15, count=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "kind"),
+    [("A100:2", 2, "A100"), ("2", 2, ""), (" A100 ", 1, "A100"), ("RTX 4090: 8", 8, "RTX 4090"), ("4090:1", 1, "4090")],
+)
+def test_accelerators(text: str, count: int, kind: str) -> None:
+    assert units.parse_accelerators(text) == Accelerators(count=count, kind=kind)
+
+
+def test_a_kind_of_device_is_found_in_its_name_whatever_the_case() -> None:
+    assert Accelerators(count=1, kind="a100").fit("NVIDIA A100-SXM4-80GB")
+    assert Accelerators(count=1).fit("NVIDIA A100-SXM4-80GB")
+    assert not Accelerators(count=1, kind="H100").fit("NVIDIA A100-SXM4-80GB")
 
 
 @pytest.mark.parametrize(
@@ -80,6 +95,9 @@ def test_triggers(text: str, trigger: Trigger) -> None:
         (units.parse_cadence, "30s if 1 step", units.CADENCE_EXAMPLE),
         (units.parse_cadence, "5 minutes", "write m for minutes"),
         (units.parse_keepalive, "15x0", units.KEEPALIVE_EXAMPLE),
+        (units.parse_accelerators, "A100:0", units.ACCELERATORS_EXAMPLE),
+        (units.parse_accelerators, ":2", units.ACCELERATORS_EXAMPLE),
+        (units.parse_accelerators, "A:B:2", units.ACCELERATORS_EXAMPLE),
     ],
 )
 def test_what_cannot_be_read_is_named_and_an_example_shown(parse: Callable[[str], Any], text: str, hint: str) -> None:
@@ -110,8 +128,11 @@ def test_ratios_come_back(hundredths: int) -> None:
 
 
 @settings(deadline=None)
-@given(triggers, keepalives)
-def test_triggers_and_keepalives_come_back(trigger: Trigger, keepalive: Keepalive) -> None:
+@given(triggers, keepalives, accelerators)
+def test_triggers_keepalives_and_accelerators_come_back(
+    trigger: Trigger, keepalive: Keepalive, wanted: Accelerators
+) -> None:
+    assert units.parse_accelerators(units.write_accelerators(wanted)) == wanted
     assert units.parse_trigger(units.write_trigger(trigger)) == trigger
     assert units.parse_keepalive(units.write_keepalive(keepalive)) == keepalive
 
@@ -125,6 +146,7 @@ def test_triggers_and_keepalives_come_back(trigger: Trigger, keepalive: Keepaliv
         units.parse_ratio,
         units.parse_trigger,
         units.parse_keepalive,
+        units.parse_accelerators,
     ],
 )
 @settings(deadline=None)

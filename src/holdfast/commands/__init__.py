@@ -24,6 +24,7 @@ VERBS: Table = {
     },
     "Look": {
         "ps": Verb("ps", "list the runs", THERE),
+        "queue": Verb("queue", "the GPUs here, who has them, who waits for them", THERE),
         "status": Verb("status", "where one run stands", Away(lasts="watch")),
         "logs": Verb("logs", "its output (-f: as it comes)", Away(lasts="follow")),
         "attach": Verb("attach", "live view; Ctrl-C leaves the run running", Away(lasts="*")),
@@ -61,6 +62,8 @@ _WHEN_CALLED = (
     "holdfast.creation",
     "holdfast.journal",
     "holdfast.node.client",
+    "holdfast.node.gpus",
+    "holdfast.node.nvidia",
     "rich.live",
     "rich.progress",
     "rich.table",

@@ -1,0 +1,130 @@
+"""What is made of the words of nvidia-smi."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from holdfast.node import nvidia
+from holdfast.node.nvidia import Computing
+from holdfast.turn import Device
+from tests.fake_nvidia import FakeNvidia
+
+
+@pytest.fixture
+def smi(tmp_path: Path) -> FakeNvidia:
+    return FakeNvidia(tmp_path / "bin")
+
+
+@pytest.fixture
+def somebody() -> Iterator[int]:
+    """A process of ours that belongs to no run."""
+    child = subprocess.Popen(["sleep", "600"])
+    yield child.pid
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+
+
+def search(smi: FakeNvidia) -> str:
+    return smi.env["PATH"]
+
+
+def test_devices(smi: FakeNvidia) -> None:
+    first, second = nvidia.devices(search(smi))
+
+    gib = 1 << 30
+    assert first == Device(
+        index=0, uuid=smi.uuid(0), name=f"NVIDIA {smi.kind} 80GB", memory_bytes=80 * gib, used_bytes=4 << 20
+    )
+    assert second.uuid == smi.uuid(1)
+
+
+def test_a_divided_device_and_one_that_tells_nothing(smi: FakeNvidia) -> None:
+    smi.tell("mig", f"{smi.uuid(0)}, Enabled\n{smi.uuid(1)}, [N/A]\n")
+    smi.tell("devices", f"0, {smi.uuid(0)}, A, [Insufficient Permissions], [N/A]\n1, [Unknown Error], A, 9, 0\n")
+
+    divided, silent = nvidia.devices(search(smi))
+
+    assert (divided.unfit, divided.memory_bytes) == ("divided into instances (MIG)", None)
+    assert silent.unfit == "nvidia-smi says '[Unknown Error]' of it"
+
+
+def test_an_old_driver_that_does_not_know_of_division(smi: FakeNvidia) -> None:
+    program = smi.folder / "nvidia-smi"
+    program.write_text(program.read_text().replace("uuid,mig", "never"))
+
+    assert [device.unfit for device in nvidia.devices(search(smi))] == ["", ""]
+
+
+def test_no_program(tmp_path: Path) -> None:
+    with pytest.raises(nvidia.NoDevices, match="there is no program nvidia-smi on PATH") as caught:
+        nvidia.devices(str(tmp_path))
+
+    assert caught.value.hint == f"PATH is {tmp_path}"
+
+
+def test_no_device(smi: FakeNvidia) -> None:
+    smi.tell("fails", "No devices were found\n")
+
+    with pytest.raises(nvidia.NoDevices, match="says 'No devices were found'"):
+        nvidia.devices(search(smi))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        (
+            "fails",
+            "NVIDIA-SMI has failed because it could not talk to the driver.\n",
+            "ended with status 9 and says 'NV",
+        ),
+        ("devices", "Failed to initialize NVML\n", "says 'Failed to initialize NVML'"),
+    ],
+)
+def test_a_driver_that_fails(smi: FakeNvidia, name: str, text: str, said: str) -> None:
+    smi.tell(name, text)
+
+    with pytest.raises(nvidia.NoAnswer, match=said):
+        nvidia.devices(search(smi))
+
+
+def test_a_driver_that_hangs(smi: FakeNvidia, monkeypatch: pytest.MonkeyPatch) -> None:
+    smi.tell("hangs", "")
+    monkeypatch.setattr(nvidia, "DEADLINE_S", 0.3)
+
+    with pytest.raises(nvidia.NoAnswer, match=r"has not answered within 0\.3 s"):
+        nvidia.computing(search(smi))
+
+
+def test_who_computes_without_having_the_device(smi: FakeNvidia, somebody: int) -> None:
+    me, gone = pwd.getpwuid(os.getuid()).pw_name, 2**22 + 1
+    seen = [Computing("GPU-0", somebody), Computing("GPU-1", gone), Computing("GPU-2", gone)]
+
+    assert nvidia.strangers(seen, {"GPU-1": "/runs/a"}) == {
+        "GPU-0": f"{me}, process {somebody}",
+        "GPU-2": f"somebody unseen, process {gone}",
+    }
+    assert nvidia.strangers(seen, {"GPU-0": "/runs/a"})["GPU-0"] == f"{me}, process {somebody}"
+
+
+def test_a_run_that_has_the_device_is_no_stranger(tmp_path: Path) -> None:
+    marks = {"HOLDFAST_RUN_DIR": str(tmp_path / "digits"), "HOLDFAST_ATTEMPT": "1"}
+    with subprocess.Popen(["sleep", "600"], env={**os.environ, **marks}) as child:
+        seen = [Computing("GPU-0", child.pid)]
+        own = nvidia.strangers(seen, {"GPU-0": marks["HOLDFAST_RUN_DIR"]})
+        unasked = nvidia.strangers(seen, {})
+        child.kill()
+
+    assert (own, unasked) == ({}, {"GPU-0": f"run digits, process {child.pid}"})
+
+
+def test_many_are_counted() -> None:
+    found = nvidia.strangers([Computing("GPU-0", 2**22 + n) for n in range(5)], {})
+
+    assert found["GPU-0"].endswith("; 2 more")
