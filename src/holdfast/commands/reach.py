@@ -30,6 +30,9 @@ class Reach(Protocol):
     async def connect(self) -> Stream:
         """To the service. Raises OSError while the link is away, HoldfastError where a person has to mend it."""
 
+    async def hang_up(self) -> None:
+        """The call is over: nothing of its event loop is left. Another one may `connect` anew."""
+
     def standing(self) -> str:
         """The state of the link: `up`, `suspect`, `down` …"""
 
@@ -89,6 +92,12 @@ class Linked:
             stream = await through(self._fresh, self.node.socket)()
         self._has_answered = True
         return stream
+
+    async def hang_up(self) -> None:
+        connection, self._connection = self._connection, None
+        self._has_answered = False
+        if connection is not None:
+            await connection.close()
 
     def standing(self) -> str:
         from holdfast.link.client import Links

@@ -104,6 +104,7 @@ async def _call(there: Reach, asked: Asked) -> int:
         looking.cancel()
         await asyncio.gather(looking, return_exceptions=True)
         await calls.close()
+        await there.hang_up()
 
 
 def captured(there: Reach, asked: Asked) -> Outcome:

@@ -26,6 +26,9 @@ class Wire:
     async def connect(self) -> Stream:
         raise ConnectionResetError("nothing came for 5 s")
 
+    async def hang_up(self) -> None:
+        self.state = "hung up"
+
     def standing(self) -> str:
         self.looks += 1
         return self.state
