@@ -42,7 +42,7 @@ def kill_agent() -> None:
 
 
 def _listens() -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+    with socket.socket(socket.AF_UNIX) as probe:
         return probe.connect_ex(str(socket_path())) == 0
 
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import itertools
-import json
 import os
 import signal
 import socket
@@ -19,15 +17,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from holdfast import process
+from holdfast import runs
 from holdfast.errors import HoldfastError, HostUnreachable, LeaseHeld, UsageError
+from holdfast.link import hosts, leftovers, messages, wire
 from holdfast.link.forwards import Forward
 from holdfast.link.hosts import Chosen
-from holdfast.link.master import remove_stale
 from holdfast.link.mux import End
 from holdfast.link.place import Place
 from holdfast.link.states import State, refused_since
 from holdfast.link.target import Target, folder, make_folder, resolve
+from holdfast.link.wire import Malformed
 
 IDLE_S = 600.0  # without a link and without a client
 _TICK_S = 1.0
@@ -46,16 +45,19 @@ class Client:
     def __init__(self, connected: socket.socket, number: int) -> None:
         self.number = number
         self._socket = connected
+        self._sending = asyncio.Lock()  # a message is whole before the next one begins
         self._questions: dict[int, asyncio.Future[str | None]] = {}  # put to it, and not answered yet
 
     async def tell(self, message: Message) -> None:
-        with contextlib.suppress(OSError):  # it has left
-            await asyncio.get_running_loop().sock_sendall(self._socket, json.dumps(message).encode())
+        async with self._sending:
+            with contextlib.suppress(OSError):  # it has left
+                await asyncio.get_running_loop().sock_sendall(self._socket, messages.encoded(message))
 
     async def receive(self) -> bytes:
+        """The next message; b"" when it has left, or is none of ours."""
         try:
-            return await asyncio.get_running_loop().sock_recv(self._socket, process.MESSAGE_BYTES)
-        except OSError:
+            return await wire.received(self._socket)
+        except (OSError, Malformed):
             return b""
 
     async def answer_to(self, number: int, question: Message) -> str | None:
@@ -102,14 +104,14 @@ class Agent:
         }
 
     async def serve(self, listener: socket.socket) -> None:
-        """Until idle for long enough."""
-        loop = asyncio.get_running_loop()
-        for left in folder().glob("*.[0-9]*"):  # of an agent that was killed
-            if left.is_socket():
-                await remove_stale(left)
+        """Until idle for long enough, or until nobody finds us any more: others may tidy /tmp."""
+        loop, path = asyncio.get_running_loop(), Path(listener.getsockname())
+        ours = path.stat()
+        await leftovers.end_masters(folder())
         accepting = loop.create_task(self._accept(listener))
         try:
-            while not self._is_idle():
+            await leftovers.sweep()
+            while not self._is_idle() and _is_at(path, ours):
                 await asyncio.sleep(_TICK_S)
                 for place in list(self._places.values()):
                     place.tick(time.monotonic())
@@ -131,7 +133,14 @@ class Agent:
     async def _drop_spent(self) -> None:
         now_s = time.monotonic()
         spent = [key for key, place in self._places.items() if place.is_spent(now_s)]
-        await asyncio.gather(*[self._places.pop(key).end() for key in spent])
+        await asyncio.gather(*[self._end_place(key) for key in spent])
+
+    async def _end_place(self, key: str) -> None:
+        place = self._places.pop(key, None)
+        for forward in [one for one in self._forwards.values() if one.key == key]:
+            await self._end_forward(forward)
+        if place is not None:
+            await place.end()
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -169,7 +178,7 @@ class Agent:
 
     async def _answer(self, raw: bytes, client: Client) -> None:
         try:
-            message = json.loads(raw)
+            message = messages.decoded(raw)
             if message["op"] == "answer":
                 client.answered(message["question"], message["text"])
                 return
@@ -200,7 +209,7 @@ class Agent:
         return place.told()
 
     async def _come_up(self, place: Place, chosen: Chosen, message: Mapping[str, Any], client: Client) -> None:
-        asks, within_s = bool(message["asks"]), float(message["within_s"])
+        asks, within_s = bool(message["asks"]), hosts.time_s(message["within_s"])
         if asks:
             place.people[client.number] = client
         try:
@@ -215,15 +224,11 @@ class Agent:
 
     async def _tell_change(self, message: Mapping[str, Any], _client: Client) -> Message:
         place, seen = self._at(message["key"]), State(message["state"])
-        await place.until(lambda link: link.state is not seen, float(message["within_s"]))
+        await place.until(lambda link: link.state is not seen, hosts.time_s(message["within_s"]))
         return {**place.told(), "ok": True}
 
     async def _drop(self, message: Mapping[str, Any], _client: Client) -> Message:
-        place = self._places.pop(message["key"], None)
-        for forward in [one for one in self._forwards.values() if one.key == message["key"]]:
-            await self._end_forward(forward)
-        if place is not None:
-            await place.end()
+        await self._end_place(message["key"])
         return {"ok": True}
 
     def _at(self, key: str) -> Place:
@@ -287,28 +292,45 @@ class Agent:
 def main() -> int:
     """Leave an agent behind that listens; returns our exit status. Raises LeaseHeld while another one lives."""
     place = make_folder()
-    lock = os.open(place / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = runs.lock(place / "agent.lock")
     except BlockingIOError:
-        raise LeaseHeld(str(place), int(os.pread(lock, 20, 0) or 0)) from None
+        raise LeaseHeld(str(place), int((place / "agent.lock").read_text() or 0)) from None
+    _sign(lock)
     path = socket_path()
     path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+    with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         path.chmod(0o600)
         listener.listen(128)
         listener.setblocking(False)
         if os.fork():
             return 0
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        _sign(lock)
+        ours = path.stat()
         try:
             asyncio.run(_until_told(listener))
         finally:
-            path.unlink(missing_ok=True)
+            is_there = _is_at(path, ours)
+            if is_there:
+                path.unlink()
+        log = place / "agent.log"  # where something is in it, nobody expected that
+        if is_there and not (log.exists() and log.stat().st_size):
+            leftovers.remove(place)
     os.close(lock)
     return 0
+
+
+def _sign(lock: int) -> None:
+    """Say who has it, in one write: whoever reads it meanwhile finds no half of a number."""
+    os.pwrite(lock, f"{os.getpid():<20}".encode(), 0)
+
+
+def _is_at(path: Path, ours: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(path.stat(), ours)
+    except OSError:
+        return False
 
 
 async def _until_told(listener: socket.socket) -> None:

@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from holdfast import process
+from holdfast.link import messages
 from holdfast.link.states import PERSON_S
 from holdfast.link.target import folder
 
@@ -35,7 +35,7 @@ def main(prompt: str) -> int:
     """The program that ssh runs: prints the answer. 1 when nobody has answered."""
     kind = os.environ.get("SSH_ASKPASS_PROMPT", "")
     question = {"op": "ask", "key": os.environ[_KEY], "prompt": prompt, "kind": kind}
-    told, _ = process.request(folder() / "agent.sock", question, timeout_s=PERSON_S)
+    told = messages.request(folder() / "agent.sock", question, timeout_s=PERSON_S)
     if not told["ok"]:
         return 1
     sys.stdout.write(told["answer"] + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import os
 import socket
 import subprocess
 import sys
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from holdfast import process
+from holdfast import runs
 from holdfast.errors import HoldfastError, HostUnreachable, LeaseHeld, UsageError
-from holdfast.link import asking, hosts
+from holdfast.link import asking, clock, hosts, messages
 from holdfast.link.agent import socket_path
 from holdfast.link.hosts import Settings
 from holdfast.link.mux import End
@@ -72,9 +72,9 @@ class Links:
 
         What ssh asks on the way is put to whoever sits at our terminal; that time does not count.
         said, run_file: settings of the command line, and of a run file, for this call.
-        asked_s: CLOCK_BOOTTIME from which on a refusal is an answer to this; by default now, so that it is tried.
+        asked_s: time of `clock` from which on a refusal is an answer to this; by default now, so that it is tried.
         """
-        since_s = time.clock_gettime(time.CLOCK_BOOTTIME) if asked_s is None else asked_s
+        since_s = clock.now_s() if asked_s is None else asked_s
         asked = {"op": "want", "alias": alias, "config": config or users_config(), "within_s": within_s}
         asked |= {"asked_s": since_s, "asks": asking.is_possible()}
         asked["chosen"] = hosts.for_call(alias, said, run_file).encoded()
@@ -119,12 +119,12 @@ class Links:
     def _ask(self, message: dict[str, Any], within_s: float) -> dict[str, Any]:
         self._agent.settimeout(within_s)
         try:
-            process.send(self._agent, message)
-            told, _ = process.receive(self._agent)
+            messages.send(self._agent, message)
+            told = messages.receive(self._agent)
             while told.get("event") == "question":
                 answer = {"op": "answer", "question": told["question"], "text": asking.put(told)}
-                process.send(self._agent, answer)
-                told, _ = process.receive(self._agent)
+                messages.send(self._agent, answer)
+                told = messages.receive(self._agent)
         except ConnectionError as error:
             raise AgentGone("the link agent has ended") from error
         except (OSError, ValueError) as error:
@@ -141,7 +141,7 @@ _KINDS: dict[int, type[HoldfastError]] = {kind.exit_code: kind for kind in (Host
 def held() -> list[dict[str, Any]]:
     """What the agent holds, as `Links.every`; nothing where there is none, and none is started."""
     try:
-        told, _ = process.request(socket_path(), {"op": "links"}, timeout_s=START_S)
+        told = messages.request(socket_path(), {"op": "links"}, timeout_s=START_S)
     except OSError:
         return []
     return list(told["links"])
@@ -151,8 +151,9 @@ def _connected() -> socket.socket:
     """To the agent that lives, or to one that is started now. Raises HoldfastError."""
     with contextlib.suppress(OSError):
         return _connect()
-    with (make_folder() / "starting.lock").open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one of all who ask at once: an interpreter for each would take many seconds
+    # one of all who ask at once: an interpreter for each would take many seconds
+    lock = runs.lock(make_folder() / "starting.lock", wait=True)
+    try:
         deadline_s = time.monotonic() + START_S
         while True:
             try:
@@ -161,15 +162,17 @@ def _connected() -> socket.socket:
                 if time.monotonic() > deadline_s:
                     raise HoldfastError(f"the link agent cannot be reached: {error}") from error
             _start()
+    finally:
+        os.close(lock)
 
 
 def _connect() -> socket.socket:
-    agent = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    agent = socket.socket(socket.AF_UNIX)
     agent.settimeout(START_S)  # one that is stopped takes nobody, once enough wait
     try:
         agent.connect(str(socket_path()))
-        process.send(agent, {"op": "links"})
-        process.receive(agent)  # one that was killed takes connections until its last thread has ended
+        messages.send(agent, {"op": "links"})
+        messages.receive(agent)  # one that was killed takes connections until its last thread has ended
     except OSError:
         agent.close()
         raise

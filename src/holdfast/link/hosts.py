@@ -108,7 +108,16 @@ class Chosen:
     def decoded(cls, told: Mapping[str, Any]) -> Chosen:
         """The way back. Raises TypeError, ValueError."""
         keepalive = told["keepalive"]
-        return cls(**{**told, "keepalive": None if keepalive is None else Keepalive(**keepalive)})
+        times = {name: time_s(told[name]) for name in ("persist_s", "max_age_s")}
+        return cls(**{**told, **times, "keepalive": None if keepalive is None else Keepalive(**keepalive)})
+
+
+def time_s(told: Any) -> float:
+    """Seconds that somebody else has told. Raises TypeError, ValueError."""
+    seconds = float(told)
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{told!r} is no number of seconds")
+    return seconds
 
 
 def choose(layers: Sequence[tuple[str, Settings]], measured: Measured | None = None) -> Chosen:

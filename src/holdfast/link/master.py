@@ -17,7 +17,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from holdfast.link import asking, mux, states
+from holdfast.errors import HoldfastError
+from holdfast.link import asking, clock, mux, states
 from holdfast.link.channels import Connection
 from holdfast.link.diagnosis import Cause, Why, diagnose
 from holdfast.link.hosts import Chosen
@@ -77,23 +78,24 @@ class Master:
         self._tell = tell
         self._child: subprocess.Popen[bytes] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._slept_s, self._heard_s = _asleep_s(), 0.0
+        self._failure: BaseException | None = None  # of one of them
+        self._slept_s, self._heard_s = clock.asleep_s(), 0.0
 
     def want(self) -> None:
         """Somebody needs the connection now."""
-        self._become(states.want(self.link, _now_s()))
+        self._become(states.want(self.link, clock.now_s()))
 
     def drop(self) -> None:
         """Nobody needs it any more."""
-        self._decided(states.drop(self.link, _now_s()))
+        self._decided(states.drop(self.link, clock.now_s()))
 
     def hurry(self) -> None:
         """A program waits for the connection."""
-        self._become(states.hurried(self.link, _now_s()))
+        self._become(states.hurried(self.link, clock.now_s()))
 
     def asking(self, asking: bool) -> None:
         """A person is asked something, or has answered."""
-        self._become(states.asked(self.link, _now_s(), asking=asking))
+        self._become(states.asked(self.link, clock.now_s(), asking=asking))
 
     def retire(self) -> None:
         """It stays for those who use it, and is not made anew when it goes."""
@@ -106,7 +108,7 @@ class Master:
     @property
     def age_s(self) -> float:
         """How long ago the connection was opened."""
-        return _now_s() - self.link.opened_s
+        return clock.now_s() - self.link.opened_s
 
     @property
     def carries(self) -> bool:
@@ -115,25 +117,32 @@ class Master:
 
     def unix_s(self, link_s: float) -> float:
         """A time of the link on the unix clock."""
-        return time.time() - (_now_s() - link_s)
+        return time.time() - (clock.now_s() - link_s)
 
     def doubt(self) -> None:
         """The network may be another one, or gone: ask now."""
-        self._decided(states.doubted(self.link, _now_s()))
+        self._decided(states.doubted(self.link, clock.now_s()))
+
+    def fail(self, error: BaseException) -> None:
+        """Nobody watches over it any more."""
+        said = str(error) if isinstance(error, HoldfastError) else repr(error)
+        why = Why(Cause.UNKNOWN, f"the connection to {self.target.alias} was given up: {said}", hint="see agent.log")
+        self._become(states.gone(self.link, clock.now_s(), why, random.random()))  # noqa: S311
 
     async def serve(self) -> None:
-        """Watch over the connection until cancelled; the master is ended then."""
+        """Watch over the connection until cancelled; the master is ended then. Raises what nobody expected."""
         try:
-            while True:
+            while self._failure is None:
                 await self._turn()
                 await asyncio.sleep(TICK_S)
+            raise self._failure
         finally:
             for task in self._tasks:
                 task.cancel()
             await self._hang_up()
 
     async def _turn(self) -> None:
-        slept_s, now_s = _asleep_s(), _now_s()
+        slept_s, now_s = clock.asleep_s(), clock.now_s()
         if slept_s > self._slept_s + 1.0:
             self.doubt()
         self._slept_s = slept_s
@@ -154,7 +163,12 @@ class Master:
         for action in actions:
             task = asyncio.get_running_loop().create_task(work[action]())
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            self._failure = self._failure or task.exception()
 
     def _become(self, link: Link) -> None:
         changed = (link.state, link.why, link.asking) != (self.link.state, self.link.why, self.link.asking)
@@ -172,7 +186,7 @@ class Master:
                 return  # dropped meanwhile, or begun anew
             child = self._child = self._started()
         except OSError as error:  # a full disk, no memory for a process
-            self._become(states.gone(self.link, _now_s(), _not_started(self.target, error), random.random()))  # noqa: S311
+            self._become(states.gone(self.link, clock.now_s(), _not_started(self.target, error), random.random()))  # noqa: S311
             return
         while child.poll() is None and self.link.state is State.CONNECTING:
             with contextlib.suppress(MasterGone):
@@ -203,7 +217,7 @@ class Master:
             raise
         self.connection = connection
         if self.link.state is State.CONNECTING:  # nobody has dropped it meanwhile
-            self._become(states.opened(self.link, _now_s()))
+            self._become(states.opened(self.link, clock.now_s()))
             self.doubt()  # the first answer came late: it waited for the login
 
     async def _ping(self) -> None:
@@ -214,7 +228,7 @@ class Master:
         except MasterGone:  # silence is judged by the table
             self._become(states.missed(self.link))
         else:
-            self._become(states.answered(self.link, _now_s()))
+            self._become(states.answered(self.link, clock.now_s()))
 
     async def _hang_up(self) -> None:
         child = self._child
@@ -239,7 +253,7 @@ class Master:
         why = diagnose(said, self.target.alias)
         if why.cause is Cause.UNKNOWN and self.link.state in (State.UP, State.SUSPECT, State.DEAD):
             why = Why(Cause.LOST, f"the connection to {self.target.alias} ended", said=why.said)
-        self._become(states.gone(self.link, _now_s(), why, random.random()))  # noqa: S311 (jitter)
+        self._become(states.gone(self.link, clock.now_s(), why, random.random()))  # noqa: S311 (jitter)
 
     @property
     def _said(self) -> Path:
@@ -266,17 +280,3 @@ def _private(path: str, flags: int) -> int:
 
 def _not_started(target: Target, error: OSError) -> Why:
     return Why(Cause.UNKNOWN, f"ssh {target.alias} could not be started: {error.strerror or error}")
-
-
-# Goes on while the machine sleeps; time.monotonic() stops then. macOS has no other name for it.
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-def _now_s() -> float:
-    """A clock that goes on while the machine sleeps."""
-    return time.clock_gettime(_CLOCK)
-
-
-def _asleep_s() -> float:
-    """How long the machine has slept since it was started."""
-    return time.clock_gettime(_CLOCK) - time.monotonic()

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from holdfast.errors import HostUnreachable
 from holdfast.link import wire
+from holdfast.link.waiting import within
 from holdfast.link.wire import Malformed, Reader, string, u32
 
 VERSION = 4
@@ -140,7 +141,7 @@ async def _begin(
     control = _Control(path)
     try:
         with _told(path, within_s):
-            answered, answer = await asyncio.wait_for(control.request(kind, body, descriptors), within_s)
+            answered, answer = await within(control.request(kind, body, descriptors), within_s)
             if answered in (_DENIED, _FAILURE):
                 raise Refused(f"the master at {path} refused: {answer.text()}")
             if answered not in expected:
@@ -202,7 +203,7 @@ class _Control:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self.socket = socket.socket(socket.AF_UNIX)
         self.socket.setblocking(False)
 
     async def request(self, kind: int, body: bytes, descriptors: Sequence[int]) -> tuple[int, Reader]:
@@ -228,20 +229,8 @@ class _Control:
         socket.send_fds(self.socket, [b"\0"], [descriptor])
 
     async def read(self) -> tuple[int, Reader]:
-        size = Reader(await self._exactly(4)).u32()
-        if not 4 <= size <= wire.MOST_BYTES:
-            raise Malformed(f"a message of {size} bytes")
-        body = Reader(await self._exactly(size))
+        body = Reader(await wire.received(self.socket))
         return body.u32(), body
-
-    async def _exactly(self, size: int) -> bytes:
-        loop, parts = asyncio.get_running_loop(), bytearray()
-        while len(parts) < size:
-            part = await loop.sock_recv(self.socket, size - len(parts))
-            if not part:
-                raise ConnectionResetError("closed")
-            parts += part
-        return bytes(parts)
 
     def close(self) -> None:
         self.socket.close()

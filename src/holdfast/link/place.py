@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import traceback
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from holdfast.link.master import Master
 from holdfast.link.mux import MasterGone, Refused
 from holdfast.link.states import PERSON_S, Link, State
 from holdfast.link.target import Target
+from holdfast.link.waiting import within
 
 STRAGGLE_S = 5.0  # who was told a socket just before it was retired may still knock there
 AGAIN_S = 60.0  # after a connection that could not take over, before the next one tries
@@ -30,17 +32,27 @@ _LIVE = (State.UP, State.SUSPECT)
 class Held:
     """One connection and those who use it."""
 
-    def __init__(self, master: Master) -> None:
-        self.master = master
+    def __init__(self, master: Master, failed: Callable[[Held, BaseException], None]) -> None:
+        self.master, self._failed = master, failed
         self.users: set[object] = set()
         self.retired_s = 0.0
         self.is_deaf = False  # takes nobody new
         self._task = asyncio.get_running_loop().create_task(master.serve())
+        self._task.add_done_callback(self._over)
 
     @property
     def is_used(self) -> bool:
         """Whether a client has it, or a connection of a forward goes through it."""
         return bool(self.users) or self.master.carries
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody watches over it any more."""
+        return self._task.done()
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failed(self, error)
 
     async def end(self) -> None:
         """Hang up, whoever uses it."""
@@ -105,8 +117,8 @@ class Place:
             self._left_s = time.monotonic()
 
     def is_spent(self, now_s: float) -> bool:
-        """Whether nobody has used it for long enough."""
-        return not self.users and now_s - self._left_s >= self._persist_s
+        """Whether nobody has used it for long enough, or it is of no use."""
+        return self.current.is_over or (not self.users and now_s - self._left_s >= self._persist_s)
 
     def tick(self, now_s: float) -> None:
         """What is due."""
@@ -144,7 +156,7 @@ class Place:
             is_asking = any(held.master.link.asking for held in self._every())
             began_s = time.monotonic()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self.moved.wait(), PERSON_S if is_asking else left_s)
+                await within(self.moved.wait(), PERSON_S if is_asking else left_s)
             left_s -= 0 if is_asking else time.monotonic() - began_s
 
     async def connection(self, within_s: float) -> Connection:
@@ -187,8 +199,14 @@ class Place:
     def _begun(self, chosen: Chosen) -> Held:
         number, can_ask = next(self._numbers), lambda: bool(self.people)
         return Held(
-            Master(self.target, lambda _: self._changed(), chosen, key=self.key, number=number, can_ask=can_ask)
+            Master(self.target, lambda _: self._changed(), chosen, key=self.key, number=number, can_ask=can_ask),
+            self._failed,
         )
+
+    def _failed(self, held: Held, error: BaseException) -> None:
+        """A mistake of ours, or a machine without descriptors: the log tells, and the connection is dropped."""
+        traceback.print_exception(error)
+        held.master.fail(error)
 
     def _follow(self, chosen: Chosen) -> None:
         """Bring up the one that takes over."""

@@ -11,11 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from holdfast.errors import HoldfastError, HostUnreachable
-from holdfast.link import mux
+from holdfast.link import clock, mux
 from holdfast.link.channels import Channel, Connection
 from holdfast.link.client import Links, Up
 from holdfast.link.hosts import Settings
 from holdfast.link.mux import Refused
+from holdfast.link.waiting import within
 
 AT_ONCE = 32  # hosts
 SESSIONS = 6  # of one connection at a time: slots come free late, and at the usual limit of 10 many are refused
@@ -43,7 +44,7 @@ def run(up: Up, command: str, stdio: Sequence[int], *, within_s: float | None = 
     async def ride() -> int:
         passenger = await mux.passenger(up.path, command, stdio)
         try:
-            return await asyncio.wait_for(passenger.wait(), within_s)
+            return await within(passenger.wait(), within_s)
         except asyncio.TimeoutError:
             raise HostUnreachable(f"{up.alias}: the command did not end within {within_s:g} s") from None
         finally:
@@ -67,7 +68,7 @@ def everywhere(
     said: Settings | None = None,
 ) -> Iterator[Outcome]:
     """Run `command` on every host, so many at once; outcomes in the order of `hosts`, each as soon as it may."""
-    began_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+    began_s = clock.now_s()
     free: dict[str, threading.Semaphore] = {}
     with ThreadPoolExecutor(max(1, at_once)) as pool:
         waiting = [pool.submit(_one, host, command, config, within_s, free, began_s, said) for host in hosts]
@@ -108,7 +109,7 @@ async def _kept(up: Up, command: str, given: bytes, within_s: float, began_s: fl
             _feed(channel, given), _all(channel, stderr=False), _all(channel, stderr=True), channel.wait()
         )
         try:
-            _, out, err, exit_ = await asyncio.wait_for(work, max(0.0, within_s))
+            _, out, err, exit_ = await within(work, max(0.0, within_s))
         except asyncio.TimeoutError:
             await channel.signal("TERM")
             raise HostUnreachable(f"{up.alias}: the command did not end in time, and was sent SIGTERM") from None

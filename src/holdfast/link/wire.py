@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import struct
 
 _U32 = struct.Struct(">I")
@@ -29,6 +31,24 @@ TRUE, FALSE = b"\1", b"\0"
 def framed(message: bytes) -> bytes:
     """A message with its length before it."""
     return string(message)
+
+
+async def received(connected: socket.socket) -> bytes:
+    """The next framed message. Raises Malformed for one that is too long, ConnectionResetError at the end, OSError."""
+    size = Reader(await _exactly(connected, 4)).u32()
+    if size > MOST_BYTES:
+        raise Malformed(f"a message of {size} bytes")
+    return await _exactly(connected, size)
+
+
+async def _exactly(connected: socket.socket, size: int) -> bytes:
+    loop, parts = asyncio.get_running_loop(), bytearray()
+    while len(parts) < size:
+        part = await loop.sock_recv(connected, size - len(parts))
+        if not part:
+            raise ConnectionResetError("closed")
+        parts += part
+    return bytes(parts)
 
 
 class Reader:

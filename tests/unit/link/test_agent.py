@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
+import shutil
+import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,14 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from holdfast import process
+from holdfast import process, runs
 from holdfast.errors import HostUnreachable, UsageError
-from holdfast.link import agent, mux, target
+from holdfast.link import agent, messages, mux, target
 from holdfast.link.client import Links, NeedsAuthentication
 from holdfast.link.hosts import Chosen, Settings
 from holdfast.link.place import Place
 from tests.labs import sshd as lab
-from tests.labs.links import kill_agent, own_links
+from tests.labs.links import holder, kill_agent, own_links
 from tests.labs.servers import free_port
 from tests.labs.servers import process as running
 from tests.waiting import until
@@ -124,9 +128,98 @@ def test_nonsense_is_answered(server: lab.Sshd) -> None:
     with Links() as links:
         links.up("node", config=str(server.config))
         for nonsense in ({"op": "dance"}, {}, {"op": "want"}):
-            told, _ = process.request(agent.socket_path(), nonsense, timeout_s=5)
+            told = messages.request(agent.socket_path(), nonsense, timeout_s=5)
             assert not told["ok"]
         assert len(links.every()) == 1
+
+
+def test_times_that_are_none_are_refused_and_hurt_nobody(server: lab.Sshd) -> None:
+    with Links() as links:
+        links.up("node", config=str(server.config))
+        asked = {"op": "want", "alias": "node", "config": str(server.config), "asks": False, "asked_s": 0.0}
+        for chosen, within_s in (({"persist_s": "soon"}, 5), ({"persist_s": -1.0}, 5), ({}, "NaN"), ({}, [])):
+            asked |= {"chosen": {**Chosen().encoded(), **chosen}, "within_s": within_s}
+            assert "nobody understands" in messages.request(agent.socket_path(), asked, timeout_s=5)["error"]
+        assert len(links.every()) == 1
+
+
+def test_messages_of_any_size_are_whole_in_both_directions(server: lab.Sshd) -> None:
+    """Many answers at once on one connection that nobody reads meanwhile; one that is too long ends it."""
+    with socket.socket(socket.AF_UNIX) as client:
+        with Links():
+            client.connect(str(agent.socket_path()))
+        client.settimeout(20)
+        for _ in range(5):
+            messages.send(client, {"op": "x" * 200_000})
+        for _ in range(5):
+            assert len(messages.receive(client)["error"]) > 200_000
+        with pytest.raises(OSError):
+            messages.send(client, {"op": "x" * 300_000})
+            messages.receive(client)
+
+
+def test_an_agent_that_nobody_finds_any_more_ends_and_another_one_begins(server: lab.Sshd) -> None:
+    with Links() as links:
+        links.up("node", config=str(server.config))
+        who = holder()
+        agent.socket_path().unlink()  # somebody tidies /tmp
+        assert who is not None
+        until(lambda: not process.alive(who))
+        assert masters() == []
+
+    with Links() as links:
+        assert links.up("node", config=str(server.config)).trip_s >= 0
+
+
+def test_a_connection_that_nobody_watches_any_more_is_given_up_and_told(server: lab.Sshd) -> None:
+    """The file with what ssh said cannot be read: a fault that nobody has foreseen."""
+    with Links() as links:
+        up = links.up("node", config=str(server.config))
+        said = Path(f"{up.path}.log")
+        said.unlink()
+        said.mkdir()
+        os.kill(asyncio.run(mux.alive(up.path)), signal.SIGKILL)
+        until(lambda: not links.every())
+        assert "IsADirectoryError" in (target.folder() / "agent.log").read_text()
+
+        assert links.up("node", config=str(server.config)).path != up.path
+
+
+def test_an_agent_leaves_nothing_behind(server: lab.Sshd) -> None:
+    with Links() as links:
+        links.up("node", config=str(server.config))
+    who = holder()
+    assert who is not None
+    process.send_signal(who, signal.SIGTERM)
+    until(lambda: not process.alive(who))
+
+    assert not target.folder().exists()
+
+
+def test_what_a_killed_agent_has_left_goes_when_another_one_starts_a_day_later(
+    server: lab.Sshd, tmp_path: Path
+) -> None:
+    old, young, live = (target.make_folder().with_name(f"link-{name}{os.getpid():07x}") for name in "abc")
+    for folder in (old, young, live):
+        folder.mkdir(mode=0o700)
+        (folder / "agent.log").write_text("it was killed\n")
+    lock = runs.lock(live / "agent.lock")
+    try:
+        for folder in (old, live):
+            os.utime(folder, (0, 0))
+        argv = ["ssh", "-F", str(server.config), "-N", "-T", "-M", "-S", str(old / "0123456789ab.0"), "node"]
+        with running(argv, server.folder / "left.log") as child:
+            until((old / "0123456789ab.0").exists)
+            os.utime(old, (0, 0))
+            with Links():
+                until(lambda: not old.exists())
+            until(lambda: child.poll() is not None)
+        assert young.exists()
+        assert live.exists()
+    finally:
+        os.close(lock)
+        for folder in (old, young, live):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_name_that_is_none_is_the_callers_mistake() -> None:

@@ -185,7 +185,7 @@ def test_ssh_that_cannot_be_started_is_told_and_tried_again(server: lab.Sshd) ->
 
 def test_there_is_a_clock_where_there_is_no_boot_time() -> None:
     """macOS."""
-    asked = "import time; del time.CLOCK_BOOTTIME; from holdfast.link import master; print(master._now_s())"
+    asked = "import time; del time.CLOCK_BOOTTIME; from holdfast.link import clock; print(clock.now_s())"
     done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True)
 
     assert float(done.stdout) > 0, done.stderr
