@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import gc
 import os
 import signal
@@ -13,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from holdfast import runs
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.service import place
 from holdfast.service.answers import Status
@@ -21,6 +21,7 @@ from holdfast.service.server import IDLE_S, Service
 
 START_S = 15.0
 _AGAIN_S = 0.02
+_STALE_S = 86400.0
 
 
 def main(argv: Sequence[str], load: Callable[[], tuple[Verb, Status]]) -> int:
@@ -45,12 +46,13 @@ def main(argv: Sequence[str], load: Callable[[], tuple[Verb, Status]]) -> int:
         if os.fork():
             return 0
         _detach(path.with_suffix(".log"))
+        _sweep(path.parent)
         try:
             asyncio.run(_until_told(Service(verb=verb, status=status, idle_s=idle_s), listener))
         finally:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(ours, path.stat()):  # and not that of one that began after somebody tidied /tmp
-                    path.unlink()
+                    _remove(path)
     os.close(lock)
     return 0
 
@@ -68,17 +70,13 @@ def _idle_s(argv: Sequence[str]) -> float:
 
 def _lock(path: Path) -> int | None:
     """Ours for as long as this process lives; None once another one that has it listens. Raises HoldfastError."""
-    lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline_s = time.monotonic() + START_S
     while True:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return runs.lock(path.with_suffix(".lock"))
         except BlockingIOError:
             if _listens(path):
-                os.close(lock)
                 return None
-        else:
-            return lock
         if time.monotonic() > deadline_s:
             raise HoldfastError(
                 f"another service holds {path} and does not listen", hint=f"see {path.with_suffix('.log')}"
@@ -107,6 +105,26 @@ def _detach(log: Path) -> None:
     os.close(said)
     gc.collect()
     gc.freeze()  # what a child never touches it need not copy
+
+
+def _remove(path: Path) -> None:
+    """Socket, lock, and the log where nothing unexpected was said; those who wait for the lock make another."""
+    log = path.with_suffix(".log")
+    if log.exists() and not log.stat().st_size:
+        log.unlink()
+    path.unlink()
+    path.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def _sweep(folder: Path) -> None:
+    """What services that were killed left a day ago or more."""
+    for left in folder.glob("service-*.lock"):
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):  # somebody else is faster; it lives
+            if time.time() - left.stat().st_mtime > _STALE_S:
+                lock = runs.lock(left)
+                for suffix in (".sock", ".log", ".lock"):
+                    left.with_suffix(suffix).unlink(missing_ok=True)
+                os.close(lock)
 
 
 async def _until_told(service: Service, listener: socket.socket) -> None:

@@ -47,7 +47,8 @@ class Node:
 
     def log(self) -> str:
         """What it did not expect."""
-        return self.socket.with_suffix(".log").read_text()
+        log = self.socket.with_suffix(".log")
+        return log.read_text() if log.exists() else ""
 
     def kill(self, number: int) -> None:
         process.send_signal(self.who, number)

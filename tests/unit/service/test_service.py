@@ -174,10 +174,28 @@ def _read(path: Path) -> bytes:
 def test_it_leaves_when_nobody_needs_it_and_another_can_come(own_home: Path) -> None:
     with node("--idle", "2") as service:
         until(lambda: not process.alive(service.who), what="the end of an idle service")
-        assert not service.socket.exists()
+        assert list(service.socket.parent.glob(f"{service.socket.stem}.*")) == []
         with node() as other:
             assert other.who != service.who
-        service.socket.with_suffix(".log").touch()  # for the end of the first
+
+
+def test_what_killed_ones_have_left_goes_a_day_later(own_home: Path) -> None:
+    folder = place.make_folder()
+    old, young, live = (f"service-{name}{os.getpid():07x}-dev" for name in "abc")
+    try:
+        for name in (old, young, live):
+            for suffix in (".lock", ".log", ".sock"):
+                (folder / f"{name}{suffix}").touch()
+        for name in (old, live):
+            os.utime(folder / f"{name}.lock", (0, 0))
+        lock = runs.lock(folder / f"{live}.lock")
+        with node():
+            until(lambda: not list(folder.glob(f"{old}.*")))
+        os.close(lock)
+        assert [len(list(folder.glob(f"{name}.*"))) for name in (young, live)] == [3, 3]
+    finally:
+        for left in folder.glob(f"service-?{os.getpid():07x}-dev.*"):
+            left.unlink()
 
 
 def test_one_that_was_killed_is_replaced(own_service: Node) -> None:
