@@ -218,6 +218,14 @@ class StopRequested(Event):
     grace_s: float = 0.0
 
 
+@_event("segment_over")
+class SegmentOver(Event):
+    """The attempt has run for `segment`: it is asked to save and leave, and the next one begins where it stopped."""
+
+    attempt: int
+    grace_s: float = 0.0
+
+
 @_event("resume_requested")
 class ResumeRequested(Event):
     """`holdfast resume`: budgets start anew; `want` as in the archiver's restore request."""

@@ -28,6 +28,8 @@ class ExitClass(str, Enum):
     SUCCEEDED = "succeeded"
     STOPPED = "stopped"  # left with 75 after its checkpoint was durable
     USER_STOP = "user_stop"  # we were asked to end it, and it did not save
+    SEGMENT_END = "segment_end"  # its segment was over; it saved and left
+    SEGMENT_CUT = "segment_cut"  # its segment was over, and it did not save
     KILLED = "killed"  # SIGKILL from outside
     HOST_OOM = "host_oom"
     CUDA_OOM = "cuda_oom"
@@ -53,7 +55,7 @@ class Exit:
 
     status: int | None
     tail: str = ""  # the end of this attempt's output
-    asked: str = ""  # why we ended it: stop, kill, preempted, max-duration or hang; empty when we did not
+    asked: str = ""  # why we ended it: stop, kill, preempted, max-duration, segment or hang; empty when we did not
     outcome: str = ""  # as the library saw it: finished, stopped, raised; empty when it said nothing
     progressed: bool = False  # a step was completed
     oom_kills: int = 0  # by how much the kernel's count rose during the attempt
@@ -115,12 +117,16 @@ _SIGNALS = {
 }
 
 
+_CRASHES = (ExitClass.SEGFAULT, ExitClass.BUS_ERROR, ExitClass.ABORT)
+
+
 def classify(end: Exit) -> Verdict:
     """The class of one end. Never raises: what nothing explains is `unknown`."""
     tail = _RANK.sub("", end.tail)
     tracebacks = _tracebacks(tail)
     traceback = _root(tracebacks)
-    found = _asked(end) or _plain(end) or _by_text(end, tail, traceback) or _by_signal(end)
+    asked = _segment(end) if end.asked == "segment" else _asked(end)
+    found = asked or _plain(end) or _by_text(end, tail, traceback) or _by_signal(end)
     exit_class, evidence = found or (ExitClass.UNKNOWN, _last_lines(tail))
     shown = "\n".join([traceback, *_below(traceback, tail)]) if traceback else ""
     return Verdict(exit_class=exit_class, evidence=(*evidence, status_words(end.status)), traceback=shown)
@@ -140,6 +146,20 @@ def _asked(end: Exit) -> _Found | None:
     if end.asked:
         return ExitClass.USER_STOP, (f"ended by holdfast: {end.asked}",)
     return None
+
+
+def _segment(end: Exit) -> _Found | None:
+    """As agreed, too late, or None: it failed of itself while it should save.
+
+    A launcher has an exit status of its own: there the ranks' pages say that they saved and left.
+    """
+    if end.status == STOPPED_WITH_CHECKPOINT or end.outcome == "stopped":
+        return ExitClass.SEGMENT_END, ("saved and left as agreed",)
+    if end.status == 0 and end.outcome == "finished":
+        return ExitClass.SUCCEEDED, ()
+    crashed = _by_signal(end) or (None, ())
+    failed = end.outcome == "raised" or _plain(end) is not None or crashed[0] in _CRASHES
+    return None if failed else (ExitClass.SEGMENT_CUT, ("ended by holdfast: its segment was over",))
 
 
 def _plain(end: Exit) -> _Found | None:
@@ -262,6 +282,8 @@ _WORDS = {
     ExitClass.SUCCEEDED: "it finished",
     ExitClass.STOPPED: "it saved and left as agreed",
     ExitClass.USER_STOP: "it was ended on request",
+    ExitClass.SEGMENT_END: "its segment was over: it saved and left, and goes on",
+    ExitClass.SEGMENT_CUT: "its segment was over, and it was ended before it had saved",
     ExitClass.KILLED: "something outside killed it (SIGKILL), and the kernel did not run out of memory",
     ExitClass.HOST_OOM: "the machine ran out of memory",
     ExitClass.CUDA_OOM: "the GPU ran out of memory",

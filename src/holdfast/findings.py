@@ -82,6 +82,11 @@ CATALOGUE: Mapping[str, Kind] = {
         meaning="the run was restarted as often as allowed and has stopped",
         hint="holdfast explain RUN, mend the cause, then holdfast resume RUN",
     ),
+    "segment-unsaved": Kind(
+        severity="warning",
+        meaning="a segment was over, and the attempt was ended before it had saved",
+        hint="let stop_grace_period be longer than a step and a save; holdfast explain RUN",
+    ),
     "log-unbounded": Kind(
         severity="warning",
         meaning="the file system cannot release old output, so logs.keep has no effect",

@@ -10,8 +10,10 @@ copy in memory of a step that no attempt had saved before: one that always begin
   never seen to use the library are not counted, since nobody knows its progress, unless its code is at fault.
 - general: `max_restarts` restarts in all.
 - window: `window_restarts` restarts within `window_s`, all of them since the last progress.
-- free: preemption, a segment's end, a restarted machine, a kill from outside after progress, and rules that say so.
+- free: preemption, a restarted machine, a kill from outside after progress, and rules that say so.
   They count against progress alone; a restarted machine against nothing.
+- a segment's end is no failure: neither policy nor rules nor pauses matter. It counts against progress alone, also for
+  a program of unknown progress, unless that has had its `SETTLED_S`.
 The first restart after progress is immediate; later ones wait `backoff_initial_s * backoff_factor**n`, capped.
 """
 
@@ -28,11 +30,13 @@ from holdfast.errors import STOPPED_WITH_CHECKPOINT, BudgetSpent, NoValidCheckpo
 from holdfast.exits import ExitClass, describe
 from holdfast.goodput import Failures
 from holdfast.plan import Plan, RestartPlan, RestartRule
+from holdfast.units import show_duration
 
 __all__ = ["ExitClass", "State", "decide", "describe", "fold"]
 
 SETTLED_S = 600.0  # a program of unknown progress that ran this long counts as having come up
-MEANT = (ExitClass.SUCCEEDED, ExitClass.STOPPED, ExitClass.PREEMPTED)  # ends before which there was time to save
+SEGMENT = (ExitClass.SEGMENT_END, ExitClass.SEGMENT_CUT)
+MEANT = (ExitClass.SUCCEEDED, ExitClass.STOPPED, ExitClass.PREEMPTED, *SEGMENT)  # there was time to save before them
 HISTORY = 20  # attempts that a state remembers
 
 
@@ -59,11 +63,14 @@ class Policy:
     restart: RestartPlan = field(default_factory=RestartPlan)
     setup: bool = False
     stop_grace_s: float = 60.0
+    segment_s: float | None = None
 
     @classmethod
     def of(cls, plan: Plan) -> Policy:
         """The policy of a plan."""
-        return cls(restart=plan.restart, setup=bool(plan.setup), stop_grace_s=plan.stop_grace_s)
+        return cls(
+            restart=plan.restart, setup=bool(plan.setup), stop_grace_s=plan.stop_grace_s, segment_s=plan.segment_s
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +95,7 @@ class State:
     scheduled: ev.RestartScheduled | None = None
     stop: ev.StopRequested | None = None
     hang: ev.HangDetected | None = None  # of the running attempt
+    segment: ev.SegmentOver | None = None  # the same
     result: ev.RunEnded | None = None
     want: Any = "newest"  # what the next attempt restores
     ledger: Ledger = field(default_factory=Ledger)
@@ -99,7 +107,8 @@ class State:
     committed: ev.CheckpointCommitted | None = None
     findings: tuple[ev.FindingRaised, ...] = ()
     save_number: int = 0
-    restarts: int = 0  # in all, free ones and those before a resume included
+    restarts: int = 0  # in all, free ones and those before a resume included, segments apart
+    segments: int = 0  # ends of segments that another attempt followed
     setup_done: bool = False
     run: str = ""
     boot: str = ""
@@ -197,6 +206,14 @@ def fold(events: Iterable[ev.Event], policy: Policy | None = None) -> State:
     return state
 
 
+def segment_is_over(state: State, policy: Policy, now_s: float) -> bool:
+    """Whether the running attempt has had its `segment`, and nobody has told it so."""
+    if policy.segment_s is None or state.started is None or state.exit is not None:
+        return False
+    asked = state.stop is not None or state.segment is not None
+    return not asked and now_s - state.started.t >= policy.segment_s
+
+
 def _on(kind: type[E]) -> Callable[[Callable[[State, E, Policy], Step]], Callable[[State, E, Policy], Step]]:
     def register(rule: Callable[[State, E, Policy], Step]) -> Callable[[State, E, Policy], Step]:
         _TABLE[kind] = rule
@@ -238,7 +255,7 @@ def _for_adopted(state: State) -> Actions:
     if state.phase in OVER:
         return (KillAttempt(),)  # it should not be there
     if state.stop is None:
-        return ()
+        return (AskStop(state.segment.grace_s),) if state.segment else ()
     return (KillAttempt(),) if state.stop.how == "kill" else (AskStop(state.stop.grace_s),)
 
 
@@ -276,6 +293,7 @@ def _attempt_started(state: State, event: ev.AttemptStarted, policy: Policy) -> 
         started=event,
         scheduled=None,
         hang=None,
+        segment=None,
         base_step=event.resume_step,
         progressed=False,
         starts=(*state.starts, event)[-HISTORY:],
@@ -355,6 +373,15 @@ def _stop(state: State, event: ev.StopRequested, _policy: Policy) -> Step:
     return state, (AskStop(event.grace_s),)
 
 
+@_on(ev.SegmentOver)
+def _segment_over(state: State, event: ev.SegmentOver, _policy: Policy) -> Step:
+    """As a stop, of this attempt alone."""
+    running = state.started is not None and state.started.attempt == event.attempt and state.exit is None
+    if not running or state.stop is not None or state.segment is not None:
+        return state, ()
+    return replace(state, segment=event), (AskStop(event.grace_s),)
+
+
 @_on(ev.ExitSeen)
 def _exit(state: State, event: ev.ExitSeen, _policy: Policy) -> Step:
     if state.phase in OVER:  # it should not have lived
@@ -385,7 +412,8 @@ def _restart(state: State, event: ev.RestartScheduled, _policy: Policy) -> Step:
     if not event.free:
         ledger = replace(ledger, restarts=ledger.restarts + 1, window=(*ledger.window, event.t))
     state = replace(state, phase=RunState.RESTARTING, ended=None, scheduled=event, ledger=ledger)
-    state = replace(state, restarts=state.restarts + 1)
+    planned = event.reason in SEGMENT
+    state = replace(state, restarts=state.restarts + (not planned), segments=state.segments + planned)
     return state, (StartAttempt(event.attempt, event.t + event.delay_s),)
 
 
@@ -444,7 +472,7 @@ def _after(state: State, ended: ev.AttemptEnded) -> Ledger:
     code = ended.exit_class in (ExitClass.CODE_ERROR, ExitClass.IMPORT_ERROR, ExitClass.CANNOT_START)
     if not state.library and ended.t - began_s >= SETTLED_S:
         return replace(state.ledger, streak=1)
-    counts = (state.library or code) and ended.exit_class != ExitClass.LOST
+    counts = (state.library or code or ended.exit_class in SEGMENT) and ended.exit_class != ExitClass.LOST
     return replace(state.ledger, streak=state.ledger.streak + 1, no_progress=state.ledger.no_progress + counts)
 
 
@@ -454,6 +482,8 @@ def _verdict(state: State, ended: ev.AttemptEnded, policy: Policy, now_s: float)
         return ev.RunEnded(t=now_s, state="succeeded", exit_code=0, reason="the program finished")
     if state.stop is not None or (ended.exit_class == ExitClass.STOPPED and policy.restart.policy == "no"):
         return _stopped(state, now_s, ended)
+    if ended.exit_class in SEGMENT:
+        return _next_segment(state, ended, policy, now_s)
     rule = next((rule for rule in policy.restart.rules if _matches(rule, ended)), None)
     stops = _final(state, ended, policy, rule)
     if stops:
@@ -472,6 +502,16 @@ def _verdict(state: State, ended: ev.AttemptEnded, policy: Policy, now_s: float)
         reason=ended.exit_class,
         free=free,
     )
+
+
+def _next_segment(state: State, ended: ev.AttemptEnded, policy: Policy, now_s: float) -> ev.Event:
+    """At once, unless one after another brings nothing."""
+    spent = _spent(state.ledger, policy.restart, now_s, free=True)
+    if spent:
+        given = f"`segment` ({show_duration(policy.segment_s)})" if policy.segment_s else "`segment`"
+        reason = f"{spent}: {given} is too short to start, take a step and save"
+        return ev.RunEnded(t=now_s, state="failed", exit_code=BudgetSpent.exit_code, reason=reason)
+    return ev.RestartScheduled(t=now_s, attempt=ended.attempt + 1, delay_s=0.0, reason=ended.exit_class, free=True)
 
 
 def _matches(rule: RestartRule, ended: ev.AttemptEnded) -> bool:

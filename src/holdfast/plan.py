@@ -179,6 +179,7 @@ class Plan:
     stop_signal: str = "SIGTERM"
     stop_grace_s: float = 180.0
     max_duration_s: float | None = None
+    segment_s: float | None = None
     created_s: float = 0.0
     alone: bool = False  # made by the library, no supervisor
     digest: str = ""  # BLAKE2b of the canonical JSON of everything else, hex
@@ -245,6 +246,7 @@ def make(spec: Spec, facts: Facts) -> Plan:
         stop_signal=spec.stop_signal,
         stop_grace_s=spec.stop_grace_period,
         max_duration_s=spec.max_duration,
+        segment_s=spec.segment,
         created_s=facts.now_s,
     )
     return dataclasses.replace(plan, digest=digest(plan.to_json()))

@@ -184,6 +184,27 @@ def test_max_duration_stops_the_run(home: Path) -> None:
     assert noderuns.of(run, StopRequested)[0].how == "max-duration"
 
 
+def test_the_end_of_a_segment_begins_a_program_without_the_library_anew_and_says_so(home: Path) -> None:
+    run = noderuns.begin(home, shell("echo up; [ $HOLDFAST_ATTEMPT = 3 ] || sleep 1000"), segment_s=0.5)
+
+    assert noderuns.ended(run).state == "succeeded"
+    assert [end.exit_class for end in noderuns.of(run, AttemptEnded)] == ["segment_cut", "segment_cut", "succeeded"]
+    told = [found.message for found in noderuns.of(run, FindingRaised) if found.id == "segment-unsaved"]
+    assert len(told) == 2
+    assert "does not use the library" in told[0]
+    assert (rundirs.state(run).segments, rundirs.state(run).restarts) == (2, 0)
+
+
+def test_a_segment_too_short_for_anything_ends_with_13_and_a_sentence(home: Path) -> None:
+    run = noderuns.begin(home, shell(LOOP), segment_s=0.3, stop_grace_s=0.1)
+
+    result = noderuns.ended(run)
+
+    assert result.exit_code == 13
+    assert "`segment` (300 ms) is too short to start, take a step and save" in result.reason
+    assert {end.exit_class for end in noderuns.of(run, AttemptEnded)} == {"segment_cut"}
+
+
 def test_requests_that_make_no_sense_are_refused(home: Path) -> None:
     run = noderuns.begin(home, shell("echo up; sleep 1000"))
     noderuns.attempt(run, 1)

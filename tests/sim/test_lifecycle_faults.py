@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 
 from holdfast import events as ev
 from holdfast.lifecycle import (
     OVER,
+    SEGMENT,
     Action,
     AskStop,
     Classify,
@@ -34,7 +36,8 @@ from holdfast.plan import RestartPlan
 SEEDS = 26
 SCHEDULES = 50  # a seed
 FAULTS = 80  # a schedule, then the world is healthy
-ENDS = [each for each in ExitClass if each not in (ExitClass.SUCCEEDED, ExitClass.USER_STOP, ExitClass.STOPPED)]
+ASKED = (ExitClass.SUCCEEDED, ExitClass.USER_STOP, ExitClass.STOPPED, *SEGMENT)
+ENDS = [each for each in ExitClass if each not in ASKED]
 
 
 class Died(Exception):
@@ -155,7 +158,7 @@ class World:
         assert self.trainer is None, "two trainers"
         assert attempt not in self.spawned, "an attempt began twice"
         self.spawned.append(attempt)
-        self.trainer, self.step = attempt, self.durable
+        self.trainer, self.step, self.stop_at_s = attempt, self.durable, None
         self.records.append(ev.Restored(t=self.now_s, attempt=attempt, step=self.durable, term=attempt))
         self.maybe_die()  # it lives, and its supervisor never learns so from the answer
         self.apply(self.started(attempt))
@@ -189,9 +192,10 @@ class World:
             self.tell_exit(seen)
         if self.start is not None:
             self.now_s = max(self.now_s, self.start.at_s)
+        if self.faults > 0 and self.rng.random() < 0.1:
+            self.end_segment()
         if self.stop_at_s is not None and self.trainer is not None:
-            saves = self.rng.random() < 0.5
-            self.die(ExitClass.STOPPED if saves else ExitClass.USER_STOP, 75 if saves else -9)
+            self.leave(saves=self.rng.random() < 0.5)
         elif self.trainer is not None:
             self.train()
 
@@ -215,6 +219,22 @@ class World:
         elif dice < 0.97:
             how = self.rng.choice(["stop", "kill", "preempted"])
             self.apply(ev.StopRequested(t=self.now_s, how=how, grace_s=5.0))
+
+    def leave(self, *, saves: bool) -> None:
+        """What was asked for, or the end of the grace period."""
+        assert self.state is not None
+        stopping = self.state.stop is not None
+        if saves:
+            self.commit()
+            self.die(ExitClass.STOPPED if stopping else ExitClass.SEGMENT_END, 75)
+        else:
+            self.die(ExitClass.USER_STOP if stopping else ExitClass.SEGMENT_CUT, -9)
+
+    def end_segment(self) -> None:
+        """Told at any moment: also to an attempt that is gone, or asked to leave already."""
+        assert self.state is not None
+        attempt = self.rng.choice([self.state.attempt, self.state.attempt, self.state.attempt - 1])
+        self.apply(ev.SegmentOver(t=self.now_s, attempt=attempt, grace_s=5.0))
 
     def reboot(self) -> None:
         self.faults -= 1
@@ -268,6 +288,7 @@ def check(world: World) -> None:
         assert sum(not event.free for event in restarts) <= plan.max_restarts
         assert all(0 <= event.delay_s <= plan.backoff_max_s for event in restarts)
         assert longest_without_progress(life) <= plan.max_no_progress
+        assert all(follows_a_segment(event) for event in after_segments(life))
     state = fold(world.journal, world.policy)
     assert state.phase in OVER
     assert state.committed_step == world.durable
@@ -282,6 +303,20 @@ def lives(journal: list[ev.Event]) -> list[list[ev.Event]]:
             cut.append([])
         cut[-1].append(event)
     return cut
+
+
+def after_segments(life: list[ev.Event]) -> Iterator[ev.Event]:
+    """What was decided about each attempt that its segment ended."""
+    told = [event for event in life if isinstance(event, (ev.AttemptEnded, ev.RestartScheduled, ev.RunEnded))]
+    for ended, verdict in pairwise(told):
+        if isinstance(ended, ev.AttemptEnded) and ended.exit_class in SEGMENT:
+            yield verdict
+
+
+def follows_a_segment(verdict: ev.Event) -> bool:
+    if isinstance(verdict, ev.RestartScheduled):
+        return verdict.free and verdict.delay_s == 0.0
+    return isinstance(verdict, ev.RunEnded) and (verdict.state == "stopped" or verdict.exit_code == 13)
 
 
 def longest_without_progress(journal: list[ev.Event]) -> int:
@@ -305,8 +340,11 @@ def test_no_schedule_breaks_a_promise(seed: int) -> None:
 
 
 def test_the_schedules_were_many() -> None:
-    before = World.decided
+    before, verdicts = World.decided, []
     for world in schedules(SEEDS):
         live(world)
+        verdicts += [type(verdict) for life in lives(world.journal) for verdict in after_segments(life)]
 
     assert (World.decided - before) * SEEDS > 200_000
+    assert verdicts.count(ev.RestartScheduled) > 50
+    assert verdicts.count(ev.RunEnded) > 5

@@ -22,6 +22,7 @@ from holdfast.lifecycle import (
     State,
     decide,
     fold,
+    segment_is_over,
 )
 from holdfast.plan import RestartPlan, RestartRule
 
@@ -344,6 +345,74 @@ def test_the_newest_interval_of_each_tier_is_known() -> None:
     state = after(interval("disk", 10.0), interval("memory", 1.0), interval("disk", 20.0))
 
     assert {chosen.tier: chosen.seconds for chosen in state.intervals} == {"disk": 20.0, "memory": 1.0}
+
+
+HOURLY = Policy(segment_s=3600.0)
+
+
+def over(attempt: int, t: float) -> ev.SegmentOver:
+    return ev.SegmentOver(t=t, attempt=attempt, grace_s=7.0)
+
+
+def test_a_segment_is_over_once_and_only_while_the_attempt_runs() -> None:
+    running, gone = after(started(1, 10.0)), after(started(1, 10.0), ended(1, 20.0)[0])
+
+    assert not segment_is_over(running, HOURLY, 3609.0)
+    assert segment_is_over(running, HOURLY, 3610.0)
+    assert not segment_is_over(running, Policy(), 9e9)
+    assert not segment_is_over(gone, HOURLY, 9e9)
+    assert not segment_is_over(after(started(1, 10.0), over(1, 3610.0)), HOURLY, 9e9)
+    assert not segment_is_over(after(started(1, 10.0), ev.StopRequested(how="stop")), HOURLY, 9e9)
+
+
+def test_the_end_of_a_segment_asks_as_a_stop_does_and_a_new_supervisor_asks_again() -> None:
+    state, actions = decide(after(started(1, 2.0)), over(1, 3.0), HOURLY)
+
+    assert (actions, state.phase) == ((AskStop(7.0),), RunState.RUNNING)
+    assert decide(state, over(1, 4.0), HOURLY)[1] == ()
+    assert decide(state, ev.SupervisorStarted(t=5.0, pid=2, adopted=True), HOURLY)[1] == (AskStop(7.0),)
+    assert decide(after(started(1, 2.0)), over(2, 3.0), HOURLY)[1] == ()
+
+
+@pytest.mark.parametrize("exit_class", ["segment_end", "segment_cut"])
+@pytest.mark.parametrize(
+    "rules", [policy(policy="no", max_restarts=0), policy(rules=(RestartRule(exit_codes=(75,), action="stop"),))]
+)
+def test_a_segment_is_followed_by_the_next_at_once_whatever_the_policy(exit_class: str, rules: Policy) -> None:
+    before = (started(1, 2.0), committed(5, 3.0), over(1, 4.0))
+
+    restart = end(1, before, exit_class, rules, status=75)
+
+    assert (restart.attempt, restart.delay_s, restart.free, restart.reason) == (2, 0.0, True, exit_class)
+    state = after(*before, *ended(1, 10.0, exit_class), restart)
+    assert (state.segments, state.restarts, state.ledger.restarts) == (1, 0, 0)
+    assert after(*before, *ended(1, 10.0, exit_class), restart, started(2, 11.0)).segment is None
+
+
+def test_segments_that_save_nothing_end_by_the_budget_of_progress() -> None:
+    """Also those of a program that was never seen to use the library, unless they were long."""
+    rules = dataclasses.replace(policy(max_no_progress=2), segment_s=5.0)
+    again = ev.RestartScheduled(t=7.0, attempt=2, delay_s=0.0, reason="segment_cut", free=True)
+    before = (started(1, 2.0), over(1, 7.0), *ended(1, 7.0, "segment_cut"), again)
+
+    result = end(2, (*before, started(2, 7.5), over(2, 9.0)), "segment_cut", rules)
+    assert (result.state, result.exit_code) == ("failed", 13)
+    assert "2 attempts in a row brought no newer checkpoint: `segment` (5 s) is too short" in result.reason
+    assert isinstance(end(2, (*before, started(2, -600.0)), "segment_cut", rules), ev.RestartScheduled)
+
+
+def test_a_stop_while_a_segment_ends_ends_the_run() -> None:
+    state = after(started(1, 2.0), committed(5, 3.0), over(1, 4.0))
+    state, actions = decide(state, ev.StopRequested(t=5.0, how="stop", grace_s=9.0), HOURLY)
+    assert actions == (AskStop(9.0),)
+
+    result = verdict(decide(state, ended(1, 6.0, "stopped", 75)[0], HOURLY)[0], ended(1, 6.0, "stopped", 75)[1])
+
+    assert (result.state, result.exit_code) == ("stopped", 75)
+
+
+def test_a_segments_end_is_no_failure_of_the_machine() -> None:
+    assert counted("segment_end", "segment_cut") == Failures(trained_s=200.0)
 
 
 def test_without_an_intact_checkpoint_nothing_is_tried_again() -> None:

@@ -19,6 +19,7 @@ _TO_DO = {
     "segfault": "read the faulthandler stacks above; a native extension crashed",
     "abort": "read the last lines of the output; native code aborted",
     "killed": "find who sent SIGKILL: a job limit, an administrator, an out-of-memory daemon",
+    "segment_cut": "leave time to start, step and save: `segment`, `stop_grace_period`; holdfast run --from {run}",
     "no_checkpoint": "see what is damaged: holdfast ckpt verify {run}; put it back, or start a new run",
     "unknown": "read the last lines: holdfast logs {run} --tail 50",
 }

@@ -35,6 +35,8 @@ def _facts(plan: Plan, copied: bool) -> Iterator[tuple[str, str]]:
     yield "watchdog", f"{plan.watchdog.action}; first step within {startup}, between steps {progress}"
     yield "log", f"{show_size(plan.logs.max_bytes)}, a line on the state every {show_duration(plan.logs.heartbeat_s)}"
     yield "stop", f"{plan.stop_signal}, then {show_duration(plan.stop_grace_s)} of grace"
+    if plan.segment_s is not None:
+        yield "segment", f"saves, leaves and continues after {show_duration(plan.segment_s)} of an attempt"
     if plan.max_duration_s is not None:
         yield "at most", show_duration(plan.max_duration_s)
 

@@ -128,6 +128,8 @@ def _standing(status: dict[str, Any]) -> Iterator[str]:
         said += f", exit code {status['exit_code']}"
     if attempt:
         said += f", attempt {attempt}"
+    segments = status.get("segments")
+    said += f", {plural(segments, 'segment')} before" if segments else ""
     yield said + (f", {plural(restarts, 'restart')}" if restarts else "")
     if text := progress(status):
         yield text

@@ -6,7 +6,6 @@ import signal
 import time
 from dataclasses import dataclass
 
-from holdfast import events as ev
 from holdfast.node import evidence, stacks, sweep
 from holdfast.node.pages import Pages
 from holdfast.plan import Plan
@@ -79,14 +78,14 @@ class Attempt:
             for who in self.members():  # no rank to ask: a program without the library, or one still importing it
                 send_signal(who, number)
 
-    def press(self, stop: ev.StopRequested | None, *, step_s: float) -> None:
+    def press(self, *, stopping: bool, step_s: float) -> None:
         """Regularly while the trainer lives: carry on what was asked."""
         if self.trainer is None:
             return
         number = self.trainer.attempt
         if self._pending_save:
             self.ask_save(self._pending_save, step_s=step_s)
-        if stop is not None or any(beat.stop_wanted for beat in self.pages.beats(number)):
+        if stopping or any(beat.stop_wanted for beat in self.pages.beats(number)):
             self.pages.stop(number, step_s=step_s)
         if self._end_at_s is not None and time.monotonic() >= self._end_at_s:
             self._end_at_s = time.monotonic() + PRESS_S

@@ -66,7 +66,7 @@ class Observer:
         self.bound_output()
         self._headroom.keep()
         self._heartbeat_line(state, attempt)
-        if found is None or not was_over or state.stop is not None:
+        if found is None or not was_over or state.stop is not None or state.segment is not None:
             return None
         return ev.HangDetected(
             t=time.time(), attempt=number, silent_s=found.silent_s, allowed_s=found.allowed_s, step=found.step,

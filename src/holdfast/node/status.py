@@ -66,6 +66,7 @@ def compose(
         "host": socket.gethostname(),
         "attempt": state.attempt,
         "restarts": state.restarts,
+        "segments": state.segments,
         "step": step,
         "steps_total": total or None,
         "epoch": max((beat.epoch for beat in beats), default=ended.epoch if ended else int(record.get("epoch", 0))),

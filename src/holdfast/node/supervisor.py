@@ -360,6 +360,7 @@ class Supervisor:
         swept = self._sweep()
         self._wait_for_save(verdict.exit_class, max((beat.step for beat in beats), default=0))
         self._clear("hang")
+        self._tell_segment(verdict.exit_class, seen.attempt)
         self._apply(
             ev.AttemptEnded(
                 t=time.time(), attempt=seen.attempt, exit_class=verdict.exit_class.value, status=seen.status,
@@ -375,13 +376,25 @@ class Supervisor:
         hang = self.state.hang
         if hang is not None and hang.attempt == attempt and self.plan.watchdog.action == "restart":
             return "hang"
-        return self.state.stop.how if self.state.stop else ""
+        if self.state.stop is not None:
+            return self.state.stop.how
+        return "segment" if self.state.segment is not None else ""
+
+    def _tell_segment(self, exit_class: exits.ExitClass, attempt: int) -> None:
+        if exit_class == exits.ExitClass.SEGMENT_END:
+            self._clear("segment-unsaved")
+        elif exit_class == exits.ExitClass.SEGMENT_CUT:
+            newest = f"the newest checkpoint is of step {self.state.committed_step}"
+            by_itself = "the program does not use the library, and begins anew unless it saves by itself"
+            told = newest if self.state.library else by_itself
+            self._raise("segment-unsaved", f"the segment of attempt {attempt} ended without a save: {told}")
 
     def _wait_for_save(self, exit_class: exits.ExitClass, step: int) -> None:
         """A save that is still on its way to disk is progress: let it arrive before progress decides."""
         last_chance = self.state.ledger.no_progress + 1 >= self.plan.restart.max_no_progress
         matters = last_chance and not self.state.progressed and step > self.state.committed_step
-        if matters and exit_class not in (exits.ExitClass.SUCCEEDED, exits.ExitClass.STOPPED):
+        saved = (exits.ExitClass.SUCCEEDED, exits.ExitClass.STOPPED, exits.ExitClass.SEGMENT_END)
+        if matters and exit_class not in saved:
             with contextlib.suppress(OSError, ValueError):
                 process.request(self.dir.runtime / "archiver.sock", {"op": "drain"}, timeout_s=DRAIN_S)
             self._observe()
@@ -415,9 +428,13 @@ class Supervisor:
             self._clear("hang")
         for finding in self.observer.remarks(self.state, now_s=time.time()):
             self._apply_finding(finding)
-        self.attempt.press(self.state.stop, step_s=self.observer.memory.step_s)
+        stopping = self.state.stop is not None or self.state.segment is not None
+        self.attempt.press(stopping=stopping, step_s=self.observer.memory.step_s)
         if self.state.stop is None and self.attempt.save_wanted():
             self._apply(ev.SaveRequested(t=time.time(), number=self.state.save_number + 1, reason="a rank wants it"))
+        if lifecycle.segment_is_over(self.state, self.policy, time.time()):
+            number, grace_s = self.state.attempt, self.plan.stop_grace_s
+            self._apply(ev.SegmentOver(t=time.time(), attempt=number, grace_s=grace_s))
         limit_s = self.plan.max_duration_s
         if limit_s is not None and time.time() - self.state.since_s > limit_s:
             grace_s = self.plan.stop_grace_s

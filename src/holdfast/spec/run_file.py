@@ -89,7 +89,7 @@ class Spec(Section):
     restart: Restart = Field(Restart(), description="whether another attempt follows one that ended")
     watchdog: Watchdog = Field(Watchdog(), description="when a silent run counts as hung")
     segment: PositiveDuration | None = Field(
-        None, description="save, leave and continue this often, for capped sessions", examples=["4h"]
+        None, description="an attempt that ran this long saves and leaves, and the next goes on", examples=["4h"]
     )
     stop_signal: Signal = Field("SIGTERM", description="asks the command to stop")
     stop_grace_period: Duration = Field(180.0, description="from that signal to SIGKILL")

@@ -17,7 +17,7 @@ SUPPORTED = frozenset(
         "checkpoint.dir", "checkpoint.every", "checkpoint.max_overhead", "checkpoint.timeout", "checkpoint.name",
         "checkpoint.memory", "checkpoint.memory_dir", "checkpoint.mirror", "checkpoint.keep",
         "restart", "watchdog", "logs",
-        "stop_signal", "stop_grace_period", "max_duration",
+        "stop_signal", "stop_grace_period", "max_duration", "segment",
     }
 )  # fmt: skip
 
@@ -31,7 +31,6 @@ INSTEAD: Mapping[str, str] = {
     "num_nodes": "one machine with several devices works: run: torchrun --standalone …",
     "environment.conda": "build it yourself and give environment.python",
     "environment.uv": "build it yourself and give environment.python",
-    "segment": "max_duration stops with a checkpoint; holdfast resume continues",
 }
 
 

@@ -39,7 +39,8 @@ def main() -> None:
     model = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.3), nn.Linear(32, 2))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=EPOCHS * 10)
-    loader = DataLoader(Noisy(), batch_size=32, shuffle=True, num_workers=int(os.environ.get("WORKERS", "2")))
+    size, workers = int(os.environ.get("BATCH", "32")), int(os.environ.get("WORKERS", "2"))
+    loader = DataLoader(Noisy(), batch_size=size, shuffle=True, num_workers=workers)
     run = holdfast.Run(model=model, optimizer=optimizer, scheduler=scheduler, loader=loader)
     for epoch in run.epochs(EPOCHS):
         for clean, y in run.steps(loader):
