@@ -1,11 +1,15 @@
 """Carry frames between two devices, each so many seconds later: the kernel here has no netem.
 
-Usage: delay.py DEVICE DEVICE SECONDS
+Usage: delay.py DEVICE DEVICE SECONDS [BYTES]
+
+With BYTES that many a second leave the first device, and a queue for one second of them lies before it: what comes to a
+full one is dropped, as a modem does.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 import select
 import socket
 import sys
@@ -14,6 +18,7 @@ import time
 _ALL = 3  # ETH_P_ALL
 _PACKET, _IGNORE_OUTGOING = 263, 23  # SOL_PACKET: what we send ourselves does not come back to us
 _FRAME_BYTES = 65_536
+_QUEUE_S = 1.0
 
 
 def _opened(device: str) -> socket.socket:
@@ -24,9 +29,9 @@ def _opened(device: str) -> socket.socket:
     return link
 
 
-def main(one: str, other: str, delay_s: float) -> None:
-    """For ever."""
-    ends = [_opened(one), _opened(other)]
+def main(one: str, other: str, delay_s: float, rate: float = math.inf) -> None:
+    """For ever. rate: bytes a second from `one` to `other`."""
+    ends, rates, free_s = [_opened(one), _opened(other)], (rate, math.inf), [0.0, 0.0]
     late: list[tuple[float, int, int, bytes]] = []  # due, order, to, frame
     count = 0
     print("ready", flush=True)
@@ -34,12 +39,15 @@ def main(one: str, other: str, delay_s: float) -> None:
         left_s = max(0.0, late[0][0] - time.monotonic()) if late else None
         for link in select.select(ends, [], [], left_s)[0]:
             count += 1
-            frame = link.recv(_FRAME_BYTES)
-            heapq.heappush(late, (time.monotonic() + delay_s, count, 1 - ends.index(link), frame))
+            frame, now_s, side = link.recv(_FRAME_BYTES), time.monotonic(), ends.index(link)
+            if free_s[side] > now_s + _QUEUE_S:
+                continue
+            free_s[side] = max(now_s, free_s[side]) + len(frame) / rates[side]
+            heapq.heappush(late, (free_s[side] + delay_s, count, 1 - side, frame))
         while late and late[0][0] <= time.monotonic():
             _, _, to, frame = heapq.heappop(late)
             ends[to].send(frame)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], float(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], *map(float, sys.argv[3:]))

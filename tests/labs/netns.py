@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import math
 import os
 import secrets
 import signal
@@ -96,8 +97,12 @@ def entered(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def network(folder: Path, *, delay_s: float = 0.0) -> Iterator[Network]:
-    """Three namespaces and what joins them; each direction takes `delay_s` longer. `folder` is for a log."""
+def network(folder: Path, *, delay_s: float = 0.0, up_bytes_s: float = math.inf) -> Iterator[Network]:
+    """Three namespaces and what joins them; each direction takes `delay_s` longer. `folder` is for a log.
+
+    up_bytes_s: how much the client can send.
+    """
+    is_wired = bool(delay_s) or up_bytes_s < math.inf
     need(os.geteuid() == 0, "needs root for network namespaces")
     for program in ("ip", "nft"):
         need_program(program)
@@ -109,7 +114,7 @@ def network(folder: Path, *, delay_s: float = 0.0) -> Iterator[Network]:
             _ip("netns", "add", name)
             stack.callback(_remove, name)
             _ip("-n", name, "link", "set", "lo", "up")
-        if delay_s:
+        if is_wired:
             _join(client, wire, ("c0", "w0"))
             _join(wire, firewall, ("w1", "f0"))
         else:
@@ -122,11 +127,14 @@ def network(folder: Path, *, delay_s: float = 0.0) -> Iterator[Network]:
         _ip("-n", server, "route", "add", "default", "via", "10.77.2.1")
         with entered(firewall):
             Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+        with entered(client):  # what sends until a queue is full, as most machines do
+            Path("/proc/sys/net/ipv4/tcp_congestion_control").write_text("reno")
         _nft(firewall, _RULES)
-        if delay_s:
+        if is_wired:
             log = folder / "delay.log"
             with entered(wire):
-                stack.enter_context(process([sys.executable, str(_DELAY), "w0", "w1", str(delay_s)], log))
+                argv = [sys.executable, str(_DELAY), "w0", "w1", str(delay_s), str(up_bytes_s)]
+                stack.enter_context(process(argv, log))
             until(lambda: "ready" in log.read_text(), what=log.read_text)
         yield Network(client, firewall, server)
 

@@ -199,6 +199,8 @@ class Agent:
             None, lambda: resolve(str(message["alias"]), config=str(message.get("config", "")))
         )
         chosen = Chosen.decoded(message["chosen"])
+        if target.is_relayed:
+            chosen = hosts.outlasting(chosen)
         place = self._place(target, client.number, chosen)
         place.want(client.number, chosen)
         try:

@@ -26,12 +26,14 @@ VERSION = 1
 _LIMIT_BYTES = 4 << 20
 
 OURS = Keepalive(interval_s=15, count=3)  # a backstop behind our own pings
+RELAYED = Keepalive(interval_s=15, count=44)  # outlasts the 10 min for which a relay keeps a session that is cut
 SILENCE_S = OURS.interval_s * OURS.count  # after which ssh gives up, whatever the interval
 MOST_UNANSWERED = 60
 PERSIST_S = 1800.0
 COMPRESSED_FROM_S = 0.2  # of round trip: a channel is at 2 MiB a round trip then, which a busy core still compresses
 _WORDS = ("auto", "off")
 _INSISTING = ("the command line", "HOLDFAST_KEEPALIVE", "the host's settings")
+_SAYING = (*_INSISTING, "the run file")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +148,13 @@ def differs(wanted: Chosen, there: Chosen) -> bool:
     """Whether a call insists on other options than a connection has. Run files and measurements wait for the next."""
     names = ("keepalive", "tcp_keepalive", "identities_only", "compression")
     return any(wanted.why.get(name) in _INSISTING and getattr(wanted, name) != getattr(there, name) for name in names)
+
+
+def outlasting(chosen: Chosen) -> Chosen:
+    """For a connection that a relay resumes: unless somebody has said another keepalive, ssh waits for the relay."""
+    if chosen.why.get("keepalive") in _SAYING:
+        return chosen
+    return replace(chosen, keepalive=RELAYED, why={**chosen.why, "keepalive": "a relay resumes it"})
 
 
 def automatic(measured: Measured | None, *, base: Keepalive = OURS) -> tuple[Keepalive, str]:

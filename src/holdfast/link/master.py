@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from holdfast.errors import HoldfastError
-from holdfast.link import asking, clock, mux, states
+from holdfast.link import asking, clock, mux, states, traffic
 from holdfast.link.channels import Connection
 from holdfast.link.diagnosis import Cause, Why, diagnose
 from holdfast.link.hosts import Chosen
@@ -29,6 +29,7 @@ from holdfast.link.target import Target, control_path, make_folder
 TICK_S = 0.1
 OPEN_POLL_S = 0.02
 END_S = 2.0  # for a master to end by itself before it is killed
+MOVED_BYTES = 4096  # that show a way that works: more than a jump's own signs of life come to
 
 
 def command(target: Target, path: Path, chosen: Chosen, *, asks: bool) -> list[str]:
@@ -71,7 +72,7 @@ class Master:
         self.target, self.path = target, control_path(target, number)
         self.chosen = chosen or Chosen()  # for the next ssh that is started
         self._key = key or target.key
-        self.link = Link()
+        self.link = Link(resumes=target.is_relayed)
         self.asks = False  # the last attempt could
         self._can_ask = can_ask
         self.connection: Connection | None = None  # for pings, and for who wants channels without one of their own
@@ -80,6 +81,7 @@ class Master:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None  # of one of them
         self._slept_s, self._heard_s = clock.asleep_s(), 0.0
+        self._carried: int | None = None  # bytes, when that last showed something about the ping that waits
 
     def want(self) -> None:
         """Somebody needs the connection now."""
@@ -152,9 +154,22 @@ class Master:
                 self._become(states.heard(self.link, self._heard_s + slept_s))
         if self._child is not None and self._child.poll() is not None:
             await self._ended(self._child)
+        elif self._child is not None and self.link.asked_s is not None:
+            self._look_at_traffic(self._child.pid)
         elif self._child is None and self.link.state is State.DEAD:  # dropped before ssh was started
             self._become(states.gone(self.link, now_s, Why(Cause.LOST, "it was given up before it began"), 0.0))
         self._decided(states.tick(self.link, now_s))
+        if self.link.asked_s is None:
+            self._carried = None
+
+    def _look_at_traffic(self, pid: int) -> None:
+        """Our ping lies behind what others send: it is late where the way is slow, and the way works."""
+        carried = traffic.carried_bytes(pid)
+        if carried is None or self._carried is None or carried < self._carried:
+            self._carried = carried
+        elif carried >= self._carried + MOVED_BYTES:
+            self._carried = carried
+            self._become(states.moved(self.link, clock.now_s()))
 
     def _decided(self, decision: tuple[Link, tuple[Do, ...]]) -> None:
         link, actions = decision

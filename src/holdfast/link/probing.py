@@ -83,7 +83,7 @@ async def alone(target: Target, chosen: Chosen = _SILENT) -> AsyncIterator[Login
         said: list[tuple[float, str]] = []
         reading = asyncio.get_running_loop().create_task(_heard(child, said))
         try:
-            connection = await _opened(child, path, target, said)
+            connection = await _opened(child, path, target, said, reading)
             login_s = time.monotonic() - began_s
             try:
                 yield Login(connection, login_s, *_exchange(said))
@@ -101,7 +101,11 @@ async def _heard(child: asyncio.subprocess.Process, said: list[tuple[float, str]
 
 
 async def _opened(
-    child: asyncio.subprocess.Process, path: Path, target: Target, said: Sequence[tuple[float, str]]
+    child: asyncio.subprocess.Process,
+    path: Path,
+    target: Target,
+    said: Sequence[tuple[float, str]],
+    reading: asyncio.Task[None],
 ) -> Connection:
     deadline_s = time.monotonic() + CONNECT_S
     while child.returncode is None and time.monotonic() < deadline_s:
@@ -110,6 +114,7 @@ async def _opened(
             await connection.ping(within_s=CONNECT_S)
             return connection
         await asyncio.sleep(_POLL_S)
+    await asyncio.wait([reading], timeout=_END_S)  # what it said last
     why = diagnose("\n".join(line for _, line in said), target.alias)
     raise HostUnreachable(why.sentence, hint=why.hint)
 

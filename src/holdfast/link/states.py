@@ -3,8 +3,10 @@
     down ──wanted──▶ connecting ──open──▶ up ◀──heard── suspect ──silent──▶ dead ──gone──▶ down
                         │ refused for a cause that a person must mend: needs-authentication, until asked again
 
-A link is judged by bytes that come from the other end alone: a master answers for itself long after its network has
-gone. Silence is asked about by a ping that costs one round trip, at once after the machine slept or its routes changed.
+A link is judged by bytes that come from the other end: a master answers for itself long after its network has gone.
+Silence is asked about by a ping that costs one round trip, at once after the machine slept or its routes changed. A
+ping may have to wait behind what others send over a slow way; as long as the network takes or brings their bytes, that
+is no silence. A way that resumes by itself (`resumes`) is never given up here: what carries it ends once it is lost.
 """
 
 from __future__ import annotations
@@ -55,6 +57,8 @@ class Link:
     asking: bool = False  # a person is asked for a password, or for a word about a host key
     heard_s: float = 0.0
     asked_s: float | None = None  # when the ping left that was not answered yet
+    excused: bool = False  # that ping is no measure of the way: it waited for something else
+    resumes: bool = False  # cuts are mended below, by what carries the connection
     trip_s: float = 0.0  # smoothed round trip, and its deviation (RFC 6298, section 2)
     deviation_s: float = 0.0
     loss_ratio: float = 0.0  # smoothed: pings that were late by at least what TCP waits before it sends again
@@ -93,6 +97,8 @@ def _watch(link: Link, now_s: float) -> tuple[Link, tuple[Do, ...]]:
     if link.state is State.UP and silent_s > link.patience_s:
         return _to(link, State.SUSPECT, now_s), ()
     if link.state is State.SUSPECT and silent_s > link.patience_s + MORE_PATIENCE_S:
+        if link.resumes:
+            return replace(link, excused=True), ()
         why = Why(Cause.LOST, f"nothing came for {silent_s:.0f} s")
         return replace(_to(link, State.DEAD, now_s), why=why), (Do.HANG_UP,)
     return link, ()
@@ -131,7 +137,7 @@ def drop(link: Link, now_s: float) -> tuple[Link, tuple[Do, ...]]:
 def opened(link: Link, now_s: float) -> Link:
     """The other end has answered through the master's socket."""
     up = replace(_to(link, State.UP, now_s), opened_s=now_s, trip_s=0.0, deviation_s=0.0)
-    return replace(up, heard_s=now_s, asked_s=None, asking=False, failures=0, why=None)
+    return replace(up, heard_s=now_s, asked_s=None, excused=False, asking=False, failures=0, why=None)
 
 
 def heard(link: Link, now_s: float) -> Link:
@@ -140,10 +146,15 @@ def heard(link: Link, now_s: float) -> Link:
     return _to(known, State.UP, now_s) if link.state is State.SUSPECT else known
 
 
+def moved(link: Link, now_s: float) -> Link:
+    """The network took bytes of others, or brought some, while the ping waits."""
+    return replace(heard(link, now_s), excused=True)
+
+
 def answered(link: Link, now_s: float) -> Link:
     """The ping came back."""
-    if link.asked_s is None:
-        return heard(link, now_s)
+    if link.asked_s is None or link.excused:
+        return missed(heard(link, now_s))
     trip_s = now_s - link.asked_s
     first = not link.trip_s
     smooth_s = trip_s if first else 0.875 * link.trip_s + 0.125 * trip_s
@@ -156,7 +167,7 @@ def answered(link: Link, now_s: float) -> Link:
 
 def missed(link: Link) -> Link:
     """The ping was given up while other bytes came: another one may be sent."""
-    return replace(link, asked_s=None)
+    return replace(link, asked_s=None, excused=False)
 
 
 def doubted(link: Link, now_s: float) -> tuple[Link, tuple[Do, ...]]:

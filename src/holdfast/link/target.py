@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,11 @@ class Target:
         """12 hexadecimal digits, the same for all names of one place reached in one way and with the same keys."""
         where = (self.user, self.host, str(self.port), self.jump, self.proxy_command, self.credentials)
         return hashlib.blake2b("\0".join(where).encode(errors="surrogateescape"), digest_size=6).hexdigest()
+
+    @property
+    def is_relayed(self) -> bool:
+        """Whether our own relay carries it, which resumes after cuts."""
+        return bool(re.search(r"\bholdfast\s+relay\s+connect\b", self.proxy_command))
 
     @property
     def options(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -76,6 +77,37 @@ def test_a_firewall_forgets_a_connection_that_is_silent_for_too_long(network: ne
         through(network, server, work)
     finally:
         network.forget_after(432_000)
+
+
+def test_an_upload_over_a_slow_way_is_not_death_and_death_in_it_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pings lie for seconds behind what a passenger sends: the master would be ended 9.6 s after its beginning."""
+    seen = list[str]()
+    (tmp_path / "data").write_bytes(os.urandom(3_000_000))
+
+    async def upload(path: str, links: Links) -> None:
+        with (tmp_path / "data").open("rb") as data:
+            passenger = await mux.passenger(path, "cat >/dev/null", (data.fileno(), 1, 2))
+        for _ in range(100):
+            seen.append(links.every()[0]["state"])
+            await asyncio.sleep(0.1)
+        passenger.close()
+
+    with (
+        netns.network(tmp_path, up_bytes_s=60_000) as slow,
+        lab.person() as (user, home),
+        netns.sshd(slow, tmp_path / "sshd", user, home) as server,
+        own_links(tmp_path / "home", monkeypatch),
+        netns.entered(slow.client),
+        Links() as links,
+    ):
+        up = links.up("node", config=str(server.config))
+        asyncio.run(upload(up.path, links))
+        assert (set(seen), links.every()[0]["path"]) == ({"up"}, up.path)
+        assert links.every()[0]["trip_s"] < 1
+        with slow.is_cut():
+            until(lambda: links.every()[0]["state"] == "suspect", within_s=5 + 1.5 + 1.5)
 
 
 def test_silence_is_seen_within_the_bound_and_the_link_comes_back(

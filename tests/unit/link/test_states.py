@@ -61,6 +61,28 @@ def test_a_ping_that_was_lost_among_other_bytes_is_not_waited_for_any_more() -> 
     assert (link.state, done) == (State.UP, [])
 
 
+def test_a_ping_behind_bytes_that_move_is_not_silence_and_no_measure_of_the_way() -> None:
+    before = up()
+    link = states.doubted(before, 1)[0]
+    for second in range(1, 20):
+        link, done = run(states.moved(link, second), second, second + 1)
+        assert (link.state, done) == (State.UP, [])
+    after = states.answered(link, 20)
+    assert (after.trip_s, after.patience_s, after.asked_s) == (before.trip_s, before.patience_s, None)
+    assert run(states.doubted(after, 20)[0], 20, 26)[0].state is State.DEAD
+    measured = states.answered(states.doubted(after, 20)[0], 20.1)
+    assert measured.trip_s > before.trip_s
+
+
+def test_a_way_that_resumes_by_itself_is_suspect_and_not_given_up() -> None:
+    before = replace(up(), resumes=True)
+    link, done = run(states.doubted(before, 1)[0], 1, 500)
+    assert (link.state, done) == (State.SUSPECT, [])
+
+    back = states.answered(link, 500)
+    assert (back.state, back.patience_s) == (State.UP, before.patience_s)
+
+
 def test_a_far_machine_is_given_more_time() -> None:
     link = states.opened(Link(state=State.CONNECTING, wanted=True), 0)
     link = states.answered(states.doubted(link, 0)[0], 0.6)

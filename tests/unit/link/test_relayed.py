@@ -1,0 +1,86 @@
+"""A link through our own relay, which resumes after cuts: the agent waits for it, and says how it is meanwhile."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from holdfast.link import hosts, target
+from holdfast.link.client import Links
+from holdfast.link.hosts import Settings
+from holdfast.relay.server import Settings as Relaying
+from holdfast.units import Keepalive
+from tests.labs import relays
+from tests.labs import sshd as lab
+from tests.labs.links import own_links
+from tests.waiting import until
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[lab.Sshd, relays.Cutter]]:
+    """A node behind a relay, and what can cut the way to that."""
+    monkeypatch.setenv("HOLDFAST_RELAY_TOKEN", relays.TOKEN)
+    with (
+        lab.person() as (user, home),
+        lab.sshd(tmp_path / "sshd", user, home) as server,
+        relays.relay(tmp_path / "relay", "--target", f"127.0.0.1:{server.port}") as relay,
+        relays.cutter(relay.port) as cutter,
+        own_links(tmp_path / "home", monkeypatch),
+    ):
+        words = [sys.executable, "-m", "holdfast", "relay", "connect", relay.url(cutter.port)]
+        server.config.write_text(f"{server.config.read_text()}  ProxyCommand {shlex.join(words)} %h %p\n")
+        monkeypatch.setenv("HOLDFAST_SSH_CONFIG", str(server.config))
+        yield server, cutter
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("cut_s", [10.5, pytest.param(60.0, marks=pytest.mark.soak)])
+def test_a_cut_below_the_relay_is_waited_for(between: tuple[lab.Sshd, relays.Cutter], cut_s: float) -> None:
+    """Without a relay our pings would end it 9.5 s after the cut, and ssh itself after 45 s."""
+    server, cutter = between
+    argv = [sys.executable, "-m", "holdfast", "exec", "--on", "node", "--", "echo begun; read line; exit 7"]
+    with Links() as links, subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+        assert running.stdin is not None and running.stdout is not None
+        assert running.stdout.readline() == b"begun\n"
+        before, seen = links.every()[0], list[str]()
+        cutter.refuse(True)
+        end_s = time.monotonic() + cut_s
+        until(lambda: seen.append(links.every()[0]["state"]) or time.monotonic() > end_s, cut_s + 5)  # type: ignore[func-returns-value]
+        cutter.refuse(False)
+        running.communicate(b"word\n", timeout=60)
+        assert running.returncode == 7
+        until(lambda: links.every()[0]["state"] == "up")
+        assert links.every()[0]["path"] == before["path"]
+    assert (list(dict.fromkeys(seen)), before["keepalive"]) == (["up", "suspect"], "15x44")
+    assert server.log.count("Accepted publickey") == 1
+
+
+def test_ssh_waits_for_longer_than_a_relay_keeps_a_session_unless_somebody_says_otherwise() -> None:
+    chosen = hosts.outlasting(hosts.choose([]))
+    assert chosen.keepalive is not None
+    assert chosen.keepalive.interval_s * chosen.keepalive.count > Relaying(tokens=()).keep_s
+
+    said = hosts.choose([("the run file", Settings(keepalive=Keepalive(interval_s=9, count=2)))])
+    assert hosts.outlasting(said) == said
+
+
+@pytest.mark.parametrize(
+    ("command", "is_relayed"),
+    [
+        ("holdfast relay connect wss://relay.example.org/ssh %h %p", True),
+        ("/home/ada/.local/bin/holdfast relay connect --token-file t wss://r/ssh %h %p", True),
+        ("python3 -m holdfast  relay  connect wss://r/ssh %h %p", True),
+        ("ssh -W %h:%p gate", False),
+        ("", False),
+    ],
+)
+def test_what_a_relay_is_known_by(command: str, is_relayed: bool) -> None:
+    assert target.Target("a", "me", "host", 22, proxy_command=command).is_relayed == is_relayed

@@ -1,0 +1,75 @@
+"""What the kernel counts, of connections of our own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+from holdfast.link.traffic import carried_bytes
+from tests.waiting import until
+
+SENT = 300_000
+CHILD = """
+import socket, sys
+with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as there:
+    there.sendall(bytes(300_000))
+    sys.stdin.read()
+"""
+
+
+def carried(pid: int) -> int:
+    found = carried_bytes(pid)
+    assert found is not None
+    return found
+
+
+def taken(there: socket.socket) -> None:
+    got = 0
+    while got < SENT:
+        got += len(there.recv(1 << 16))
+
+
+def test_what_is_sent_counts_where_it_is_acknowledged_and_where_it_comes() -> None:
+    before = carried(os.getpid())
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as here,
+        listener.accept()[0] as there,
+    ):
+        here.sendall(bytes(SENT))
+        taken(there)
+        until(lambda: carried(os.getpid()) - before >= 2 * SENT)
+    assert carried(os.getpid()) <= before
+
+
+def test_what_is_not_taken_does_not_count() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as here:
+        here.connect(listener.getsockname())
+        here.setblocking(False)
+        sent = 0
+        try:
+            while True:
+                sent += here.send(bytes(1 << 16))
+        except BlockingIOError:
+            pass
+        assert 0 < carried(os.getpid()) < 2 * sent
+
+
+def test_the_connection_of_a_child_counts_and_that_of_a_stranger_does_not() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        argv = [sys.executable, "-c", CHILD, str(listener.getsockname()[1])]
+        with subprocess.Popen(argv, stdin=subprocess.PIPE) as child, listener.accept()[0] as there:
+            taken(there)
+            until(lambda: carried(child.pid) >= SENT)
+            until(lambda: carried(os.getpid()) >= 2 * SENT)  # ours, and the child's
+            there.close()
+            child.communicate(b"")
+
+
+def test_of_a_process_that_is_gone_nothing_is_known() -> None:
+    child = subprocess.Popen(["true"])
+    child.wait()
+
+    assert carried_bytes(child.pid) is None
