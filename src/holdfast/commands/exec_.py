@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command("exec", context_settings={"ignore_unknown_options": True})
 @click.option(
-    "--on", "patterns", required=True, multiple=True, metavar="HOST", help="An alias, or a pattern ('gpu-*')."
+    "--on", "patterns", required=True, multiple=True, metavar="HOST", help="An alias, a pattern ('gpu-*') or a pool."
 )
 @click.option("--at-once", type=click.IntRange(1, 256), default=32, show_default=True, help="Hosts at a time.")
 @duration_option(

@@ -12,6 +12,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 from holdfast import runs
 
@@ -22,9 +23,8 @@ def ordering(*what: str) -> Iterator[str]:
 
     Confirmed when the block ends without an exception. Two that order the same at once have each their own.
     """
-    folder = runs.home().absolute() / "remote" / "orders"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = folder / hashlib.blake2b("\0".join(what).encode(), digest_size=16).hexdigest()
+    path = _file(what)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -37,6 +37,26 @@ def ordering(*what: str) -> Iterator[str]:
         path.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
+
+
+def is_open(*what: str) -> bool:
+    """Whether exactly this was ordered before and not confirmed, by somebody who does not wait for that any more."""
+    try:
+        descriptor = os.open(_file(what), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(descriptor).st_size > 0
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _file(what: tuple[str, ...]) -> Path:
+    name = hashlib.blake2b("\0".join(what).encode(), digest_size=16).hexdigest()
+    return runs.home().absolute() / "remote" / "orders" / name
 
 
 def _token(descriptor: int) -> str:

@@ -71,7 +71,7 @@ def _options(verb: click.Command) -> list[click.Parameter]:
     ours = [
         click.Option(
             [places.ON, "on"], multiple=True, metavar="HOST", expose_value=False, shell_complete=complete_hosts,
-            help="There instead of here: an alias, or a pattern ('gpu-*').",
+            help="There instead of here: an alias, a pattern ('gpu-*') or a pool.",
         ),
         click.Option(
             [places.WITHIN, "within"], metavar="DURATION", expose_value=False, default="30s", show_default=True,
@@ -82,10 +82,11 @@ def _options(verb: click.Command) -> list[click.Parameter]:
 
 
 def complete_hosts(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Aliases of the user's ssh configuration, for the shell."""
-    from holdfast.link import names, target
+    """Aliases of the user's ssh configuration, and pools, for the shell."""
+    from holdfast.link import names, pools, target
 
-    return [CompletionItem(name) for name in names.known(target.users_config()) if name.startswith(incomplete)]
+    found = [*names.known(target.users_config()), *pools.every()]
+    return [CompletionItem(name) for name in found if name.startswith(incomplete)]
 
 
 def _path(context: click.Context) -> tuple[str, ...]:

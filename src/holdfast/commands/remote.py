@@ -59,8 +59,8 @@ def carry_out(lines: Sequence[Line], path: tuple[str, ...], found: Journey, toge
         return _straight(lines[0], path, found)
     wants_json = any("--json" in line.words for line in lines)
     more = ("--json",) if together is not None and not wants_json else ()
-    with ThreadPoolExecutor(_AT_ONCE) as pool, going_on("what has begun on the machines goes on there"):
-        outcomes = list(pool.map(lambda line: _kept(line, (*path, *line.words, *more), found), lines))
+    with going_on("what has begun on the machines goes on there"):
+        outcomes = at_each({line.host: (*path, *line.words, *more) for line in lines}, found.within_s)
     if together is not None:
         _as_one(outcomes, together, wants_json)
     else:
@@ -151,15 +151,21 @@ def _straight(line: Line, path: tuple[str, ...], found: Journey) -> int:
         )
 
 
-def _kept(line: Line, words: Sequence[str], found: Journey) -> Outcome:
+def at_each(lines: Mapping[str, Sequence[str]], within_s: float) -> list[Outcome]:
+    """What each of several machines says to its words, all at once; in the order of `lines`."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(lambda host: _kept(host, lines[host], within_s), lines))
+
+
+def _kept(host: str, words: Sequence[str], within_s: float) -> Outcome:
     """What one machine of several said, told later; nobody can answer a question of the verb."""
     shown, secrets = hidden(words)
-    asked = Asked(shown, {**looks(), **secrets}, patience_s=found.within_s, is_attended=False)
+    asked = Asked(shown, {**looks(), **secrets}, patience_s=within_s, is_attended=False)
     try:
-        with reach.linked(line.host, found.within_s) as there:
+        with reach.linked(host, within_s) as there:
             return captured(there, asked)
     except HoldfastError as error:
-        return Outcome(line.host, error.exit_code, error=error)
+        return Outcome(host, error.exit_code, error=error)
 
 
 def _as_one(outcomes: Sequence[Outcome], together: Together, wants_json: bool) -> None:

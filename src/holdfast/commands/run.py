@@ -43,7 +43,9 @@ _STDIN = Path("-")
 @click.option("--name", help="The run's name.")
 @click.option("--id", "run_id", metavar="ID", help="Continue the run with this id, or make it.")
 @click.option("--order", hidden=True, metavar="TOKEN", help="Make no second run of this order.")
-@click.option("--on", "host", metavar="HOST", shell_complete=complete_hosts, help="There instead of here.")
+@click.option(
+    "--on", "host", metavar="HOST", shell_complete=complete_hosts, help="There instead of here; of a pool, the freest."
+)
 @duration_option("--timeout", default="30s", show_default=True, help="How long HOST may not answer.")
 @click.option("--snapshot/--in-place", "copy", default=None, help="Run a copy of the code, or the code itself.")
 @click.option("--detach", "-d", is_flag=True, help="Start it and leave it.")
@@ -87,7 +89,7 @@ def command(
         token=order or "",
     )
     called = declared.name or creation.default_name(declared, base, from_file=bool(sources))
-    if (there := _elsewhere(host, declared)) is not None:
+    if there := _elsewhere(host, declared):
         from holdfast.commands import run_elsewhere
 
         wanted = run_elsewhere.Wanted(there, ordered, called, copy, init, within_s=timeout)
@@ -149,10 +151,16 @@ def _text(path: Path) -> str:
         ) from error
 
 
-def _elsewhere(host: str | None, declared: Spec) -> str | None:
-    """The machine to run on, None for this one: what the command line says, else the run file."""
-    named = host or declared.resources.infra.removeprefix("ssh/")
-    return None if named == "local" else named
+def _elsewhere(host: str | None, declared: Spec) -> tuple[str, ...]:
+    """The machines of which one is to run it, none for this one: what the command line says, else the run file."""
+    infra = declared.resources.infra
+    named = [host] if host else [infra] if isinstance(infra, str) else infra
+    if named == ["local"]:
+        return ()
+    from holdfast.link import names, target
+
+    config = target.users_config()
+    return tuple(dict.fromkeys(each for name in named for each in names.named(name.removeprefix("ssh/"), config)))
 
 
 def _existing(run_id: str | None, order: str | None) -> RunDir | None:

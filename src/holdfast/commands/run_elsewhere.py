@@ -1,5 +1,6 @@
 """`holdfast run --on HOST`: all is resolved here, the code is brought there, and the run is made there, by `run`.
 
+Of several hosts, which are asked at once, the freest takes it (`placement.py`).
 What crosses is one run file without look-ups, on standard input; secrets are in the environment of that call alone.
 """
 
@@ -19,7 +20,7 @@ from typing import Any
 import click
 
 from holdfast import creation, plan, spec
-from holdfast.commands import orders, remembered, remote
+from holdfast.commands import orders, placement, remembered, remote
 from holdfast.commands.arguments import say
 from holdfast.commands.progress import bar
 from holdfast.commands.reach import Linked, linked
@@ -34,7 +35,7 @@ _UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
 class Wanted:
     """A run as it was asked for here. `copy` and `init` are options of `run`, None where they were not given."""
 
-    host: str
+    hosts: tuple[str, ...]  # of which one takes it
     order: creation.Order
     name: str
     copy: bool | None
@@ -61,7 +62,7 @@ class Wanted:
 def show(wanted: Wanted, secrets: Sequence[str], *, as_json: bool) -> int:
     """The plan as the machine would make it. Nothing is started; the code is brought, for the plan looks at it."""
     workdir, values = _resolved(wanted, secrets)
-    with linked(wanted.host, wanted.within_s) as there:
+    with linked(_host(wanted, workdir), wanted.within_s) as there:
         folder = _bring(there, workdir)
         return _run(there, wanted, ("--dry-run", *(("--json",) if as_json else ())), values, folder)
 
@@ -69,20 +70,51 @@ def show(wanted: Wanted, secrets: Sequence[str], *, as_json: bool) -> int:
 def start(wanted: Wanted, secrets: Sequence[str], *, detach: bool, as_json: bool) -> int:
     """Make the run there and start it; stay with it unless `detach`. Its exit code, or that of a `run` that failed."""
     workdir, values = _resolved(wanted, secrets)
-    with linked(wanted.host, wanted.within_s) as there:
+    host = _host(wanted, workdir)
+    with linked(host, wanted.within_s) as there:
         folder = _bring(there, workdir)
-        with orders.ordering(wanted.host, str(workdir), wanted.text(), *wanted.words()) as token:
+        with orders.ordering(*_order(host, wanted, workdir)) as token:
             made = _made(there, wanted, ("-d", "--json", "--order", token), values, folder)
-            remembered.remember(wanted.host, made["run"], workdir)
+            remembered.remember(host, made["run"], workdir)
         if not detach:
             return remote.call(there, Asked(("attach", made["run"]), remote.looks()))
-    name = f"{wanted.host}:{made['run']}"
+    name = f"{host}:{made['run']}"
     if as_json:
-        click.echo(json.dumps({**made, "host": wanted.host}))
+        click.echo(json.dumps({**made, "host": host}))
     else:
         click.echo(name)
         say(f"{name} started", hint=f"holdfast attach {name}")
     return 0
+
+
+def _host(wanted: Wanted, workdir: Path) -> str:
+    """The host to take; of several the freest, or the one where this was ordered already. Raises NowhereToRun."""
+    if len(wanted.hosts) == 1:
+        return wanted.hosts[0]
+    for host in wanted.hosts:
+        if orders.is_open(*_order(host, wanted, workdir)):
+            say(f"{host} was told to make this run and has not confirmed it: it is asked again")
+            return host
+    asked = remote.at_each(dict.fromkeys(wanted.hosts, ("queue", "--json")), wanted.within_s)
+    wants = getattr(wanted.order.spec.resources, "accelerators", None) or placement.ANY
+    choice = placement.choose({outcome.host: _answer(outcome) for outcome in asked}, wants)
+    if choice.host is None:
+        raise placement.NowhereToRun(choice)
+    say(choice.told(wanted.name))
+    return choice.host
+
+
+def _answer(outcome: remote.Outcome) -> placement.Answer:
+    if outcome.error is None and not outcome.status:
+        told: dict[str, Any] = json.loads(outcome.out)
+        return told
+    said = str(outcome.error) if outcome.error else outcome.err.decode(errors="replace").partition("\n")[0]
+    return said.removeprefix("error: ").removeprefix(f"{outcome.host} ") or f"exit code {outcome.status}"
+
+
+def _order(host: str, wanted: Wanted, workdir: Path) -> tuple[str, ...]:
+    """What tells one order from another."""
+    return (host, str(workdir), wanted.text(), *wanted.words())
 
 
 def project_key(workdir: Path) -> str:

@@ -1,7 +1,8 @@
 """What is set for a host, what was measured of the way there, and what follows for its connection.
 
-One file, `$HOLDFAST_HOME/hosts.json`, by the name a person uses, written whole. The first that says something counts:
-the command line, HOLDFAST_KEEPALIVE, the run file's `link`, the host's settings, the defaults.
+One file, `$HOLDFAST_HOME/hosts.json`, by the name a person uses, written whole; pools of hosts lie there too
+(`pools.py`). The first that says something counts: the command line, HOLDFAST_KEEPALIVE, the run file's `link`, the
+host's settings, the defaults.
 """
 
 from __future__ import annotations
@@ -308,16 +309,32 @@ def path() -> Path:
     return runs.home() / "hosts.json"
 
 
+@dataclass(slots=True, kw_only=True)
+class Known:
+    """All of the file."""
+
+    hosts: dict[str, Host] = field(default_factory=dict)
+    pools: dict[str, tuple[str, ...]] = field(default_factory=dict)  # name → hosts, as somebody listed them
+
+
 def load() -> dict[str, Host]:
     """Every host that something is known of. Raises HoldfastError when the file cannot be understood."""
+    return known().hosts
+
+
+def known() -> Known:
+    """What the file holds. Raises HoldfastError when it cannot be understood."""
     file = path()
     try:
         told = json.loads(fsio.get(fsio.DISK, file, limit_bytes=_LIMIT_BYTES))
         if told["version"] > VERSION:
             raise HoldfastError(f"{file} was written by a newer holdfast", hint="update holdfast here")
-        return {name: _host(entry) for name, entry in told["hosts"].items()}
+        return Known(
+            hosts={name: _host(entry) for name, entry in told["hosts"].items()},
+            pools={name: tuple(map(str, members)) for name, members in told.get("pools", {}).items()},
+        )
     except FileNotFoundError:
-        return {}
+        return Known()
     except (ValueError, KeyError, TypeError, AttributeError, UsageError, OverflowError) as error:
         raise HoldfastError(f"{file} cannot be understood: {error}", hint="mend it, or remove it") from error
 
@@ -343,30 +360,30 @@ def with_settings(host: Host, settings: Settings) -> Host:
 
 def update(name: str, settings: Settings | None = None, measured: Measured | None = None) -> Host:
     """Set what is given and keep the rest. Raises HoldfastError, OSError."""
-    with _changing() as known:
-        host = with_settings(known.get(name, Host()), settings or Settings())
-        known[name] = replace(host, measured=measured or host.measured)
-        return known[name]
+    with changing() as held:
+        host = with_settings(held.hosts.get(name, Host()), settings or Settings())
+        held.hosts[name] = replace(host, measured=measured or host.measured)
+        return held.hosts[name]
 
 
 def forget(name: str) -> bool:
     """Whether anything was known of it. Raises HoldfastError, OSError."""
-    with _changing() as known:
-        return known.pop(name, None) is not None
+    with changing() as held:
+        return held.hosts.pop(name, None) is not None
 
 
 @contextmanager
-def _changing() -> Iterator[dict[str, Host]]:
+def changing() -> Iterator[Known]:
     """What is known, for one change at a time; written when the block ends well."""
     import fcntl
 
     runs.home().mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(path().with_suffix(".lock"), "ab") as lock:  # noqa: PTH123 - kept: whoever removes a lock breaks it
         fcntl.flock(lock, fcntl.LOCK_EX)
-        known = load()
-        yield known
-        entries = {name: _entry(host) for name, host in sorted(known.items())}
-        told = {"version": VERSION, "hosts": entries}
+        held = known()
+        yield held
+        entries = {name: _entry(host) for name, host in sorted(held.hosts.items())}
+        told = {"version": VERSION, "hosts": entries, **({"pools": held.pools} if held.pools else {})}
         fsio.replace(path(), json.dumps(told, indent=2).encode() + b"\n")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from holdfast.errors import UsageError
+from holdfast.link import pools
 
 _DEEPEST = 16  # files that include files: as ssh itself
 
@@ -20,14 +21,14 @@ def known(config: str = "") -> list[str]:
 
 
 def chosen(patterns: Sequence[str], config: str = "") -> list[str]:
-    """The hosts that shell patterns mean; a name without wildcards means itself, in the configuration or not.
+    """The hosts that shell patterns mean; a name without wildcards means itself, or each host of the pool of that name.
 
     Raises UsageError for a pattern that means none.
     """
     found: list[str] = []
     for pattern in patterns:
         if not any(mark in pattern for mark in "*?["):
-            found.append(pattern)
+            found += named(pattern, config)
             continue
         names = known(config)
         matching = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
@@ -39,6 +40,18 @@ def chosen(patterns: Sequence[str], config: str = "") -> list[str]:
             )
         found += matching
     return list(dict.fromkeys(found))
+
+
+def named(name: str, config: str = "") -> tuple[str, ...]:
+    """The host of that name, in the configuration or not, or all of the pool. Raises UsageError where it is both."""
+    members = pools.every().get(name)
+    if members is None:
+        return (name,)
+    if name in known(config):
+        raise UsageError(
+            f"{name} is a pool, and a host of your ssh configuration too", hint=f"holdfast host pool {name} --rm"
+        )
+    return members
 
 
 def _aliases(file: Path, depth: int) -> Iterator[str]:

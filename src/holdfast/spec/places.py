@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
 from holdfast.spec.fields import Command, Duration, Keepalive, Path, Persist, Section, Text, found, wrong
 from holdfast.spec.mistakes import quote
@@ -12,8 +12,10 @@ from holdfast.spec.mistakes import quote
 _KINDS = ("ssh", "slurm", "k8s")
 
 
-def _check_infra(value: object) -> str:
+def _check_infra(value: object) -> str | tuple[str, ...]:
     hint = "local, ssh/<host or pool>, slurm/<partition> or k8s/<context>"
+    if isinstance(value, (list, tuple)):
+        return _check_pool(value)
     if not isinstance(value, str):
         raise wrong(f"expected a place, found {found(value)}", hint)
     kind, slash, name = value.partition("/")
@@ -22,17 +24,40 @@ def _check_infra(value: object) -> str:
     return value
 
 
+def _check_pool(value: list[object] | tuple[object, ...]) -> tuple[str, ...]:
+    places = tuple(place for each in value if isinstance(place := _check_infra(each), str))
+    hint = "[ssh/gpu-a, ssh/gpu-b]"
+    if not places or len(places) != len(value) or not all(place.startswith("ssh/") for place in places):
+        raise wrong("a list of places is one of hosts that SSH reaches", hint)
+    if len(set(places)) < len(places):
+        raise wrong("a host is named twice", hint)
+    return places
+
+
 Infra = Annotated[
-    str,
+    str | tuple[str, ...],
     PlainValidator(_check_infra),
-    WithJsonSchema({"type": "string", "pattern": f"^(local|({'|'.join(_KINDS)})/[^-].*)$"}),
+    PlainSerializer(lambda infra: infra if isinstance(infra, str) else list(infra)),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": f"^(local|({'|'.join(_KINDS)})/[^-].*)$"},
+                {"type": "array", "items": {"type": "string", "pattern": "^ssh/[^-].*$"}, "minItems": 1},
+            ]
+        }
+    ),
 ]
 
 
 class Resources(Section):
     """Where to run, and on what."""
 
-    infra: Infra = Field("local", description="local or ssh/<host>; *later* slurm/<partition> or k8s/<context>")
+    infra: Infra = Field(
+        "local",
+        description="local, ssh/<host or pool>, or several of these, of which the freest takes the run; "
+        "*later* slurm/<partition> or k8s/<context>",
+        examples=["ssh/gpu-a", "[ssh/gpu-a, ssh/gpu-b]"],
+    )
     accelerators: Text | None = Field(None, description="type:count", examples=["A100:1"])
 
 

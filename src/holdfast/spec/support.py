@@ -36,8 +36,9 @@ INSTEAD: Mapping[str, str] = {
 
 def is_supported(path: str, value: object = "") -> bool:
     """Whether this version does what the field at a dotted path asks for, with that value."""
-    if path in BEGINNINGS and isinstance(value, str) and value.startswith(BEGINNINGS[path]):
-        return True
+    if path in BEGINNINGS and value:
+        values = value if isinstance(value, tuple) else (value,)
+        return all(isinstance(each, str) and each.startswith(BEGINNINGS[path]) for each in values)
     parts = path.split(".")
     return any(".".join(parts[:length]) in SUPPORTED for length in range(1, len(parts) + 1))
 

@@ -11,6 +11,7 @@ from holdfast.commands import group, places, remembered
 from holdfast.commands.reaching import Reaching
 from holdfast.commands.table import THERE
 from holdfast.errors import UsageError
+from holdfast.link import pools
 from tests.unit.commands.scene import holdfast, make_run
 
 
@@ -81,6 +82,12 @@ def test_a_pattern_means_each_of_its_machines() -> None:
         ("gpu-b", "--all --older-than 7d --dry-run"),
         ("laptop", "--all --older-than 7d --dry-run"),
     ]
+
+
+def test_a_pool_means_each_of_its_machines() -> None:
+    pools.make("gpus", ["gpu-b", "gpu-a"], [])
+
+    assert going("ps", "--on", "gpus") == [("gpu-b", ""), ("gpu-a", "")]
 
 
 def test_runs_of_several_machines_go_each_to_its_own_and_those_here_last() -> None:

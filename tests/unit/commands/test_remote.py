@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 
-from holdfast.commands.orders import ordering
+from holdfast.commands.orders import is_open, ordering
 from holdfast.commands.remote import hidden
 
 
@@ -30,6 +30,17 @@ def test_an_order_that_was_not_confirmed_is_the_same_order() -> None:
 
     assert first == again
     assert len({first, another, later}) == 3
+
+
+def test_an_order_is_open_from_when_it_was_given_up_to_when_it_was_confirmed() -> None:
+    assert not is_open("gpu-a", "run: x")
+    with contextlib.suppress(ConnectionError), ordering("gpu-a", "run: x"):
+        assert not is_open("gpu-a", "run: x")  # somebody is at it
+        raise ConnectionError
+    assert is_open("gpu-a", "run: x")
+    with ordering("gpu-a", "run: x"):
+        pass
+    assert not is_open("gpu-a", "run: x")
 
 
 def test_two_that_order_the_same_at_once_have_each_their_own() -> None:

@@ -13,6 +13,7 @@ VERBS: Table = {
         "config": Verb("hosts.config", "set how a connection is kept, for plain ssh too"),
         "check": Verb("hosts.check", "is the connection shared, and what does that save"),
         "probe": Verb("hosts.probe", "measure the way there and choose its keepalive"),
+        "pool": Verb("hosts.pool", "name several hosts, of which a run takes one"),
         "setup": Verb("hosts.setup", "continue runs of this machine after a reboot", THERE),
         "rm": Verb("hosts.rm", "forget a host"),
     }

@@ -35,9 +35,10 @@ def command(
     yes: bool,
 ) -> None:
     """Name a host in ~/.ssh/holdfast.conf; your own configuration stays as it is."""
-    from holdfast.link import hosts, include, names
+    from holdfast.link import hosts, include, names, pools
 
     include.check_name(name)
+    pools.check_free(name)
     if name not in include.load() and name in names.known(str(include.users_file())):
         raise UsageError(
             f"{name} is in {include.users_file()} already, and can be used as it is",

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 @click.option("--yes", "-y", is_flag=True, help="Do not ask before the Include line is written.")
 def command(host: str, said: Settings, only_print: bool, yes: bool) -> None:
     """Set how the connection to HOST is kept, and write a block from which plain ssh, scp, rsync and editors profit."""
-    from holdfast.link import hosts, include
+    from holdfast.link import hosts, include, pools
 
     include.check_name(host)
+    pools.check_free(host)
     if only_print:
         known = hosts.load().get(host, hosts.Host())
         block = include.block(host, hosts.with_settings(known, said))
