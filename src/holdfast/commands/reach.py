@@ -118,7 +118,11 @@ class Linked:
             await self._connection.close()
             self._connection = None
         if self._has_tried:
-            await asyncio.to_thread(self._up_again)
+            try:
+                await asyncio.to_thread(self._up_again)
+            except asyncio.CancelledError:
+                self._links.interrupt()  # else the thread, and with it the program, would wait on
+                raise
         self._has_tried = True
         self._connection = Connection(await mux.proxied(self.up.path))
         return self._connection

@@ -87,22 +87,27 @@ def call(there: Reach, asked: Asked) -> int:
 async def _call(there: Reach, asked: Asked) -> int:
     from holdfast.commands.vigil import Vigil
     from holdfast.service.client import CallLost, Calls, NoService
+    from holdfast.service.tasks import stop
 
     vigil = Vigil(there, asked.patience_s)
     calls = Calls(there.connect, vigil.cut)
+    calling = asyncio.create_task(calls.call(
+        asked.words, env=asked.env, cwd=asked.cwd, stdin=asked.stdin, stdout=asked.stdout, stderr=asked.stderr,
+        columns=_columns(asked.stdout), signals=asked.is_attended,
+    ))  # fmt: skip
     looking = asyncio.create_task(vigil.look())
     try:
-        return await calls.call(
-            asked.words, env=asked.env, cwd=asked.cwd, stdin=asked.stdin, stdout=asked.stdout, stderr=asked.stderr,
-            columns=_columns(asked.stdout), signals=asked.is_attended,
-        )  # fmt: skip
+        await asyncio.wait({calling, looking}, return_when=asyncio.FIRST_COMPLETED)
+        if calling.done():
+            return calling.result()
+        looking.result()
+        raise HostUnreachable(vigil.why)
     except (CallLost, NoService):
         raise
     except HostUnreachable as error:
         raise vigil.gave_up(error) from error
     finally:
-        looking.cancel()
-        await asyncio.gather(looking, return_exceptions=True)
+        await stop(calling, looking)
         await calls.close()
         await there.hang_up()
 

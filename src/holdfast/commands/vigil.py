@@ -22,20 +22,22 @@ class Vigil:
 
     def __init__(self, there: Reach, patience_s: float | None) -> None:
         self._there, self._patience_s = there, patience_s
+        self._up_s = time.monotonic()  # when the link was last seen up
         self._away_s: float | None = None  # since when
         self._is_cut = self._has_said = False
+        self.why = "nothing came from it"  # the link is away
 
     async def look(self) -> None:
-        """Until cancelled. A link without a sign of life is suspect some time before its connections end."""
+        """Until the link is away for too long. Without a sign of life it is suspect long before its connections end."""
         from holdfast.link.states import State
 
-        while True:
+        while self._is_borne():
             await asyncio.sleep(LOOK_S)
             state = await asyncio.to_thread(self._there.standing)
             if state != State.UP.value:
-                self._gone(time.monotonic(), state)
+                self._gone(state)
             elif self._is_cut:
-                self._gone(time.monotonic(), "connecting")  # the link is there again, and this call not yet on it
+                self._gone("connecting")  # the link is there again, and this call not yet on it
             else:
                 self._back()
 
@@ -45,30 +47,32 @@ class Vigil:
         if standing.away_s is None:
             self._back()
             return True
-        now_s = time.monotonic()
+        self.why = standing.why
         if self._away_s is None:
-            self._away_s = now_s - standing.away_s
-        return self._patience_s is None or self._lasted(now_s) < self._patience_s
+            self._away_s = time.monotonic() - standing.away_s
+        return self._is_borne()
 
     def gave_up(self, error: HostUnreachable) -> HostUnreachable:
         """What to raise when nobody waits any more: `error`, with how the link stands."""
-        state, lasted = self._there.standing(), self._lasted(time.monotonic())
         return HostUnreachable(
-            f"{self._there.host}: the link is {state}, away for {lasted:.0f} s: {error}",
+            f"{self._there.host}: the link is {self._there.standing()}, away for {self._lasted():.0f} s: {error}",
             hint=error.hint or "what was begun there goes on",
         )
 
-    def _gone(self, now_s: float, state: str) -> None:
-        self._away_s = now_s if self._away_s is None else self._away_s
-        lasted = self._lasted(now_s)
-        if lasted >= TELL_S and not self._has_said:
+    def _gone(self, state: str) -> None:
+        self._away_s = self._up_s if self._away_s is None else self._away_s
+        if self._lasted() >= TELL_S and not self._has_said:
             self._has_said = True
-            say(f"{self._there.host}: {state} for {lasted:.0f} s …")
+            say(f"{self._there.host}: {state} for {self._lasted():.0f} s …")
 
     def _back(self) -> None:
         if self._has_said:
-            say(f"{self._there.host}: back after {self._lasted(time.monotonic()):.0f} s")
-        self._away_s, self._has_said = None, False
+            say(f"{self._there.host}: back after {self._lasted():.0f} s")
+        self._away_s, self._has_said, self._up_s = None, False, time.monotonic()
 
-    def _lasted(self, now_s: float) -> float:
-        return 0.0 if self._away_s is None else now_s - self._away_s
+    def _is_borne(self) -> bool:
+        return self._patience_s is None or self._away_s is None or self._lasted() < self._patience_s
+
+    def _lasted(self) -> float:
+        """Seconds that the link has been away."""
+        return 0.0 if self._away_s is None else time.monotonic() - self._away_s

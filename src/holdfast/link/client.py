@@ -58,6 +58,11 @@ class Links:
         """The links may go when nobody else uses them."""
         self._agent.close()
 
+    def interrupt(self) -> None:
+        """Whoever waits for an answer in another thread gets AgentGone."""
+        with contextlib.suppress(OSError):
+            self._agent.shutdown(socket.SHUT_RDWR)
+
     def up(
         self,
         alias: str,

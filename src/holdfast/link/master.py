@@ -86,6 +86,7 @@ class Master:
     def want(self) -> None:
         """Somebody needs the connection now."""
         self._become(states.want(self.link, clock.now_s()))
+        self._decided(states.sought(self.link, clock.now_s()))
 
     def drop(self) -> None:
         """Nobody needs it any more."""

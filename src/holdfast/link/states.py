@@ -16,6 +16,7 @@ from enum import Enum
 
 from holdfast.link.diagnosis import Cause, Why
 
+FRESH_S = 1.0  # a sign of life so young is enough for who comes now
 BUSY_PING_S = 5.0  # of silence, while somebody waits for the link
 IDLE_PING_S = 15.0
 LEAST_PATIENCE_S = 1.5
@@ -177,6 +178,11 @@ def doubted(link: Link, now_s: float) -> tuple[Link, tuple[Do, ...]]:
     if link.state in (State.UP, State.SUSPECT) and link.asked_s is None:
         return replace(link, asked_s=now_s), (Do.PING,)
     return link, ()
+
+
+def sought(link: Link, now_s: float) -> tuple[Link, tuple[Do, ...]]:
+    """Somebody comes who will wait for it: whether it still leads anywhere is asked now, not at the next silence."""
+    return doubted(link, now_s) if now_s - link.heard_s > FRESH_S else (link, ())
 
 
 def gone(link: Link, now_s: float, why: Why, chance: float) -> Link:

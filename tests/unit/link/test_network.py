@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -11,6 +14,8 @@ from typing import Any, TypeVar
 
 import pytest
 
+from holdfast.bundle import probing as node_probing
+from holdfast.bundle.bootstrap import first_made
 from holdfast.link import hosts, mux, probing, target
 from holdfast.link.channels import Connection
 from holdfast.link.client import Links
@@ -18,6 +23,7 @@ from holdfast.link.mux import MasterGone
 from tests.labs import netns
 from tests.labs import sshd as lab
 from tests.labs.links import own_links
+from tests.unit.bundle.test_probing import probe
 from tests.waiting import until
 
 T = TypeVar("T")
@@ -124,6 +130,35 @@ def test_silence_is_seen_within_the_bound_and_the_link_comes_back(
             until(lambda: links.every()[0]["state"] in ("dead", "down", "connecting"), within_s=3 + 1.5)
             assert time.monotonic() - cut_s < 5 + 1.5 + 3 + 2
         until(lambda: links.every()[0]["state"] == "up", within_s=30)
+
+
+def test_a_verb_on_a_link_that_died_in_silence_ends_in_time_and_says_how_the_link_stands(
+    network: netns.Network, server: lab.Sshd, fetched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them finds a link that is `up`: nothing has told yet that it is not."""
+
+    def holdfast(*words: str) -> tuple[int, str, float]:
+        began_s = time.monotonic()
+        argv = [sys.executable, "-m", "holdfast", *words]
+        done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+        return done.returncode, done.stderr, time.monotonic() - began_s
+
+    monkeypatch.setenv("HOLDFAST_SSH_CONFIG", str(server.config))
+    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path))
+    (tmp_path / "bundles").symlink_to(fetched)
+    (tmp_path / "any").mkdir()
+    pythons = node_probing.choose("node", probe(tmp_path / "any"), sys.version_info[:2])
+    first_made("node", list(pythons), lambda _: None)  # no registry is reached from inside
+    with own_links(tmp_path, monkeypatch), netns.entered(network.client):
+        assert holdfast("ps", "--on", "node")[0] == 0
+        with network.is_cut():
+            code, said, took_s = holdfast("status", "node:x", "--timeout", "5s")
+            assert (code, took_s < 5 + 7) == (10, True), (said, took_s)
+            assert re.search(r"error: node: the link is (suspect|dead|down|connecting), away for [5-9] s: ", said), said
+            code, said, took_s = holdfast("status", "node:x", "--timeout", "2s")
+            assert (code, took_s < 2 + 7) == (10, True), (said, took_s)
+            assert "node cannot be reached: " in said
+        until(lambda: holdfast("ps", "--on", "node")[0] == 0, within_s=60)
 
 
 def test_the_limit_of_silence_is_found_and_the_keepalive_lives_ten_times_as_long(

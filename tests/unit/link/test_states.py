@@ -53,6 +53,14 @@ def test_silence_is_death_within_a_bound(busy: bool, within_s: float) -> None:
     assert "nothing came for" in dead.why.sentence
 
 
+def test_who_comes_asks_a_link_that_is_silent_and_not_one_that_was_just_heard() -> None:
+    asked, done = states.sought(up(), 2)
+
+    assert states.sought(up(), 1)[1] == ()
+    assert done == (Do.PING,)
+    assert states.sought(asked, 2.1)[1] == ()
+
+
 def test_a_ping_that_was_lost_among_other_bytes_is_not_waited_for_any_more() -> None:
     link, _ = states.doubted(up(), 1)
     link = states.missed(states.heard(link, 31))
