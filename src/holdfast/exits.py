@@ -128,7 +128,8 @@ def classify(end: Exit) -> Verdict:
     asked = _segment(end) if end.asked == "segment" else _asked(end)
     found = asked or _plain(end) or _by_text(end, tail, traceback) or _by_signal(end)
     exit_class, evidence = found or (ExitClass.UNKNOWN, _last_lines(tail))
-    shown = "\n".join([traceback, *_below(traceback, tail)]) if traceback else ""
+    failed = traceback and exit_class != ExitClass.SEGMENT_END  # a launcher takes a planned end for a failure
+    shown = "\n".join([traceback, *_below(traceback, tail)]) if failed else ""
     return Verdict(exit_class=exit_class, evidence=(*evidence, status_words(end.status)), traceback=shown)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from holdfast import process
-from holdfast.link.client import held
+from holdfast.link.client import Links, held
 from tests.labs import sshd as lab
 from tests.labs.links import holder, master_of, own_links
 from tests.labs.servers import free_port
@@ -269,6 +269,31 @@ def test_the_run_file_names_the_machine_and_the_plan_is_the_one_it_would_make(la
     assert json.loads(done.stdout)["dir"] == str(laptop.there / ".holdfast" / "runs" / "planned")
 
 
+def test_what_the_run_file_says_of_the_link_and_of_ports_holds_for_every_verb_of_the_run(
+    laptop: Laptop, tmp_path: Path
+) -> None:
+    port = free_port()
+    (laptop.root / "project" / "linked.yaml").write_text(
+        "name: linked\nresources: {infra: ssh/node}\nrun: sleep 1000\n"
+        f"link: {{keepalive: 25x7, persist: 5m}}\nports: [{port}]\n"
+    )
+    drop()
+    assert laptop.holdfast("run", "-d", "-f", "linked.yaml").returncode == 0
+    drop()  # the next connection is made by a verb that has not read the file
+
+    with laptop.following(tmp_path, "attach", "linked") as follower:
+        (forward,) = until(lambda: json.loads(laptop.holdfast("forward", "--ls", "--json").stdout)["forwards"], 40)
+        link = next(link for link in held() if link["alias"] == "node")
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(20) == 130
+
+    assert link["keepalive"] == "25x7"
+    assert (forward["listen"], forward["connect"], forward["kept"]) == (port, f"localhost:{port}", False)
+    assert f"127.0.0.1:{port} of this machine leads to the same of node" in (tmp_path / "err").read_text()
+    assert json.loads(laptop.holdfast("forward", "--ls", "--json").stdout)["forwards"] == []
+    assert laptop.holdfast("kill", "linked").returncode == 0
+
+
 def test_stopping_waits_for_the_end_there(laptop: Laptop, run: str) -> None:
     done = laptop.holdfast("stop", run, "--grace", "1s")
 
@@ -286,6 +311,12 @@ def kill_master() -> None:
     """Of the link to `node`."""
     (link,) = (link for link in held() if link["alias"] == "node")
     os.kill(master_of(link["path"]), signal.SIGKILL)
+
+
+def drop() -> None:
+    """End the link to `node`, so that whoever comes next has another."""
+    with Links() as links:
+        links.drop(next(link["key"] for link in links.every() if link["alias"] == "node"))
 
 
 def contents(paths: Iterable[Path]) -> Iterator[tuple[Path, bytes]]:

@@ -18,7 +18,9 @@ VERBS: Table = {
     "Start": {
         "run": Verb("run", "start a run and stay with it (-d: leave it)"),
         "resume": Verb(
-            "resume", "continue from the newest, a step or the best checkpoint", Away(lasts="*", unless="detach")
+            "resume",
+            "continue from the newest, a step or the best checkpoint",
+            Away(lasts="*", unless="detach", leads=True),
         ),
         "schedule": Verb("schedule", "start runs by the clock, never two at a time", THERE),
     },
@@ -27,7 +29,7 @@ VERBS: Table = {
         "queue": Verb("queue", "the GPUs here, who has them, who waits for them", THERE),
         "status": Verb("status", "where one run stands", Away(lasts="watch")),
         "logs": Verb("logs", "its output (-f: as it comes)", Away(lasts="follow")),
-        "attach": Verb("attach", "live view; Ctrl-C leaves the run running", Away(lasts="*")),
+        "attach": Verb("attach", "live view; Ctrl-C leaves the run running", Away(lasts="*", leads=True)),
         "events": Verb("events", "its journal: what happened, when", Away(lasts="follow")),
         "explain": Verb("explain", "why each attempt ended, and what to do", THERE),
     },

@@ -35,12 +35,14 @@ class Line:
 class Journey:
     """What is carried out where, what is here last. within_s: how long a machine may not answer.
 
-    `lasts`: the verb goes on for as long as somebody looks, and outwaits a link that breaks.
+    `lasts`: the verb goes on for as long as somebody looks, and outwaits a link that breaks. `leads`: meanwhile the
+    run's `ports` of this machine lead there.
     """
 
     lines: tuple[Line, ...]
     within_s: float = WITHIN_S
     lasts: bool = False
+    leads: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def journey(verb: click.Command, away: Away, context: click.Context, words: Sequ
     if not lines:
         return None
     lasts = (away.lasts == "*" or bool(values.get(away.lasts))) and not values.get(away.unless)
-    return Journey(lines, _seconds(limits), lasts)
+    return Journey(lines, _seconds(limits), lasts, leads=lasts and away.leads)
 
 
 def split(text: str) -> tuple[str, str]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from holdfast.commands.arguments import say
-from holdfast.errors import HoldfastError, HostUnreachable
+from holdfast.errors import HoldfastError, HostUnreachable, UsageError
 from holdfast.process import CALLER_PYTHONPATH
 
 if TYPE_CHECKING:
     from holdfast.bundle import Node
     from holdfast.link.channels import Connection
     from holdfast.link.client import Links, Up
+    from holdfast.link.hosts import Settings
     from holdfast.service.streams import Stream
 
 _AGAIN_S = 10.0  # for one attempt to have the link back
@@ -38,15 +39,18 @@ class Reach(Protocol):
 
 
 @contextlib.contextmanager
-def linked(host: str, within_s: float) -> Iterator[Linked]:
-    """`host` over SSH, our own code in place there. Raises HostUnreachable, with the state of the link."""
+def linked(host: str, within_s: float, run_file: Settings | None = None) -> Iterator[Linked]:
+    """`host` over SSH, our own code in place there. Raises HostUnreachable, with the state of the link.
+
+    run_file: what the run file of the run in question says of the connection.
+    """
     from holdfast import bundle
     from holdfast.link.client import Links
     from holdfast.link.target import users_config
 
     with Links() as links:
-        up = links.up(host, config=users_config(), within_s=within_s)
-        there = Linked(links, up, bundle.ensure(up, tell=say))
+        up = links.up(host, config=users_config(), within_s=within_s, run_file=run_file)
+        there = Linked(links, up, bundle.ensure(up, tell=say), run_file)
         try:
             yield there
         finally:
@@ -56,8 +60,11 @@ def linked(host: str, within_s: float) -> Iterator[Linked]:
 class Linked:
     """Over the link that the agent holds. Use from one thread."""
 
-    def __init__(self, links: Links, up: Up, node: Node) -> None:
+    def __init__(self, links: Links, up: Up, node: Node, run_file: Settings | None = None) -> None:
         self._links, self.up, self.node = links, up, node
+        self._run_file = run_file
+        self._ports: list[int] = []  # of ours that lead there
+        self._is_new_agent = False  # which knows nothing of them
         self._connection: Connection | None = None
         self._has_tried = self._has_answered = False
 
@@ -68,6 +75,24 @@ class Linked:
     def close(self) -> None:
         """The link may go."""
         self._links.close()
+
+    def lead(self, ports: Sequence[int]) -> None:
+        """Let ports of this machine lead to the same ones there until `close`; one that is taken here is told."""
+        self._ports = [port for port in ports if self._leads(port)]
+        if self._ports:
+            said = " and ".join(f"127.0.0.1:{port}" for port in self._ports)
+            say(f"{said} of this machine {'leads' if len(self._ports) == 1 else 'lead'} to the same of {self.host}")
+
+    def _leads(self, port: int) -> bool:
+        """Whether it does from now on."""
+        from holdfast.link.mux import End
+
+        try:
+            self._links.forward(self.up.key, port, End("localhost", port))
+        except UsageError as error:
+            say(str(error), hint=f"holdfast forward {self.host} 0:{port}")
+            return False
+        return True
 
     def starting(self, *words: str) -> list[str]:
         """What starts a program of ours there, as words for a shell."""
@@ -133,12 +158,16 @@ class Linked:
         from holdfast.link.target import users_config
 
         try:
-            self.up = self._links.up(self.up.alias, config=users_config(), within_s=_AGAIN_S)
+            alias, config = self.up.alias, users_config()
+            self.up = self._links.up(alias, config=config, within_s=_AGAIN_S, run_file=self._run_file)
+            if self._is_new_agent:
+                self._ports = [port for port in self._ports if self._leads(port)]
+                self._is_new_agent = False
         except NeedsAuthentication:
             raise
         except AgentGone as error:
             self._links.close()
-            self._links = Links()
+            self._links, self._is_new_agent = Links(), True
             raise ConnectionResetError(str(error)) from error
         except HostUnreachable as error:
             raise ConnectionResetError(str(error)) from error

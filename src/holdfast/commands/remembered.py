@@ -1,7 +1,8 @@
 """Runs that were started from here on other machines, so that the name alone finds them again.
 
-`$HOLDFAST_HOME/remote/<run>.json`: {"version": 1, "places": [{"host", "id", "when", "project"}]}, the newest last;
-`when` is in unix seconds, `project` the folder here that the code came from.
+`$HOLDFAST_HOME/remote/<run>.json`: {"version": 1, "places": [{"host", "id", "when", "project", "link", "ports"}]}, the
+newest last; `when` is in unix seconds, `project` the folder here that the code came from, `link` and `ports` what the
+run file says.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from holdfast import fsio, runs
@@ -27,6 +28,8 @@ class Place:
     id: str
     when: float
     project: str
+    link: Mapping[str, str] = field(default_factory=dict)  # settings of the connection, as text (`link.hosts`)
+    ports: Sequence[int] = ()  # that lead there while somebody is attached
 
 
 def places(run: str) -> list[Place]:
@@ -40,10 +43,16 @@ def places(run: str) -> list[Place]:
         return []
 
 
-def remember(host: str, run: str, project: Path) -> None:
+def at(host: str, names: Sequence[str]) -> Place | None:
+    """What is known of the first of these runs there, each RUN or RUN@…, that was started from here."""
+    known = (place for name in names for place in places(name.partition("@")[0]) if place.host == host)
+    return next(known, None)
+
+
+def remember(host: str, run: str, project: Path, link: Mapping[str, str], ports: Sequence[int]) -> None:
     """A run was started there. Raises OSError."""
     kept = [place for place in places(run) if place.host != host]
-    _write(run, [*kept, Place(host, run, round(time.time(), 3), str(project))])
+    _write(run, [*kept, Place(host, run, round(time.time(), 3), str(project), link, ports)])
 
 
 def forget(host: str, names: Sequence[str]) -> None:

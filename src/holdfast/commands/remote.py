@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from holdfast.commands import reach
+from holdfast.commands import reach, remembered
 from holdfast.commands.arguments import going_on, say
 from holdfast.errors import HoldfastError, HostUnreachable
 
 if TYPE_CHECKING:
     from holdfast.commands.places import Journey, Line
-    from holdfast.commands.reach import Reach
+    from holdfast.commands.reach import Linked, Reach
     from holdfast.commands.reaching import Together
 
 _AT_ONCE = 32  # machines
@@ -74,7 +75,7 @@ def ride(line: Line, path: tuple[str, ...], found: Journey) -> int:
     from holdfast.commands import ssh
     from holdfast.link.target import users_config
 
-    with reach.linked(line.host, found.within_s) as there:
+    with _linked(line, found) as there:
         return ssh.ride(there.up.path, users_config(), line.host, shlex.join(there.starting(*path, *line.words)))
 
 
@@ -144,7 +145,7 @@ def hidden(words: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
 def _straight(line: Line, path: tuple[str, ...], found: Journey) -> int:
     """One machine, its bytes straight to ours."""
     words, secrets = hidden((*path, *line.words))
-    with reach.linked(line.host, found.within_s) as there:
+    with _linked(line, found) as there:
         return call(
             there,
             Asked(
@@ -171,6 +172,18 @@ def _kept(host: str, words: Sequence[str], within_s: float) -> Outcome:
             return captured(there, asked)
     except HoldfastError as error:
         return Outcome(host, error.exit_code, error=error)
+
+
+@contextlib.contextmanager
+def _linked(line: Line, found: Journey) -> Iterator[Linked]:
+    """The machine, as the run file of its run wants to reach it. Raises HostUnreachable."""
+    from holdfast.link import hosts
+
+    known = remembered.at(line.host, line.runs)
+    with reach.linked(line.host, found.within_s, hosts.read(known.link) if known else None) as there:
+        if known and found.leads:
+            there.lead(known.ports)
+        yield there
 
 
 def _as_one(outcomes: Sequence[Outcome], together: Together, wants_json: bool) -> None:

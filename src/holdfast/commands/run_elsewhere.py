@@ -26,6 +26,7 @@ from holdfast.commands.progress import bar
 from holdfast.commands.reach import Linked, linked
 from holdfast.commands.remote import Asked
 from holdfast.commands.secrets import secret_values
+from holdfast.link.hosts import Settings, from_run_file, write
 from holdfast.runs import RunDir
 
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
@@ -51,6 +52,10 @@ class Wanted:
         if self.copy is not None:
             yield "--snapshot" if self.copy else "--in-place"
 
+    def link(self) -> Settings:
+        """What the run file says of the connection."""
+        return from_run_file(self.order.spec.link)
+
     def text(self) -> str:
         """The run file that crosses: no secret, nothing to be looked up here, and the code where it will be."""
         given = self.order.spec
@@ -62,7 +67,7 @@ class Wanted:
 def show(wanted: Wanted, secrets: Sequence[str], *, as_json: bool) -> int:
     """The plan as the machine would make it. Nothing is started; the code is brought, for the plan looks at it."""
     workdir, values = _resolved(wanted, secrets)
-    with linked(_host(wanted, workdir), wanted.within_s) as there:
+    with linked(_host(wanted, workdir), wanted.within_s, wanted.link()) as there:
         folder = _bring(there, workdir)
         return _run(there, wanted, ("--dry-run", *(("--json",) if as_json else ())), values, folder)
 
@@ -70,13 +75,14 @@ def show(wanted: Wanted, secrets: Sequence[str], *, as_json: bool) -> int:
 def start(wanted: Wanted, secrets: Sequence[str], *, detach: bool, as_json: bool) -> int:
     """Make the run there and start it; stay with it unless `detach`. Its exit code, or that of a `run` that failed."""
     workdir, values = _resolved(wanted, secrets)
-    host = _host(wanted, workdir)
-    with linked(host, wanted.within_s) as there:
+    host, link, ports = _host(wanted, workdir), wanted.link(), wanted.order.spec.ports
+    with linked(host, wanted.within_s, link) as there:
         folder = _bring(there, workdir)
         with orders.ordering(*_order(host, wanted, workdir)) as token:
             made = _made(there, wanted, ("-d", "--json", "--order", token), values, folder)
-            remembered.remember(host, made["run"], workdir)
+            remembered.remember(host, made["run"], workdir, write(link), ports)
         if not detach:
+            there.lead(ports)
             return remote.call(there, Asked(("attach", made["run"]), remote.looks()))
     name = f"{host}:{made['run']}"
     if as_json:

@@ -16,6 +16,7 @@ class Away(NamedTuple):
 
     lasts: str = ""  # the option with which it goes on for as long as somebody looks, `*`: always; it outwaits the link
     unless: str = ""  # but not with that option
+    leads: bool = False  # while it lasts the run's `ports` of this machine lead there
     removes: bool = False  # the runs that it names are no more when it has succeeded
     rides: bool = False  # it needs a terminal of its own: through ssh, and not as a call
 

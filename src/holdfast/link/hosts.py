@@ -158,6 +158,11 @@ def outlasting(chosen: Chosen) -> Chosen:
     return replace(chosen, keepalive=RELAYED, why={**chosen.why, "keepalive": "a relay resumes it"})
 
 
+def says_something(wanted: Chosen) -> bool:
+    """Whether somebody has said anything of it: who says nothing is content with what others have said."""
+    return any(who in _SAYING for who in wanted.why.values())
+
+
 def automatic(measured: Measured | None, *, base: Keepalive = OURS) -> tuple[Keepalive, str]:
     """The keepalive that fits what was measured, and why.
 

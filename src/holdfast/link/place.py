@@ -16,7 +16,7 @@ from typing import Any
 from holdfast.errors import HostUnreachable
 from holdfast.link import mux
 from holdfast.link.channels import Connection
-from holdfast.link.hosts import Chosen, differs, show_keepalive
+from holdfast.link.hosts import Chosen, differs, says_something, show_keepalive
 from holdfast.link.master import Master
 from holdfast.link.mux import MasterGone, Refused
 from holdfast.link.states import PERSON_S, Link, State
@@ -89,11 +89,11 @@ class Place:
         """`client` waits for a connection with these options."""
         self._persist_s, self._max_age_s = _kept_s(chosen), chosen.max_age_s
         self._staying.add(client)
-        if differs(chosen, self.current.master.chosen):
-            if self.link.state not in _LIVE:
+        if self.link.state not in _LIVE:
+            if says_something(chosen):
                 self.current.master.chosen = chosen  # for the next one that is begun
-            elif self._heir is None:
-                self._follow(chosen)
+        elif differs(chosen, self.current.master.chosen) and self._heir is None:
+            self._follow(chosen)
 
     def is_ready(self, chosen: Chosen) -> bool:
         """Whether there is a connection, and none is on its way that `chosen` asks for."""

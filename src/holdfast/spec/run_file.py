@@ -97,7 +97,7 @@ class Spec(Section):
         None, description="a run that takes longer is stopped", examples=["14d"]
     )
     ports: Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], Strict(False)] = Field(
-        (), description="forwarded to this machine", examples=["[6006, 8888]"]
+        (), description="lead from here to the run while somebody is attached", examples=["[6006, 8888]"]
     )
     logs: Logs = Field(Logs(), description="the run's output and step records")
     watch: Watch = Field(Watch(), description="what is measured beside the training")

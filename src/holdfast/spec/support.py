@@ -16,7 +16,7 @@ SUPPORTED = frozenset(
         "environment.python",
         "checkpoint.dir", "checkpoint.every", "checkpoint.max_overhead", "checkpoint.timeout", "checkpoint.name",
         "checkpoint.memory", "checkpoint.memory_dir", "checkpoint.mirror", "checkpoint.keep",
-        "restart", "watchdog", "logs",
+        "restart", "watchdog", "logs", "link", "ports",
         "stop_signal", "stop_grace_period", "max_duration", "segment",
     }
 )  # fmt: skip

@@ -24,7 +24,7 @@ def main() -> None:
     loader = DataLoader(data, batch_size=16, sampler=DistributedSampler(data))
     ballast = nn.Linear(1, int(os.environ.get("BALLAST_MB", "0")) << 17)  # what makes a save take longer than a step
     run = holdfast.Run(model=model, optimizer=optimizer, ballast=ballast, loader=loader)
-    for x, y in run.steps(loader, epochs=5):
+    for x, y in run.steps(loader, epochs=int(os.environ.get("EPOCHS", "5"))):
         loss = ((model(x) - y) ** 2).mean()
         loss.backward()
         optimizer.step()

@@ -111,22 +111,22 @@ def test_a_machine_is_said_once() -> None:
 
 
 def test_a_run_that_was_started_from_here_is_found_by_its_name(own_home: Path) -> None:
-    remembered.remember("gpu-a", "digits", own_home)
+    remembered.remember("gpu-a", "digits", own_home, {}, ())
 
     assert going("status", "digits") == [("gpu-a", "digits")]
     assert going("resume", "digits@best") == [("gpu-a", "digits@best")]
 
 
 def test_a_run_here_comes_before_one_of_its_name_elsewhere(own_home: Path) -> None:
-    remembered.remember("gpu-a", "digits", own_home)
+    remembered.remember("gpu-a", "digits", own_home, {}, ())
     make_run("digits")
 
     assert going("status", "digits") == []
 
 
 def test_a_name_on_two_machines_is_asked_back(own_home: Path) -> None:
-    remembered.remember("gpu-a", "digits", own_home)
-    remembered.remember("gpu-b", "digits", own_home)
+    remembered.remember("gpu-a", "digits", own_home, {}, ())
+    remembered.remember("gpu-b", "digits", own_home, {}, ())
 
     said = holdfast("status", "digits")
 
@@ -135,8 +135,8 @@ def test_a_name_on_two_machines_is_asked_back(own_home: Path) -> None:
 
 
 def test_what_was_forgotten_is_not_found(own_home: Path) -> None:
-    remembered.remember("gpu-a", "digits", own_home)
-    remembered.remember("gpu-b", "digits", own_home)
+    remembered.remember("gpu-a", "digits", own_home, {}, ())
+    remembered.remember("gpu-b", "digits", own_home, {}, ())
     remembered.forget("gpu-a", ["digits"])
 
     assert [place.host for place in remembered.places("digits")] == ["gpu-b"]
@@ -146,7 +146,7 @@ def test_what_was_forgotten_is_not_found(own_home: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", '{"version": 2, "places": []}', '{"version": 1, "places": [{"x": 1}]}'])
 def test_an_index_that_cannot_be_read_knows_nothing(own_home: Path, text: str) -> None:
-    remembered.remember("gpu-a", "digits", own_home)
+    remembered.remember("gpu-a", "digits", own_home, {}, ())
     (own_home / "home" / "remote" / "digits.json").write_text(text)
 
     assert "no run named 'digits'" in holdfast("status", "digits").err
