@@ -19,7 +19,7 @@ import pytest
 from holdfast import process
 from holdfast.link.client import Links, held
 from tests.labs import sshd as lab
-from tests.labs.links import holder, master_of, own_links
+from tests.labs.links import holder, kill_master, no_slot_is_taken, own_links, processes
 from tests.labs.servers import free_port
 from tests.needs import need
 from tests.waiting import until
@@ -175,13 +175,16 @@ def test_a_machine_that_does_not_answer_is_told_with_its_exit_code(laptop: Lapto
     assert "nowhere cannot be reached" in done.stderr
 
 
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.soak)])
 def test_the_output_goes_on_at_its_byte_after_every_cut(
-    laptop: Laptop, server: tuple[lab.Sshd, Path], tmp_path: Path
+    laptop: Laptop, server: tuple[lab.Sshd, Path], tmp_path: Path, kills: int
 ) -> None:
-    run = laptop.start("cut")
+    name = f"cut-{kills}"
+    run = laptop.start(name)
     with laptop.following(tmp_path, "logs", "-f", run) as follower:
-        grown(tmp_path / "out")
-        kill_master()
+        for _ in range(kills):
+            grown(tmp_path / "out")
+            kill_master()
         grown(tmp_path / "out")
         agent = holder()
         assert agent is not None
@@ -195,14 +198,16 @@ def test_the_output_goes_on_at_its_byte_after_every_cut(
         finally:
             os.kill(server[0].pid, signal.SIGCONT)
         grown(tmp_path / "out")
-        laptop.stop("cut")
+        laptop.stop(name)
         assert follower.wait(60) == 0
 
-    assert digest(tmp_path / "out") == digest(laptop.output("cut"))
+    assert digest(tmp_path / "out") == digest(laptop.output(name))
     assert (tmp_path / "out").read_bytes().endswith(b"last\n")
     said = (tmp_path / "err").read_text()
     assert re.search(r"node: \w+ for \d+ s …\n(.*\n)*node: back after \d+ s\n", said), said
     assert "shown up to byte" in said
+    until(lambda: len(processes(laptop.there, "holdfast node service")) == 1)  # none of its calls goes on
+    no_slot_is_taken(server[0])
 
 
 def test_ctrl_c_reaches_the_verb_there_and_the_run_goes_on(laptop: Laptop, run: str, tmp_path: Path) -> None:
@@ -307,16 +312,11 @@ def grown(path: Path) -> None:
     until(lambda: path.stat().st_size > size + 200_000, 40)
 
 
-def kill_master() -> None:
-    """Of the link to `node`."""
-    (link,) = (link for link in held() if link["alias"] == "node")
-    os.kill(master_of(link["path"]), signal.SIGKILL)
-
-
 def drop() -> None:
     """End the link to `node`, so that whoever comes next has another."""
     with Links() as links:
-        links.drop(next(link["key"] for link in links.every() if link["alias"] == "node"))
+        for key in [link["key"] for link in links.every() if link["alias"] == "node"]:
+            links.drop(key)
 
 
 def contents(paths: Iterable[Path]) -> Iterator[tuple[Path, bytes]]:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from holdfast import process
-from holdfast.link import mux, target
+from holdfast.link import mux, remote, target
 from holdfast.link.agent import socket_path
+from holdfast.link.client import held
+from tests.labs.sshd import Sshd
 from tests.waiting import until
 
 
@@ -50,6 +54,26 @@ def holder() -> process.Identity | None:
     """The agent."""
     path = target.folder() / "agent.lock"
     return process.identity(int(path.read_text() or 0)) if path.exists() else None
+
+
+def kill_master(alias: str = "node") -> None:
+    """SIGKILL, of the link to `alias`."""
+    (link,) = (link for link in held() if link["alias"] == alias)
+    os.kill(master_of(link["path"]), signal.SIGKILL)
+
+
+def no_slot_is_taken(server: Sshd) -> None:
+    """By what is gone: 200 commands, 6 at a time, of which the server refuses none."""
+    refusals = server.log.count("no more sessions")
+    done = list(remote.everywhere(["node"] * 200, "true", config=str(server.config), at_once=6))
+    assert {(one.status, one.error) for one in done} == {(0, "")}
+    assert server.log.count("no more sessions") == refusals
+
+
+def processes(home: Path, word: str) -> list[int]:
+    """Pids of the user whose home it is, with `word` in their command lines."""
+    argv = ["pgrep", "-u", str(home.stat().st_uid), "-f", word]
+    return [int(pid) for pid in subprocess.run(argv, capture_output=True, text=True, check=False).stdout.split()]
 
 
 def master_of(path: str) -> int:

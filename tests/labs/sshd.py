@@ -6,6 +6,7 @@ import contextlib
 import getpass
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -95,6 +96,19 @@ def sshd(
         server = Sshd(port, folder, config, allowed, child.pid)
         until(lambda: "Server listening" in server.log or child.poll() is not None, what=lambda: server.log)
         yield server
+
+
+def children(*pids: int) -> list[int]:
+    """Processes of sshd; one with root's rights watches a connection, its child with a user's rights holds it."""
+    argv = ["pgrep", "-x", "sshd", "-P", ",".join(map(str, pids))]
+    return [int(pid) for pid in subprocess.run(argv, capture_output=True, text=True).stdout.split()]
+
+
+def kill_connection(pid: int) -> None:
+    """Of the process that watches it: both are killed."""
+    for each in (*children(pid), pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -87,7 +87,7 @@ class Links:
         told = self._ask(asked, most_s)
         if told["ok"]:
             return Up(alias, told["key"], told["path"], told["trip_s"])
-        why = told["why"] or f"no answer within {within_s:g} s"
+        why = told["why"] or f"the link is {told['state']}, no answer within {within_s:g} s"
         if told["state"] == State.NEEDS_AUTHENTICATION.value:
             raise NeedsAuthentication(why, hint=told["hint"])
         raise HostUnreachable(f"{alias} cannot be reached: {why}", hint=told["hint"])

@@ -75,19 +75,13 @@ def test_there_and_back(tmp_path: Path, node: Node) -> None:
     assert (back.returncode, held(tmp_path / "back")) == (0, held(there))
 
 
-def children(*pids: int) -> list[int]:
-    """Processes of sshd; one with a user's rights holds the connection, one with root's watches it."""
-    argv = ["pgrep", "-x", "sshd", "-P", ",".join(map(str, pids))]
-    return [int(pid) for pid in subprocess.run(argv, capture_output=True, text=True).stdout.split()]
-
-
 def test_a_cut_connection_is_made_again(tmp_path: Path, node: Node) -> None:
     source, there = tree(tmp_path / "s", **{f"large{n}": os.urandom(24 << 20) for n in range(8)}), node.home / "large"
     with subprocess.Popen(command(str(source), f"node:{there.name}"), stderr=subprocess.PIPE) as running:
         for count in (1, 3):
             until(lambda count=count: len(list(there.glob("large*"))) >= count, within_s=60)  # type: ignore[misc]
-            for pid in (*children(*children(node.server.pid)), *children(node.server.pid)):
-                os.kill(pid, signal.SIGKILL)
+            for pid in lab.children(node.server.pid):
+                lab.kill_connection(pid)
         _, said = running.communicate(timeout=60)
 
     assert running.returncode == 0, said
