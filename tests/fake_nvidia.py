@@ -49,6 +49,11 @@ class FakeNvidia:
         """PATH with the program first."""
         return {"PATH": os.pathsep.join([str(self.folder), os.environ["PATH"]])}
 
+    @property
+    def looks(self) -> int:
+        """How often somebody has asked who computes."""
+        return (self.folder / "asked").read_text().count("--query-compute-apps")
+
     def uuid(self, number: int) -> str:
         """The name of a device that no other has."""
         return f"GPU-{self.kind}-{number}"

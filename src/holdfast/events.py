@@ -84,6 +84,23 @@ class SetupEnded(Event):
     status: int
 
 
+@_event("devices_awaited")
+class DevicesAwaited(Event):
+    """No attempt can begin before the run has its devices; again whenever what it waits for has changed."""
+
+    wants: str  # as in the run file
+    ahead: int  # runs before it that wait too
+    why: str  # who has the devices it could use, or why nobody can tell
+
+
+@_event("devices_taken")
+class DevicesTaken(Event):
+    """These devices of the machine are the run's until it is over, or the machine is restarted."""
+
+    devices: list[str]  # uuids
+    names: list[str] = field(default_factory=list)  # as people know them: "0 NVIDIA A100"
+
+
 @_event("attempt_started")
 class AttemptStarted(Event):
     """The trainer was started."""

@@ -97,6 +97,10 @@ class State:
     hang: ev.HangDetected | None = None  # of the running attempt
     segment: ev.SegmentOver | None = None  # the same
     result: ev.RunEnded | None = None
+    devices: tuple[str, ...] = ()  # uuids of those it has
+    awaited: ev.DevicesAwaited | None = None  # what is told of the line in which it stands
+    awaited_s: float = 0.0  # since when it stands there
+    queued_s: float = 0.0  # how long it has stood there since `since_s`: `max_duration` does not count that
     want: Any = "newest"  # what the next attempt restores
     ledger: Ledger = field(default_factory=Ledger)
     library: bool = False  # some attempt restored, so progress is known
@@ -113,7 +117,7 @@ class State:
     run: str = ""
     boot: str = ""
     created_s: float = 0.0
-    since_s: float = 0.0  # created or last resumed: `max_duration` counts from here
+    since_s: float = 0.0  # created or last resumed: `max_duration` and its place in the queue count from here
     updated_s: float = 0.0
     history: tuple[ev.AttemptEnded, ...] = ()
     starts: tuple[ev.AttemptStarted, ...] = ()
@@ -231,7 +235,7 @@ def _created(state: State, event: ev.RunCreated, _policy: Policy) -> Step:
 def _supervisor(state: State, event: ev.SupervisorStarted, policy: Policy) -> Step:
     """Name again whatever the supervisor before this one had left to do."""
     rebooted = bool(state.boot) and state.boot != event.boot
-    state = replace(state, boot=event.boot or state.boot)
+    state = replace(state, boot=event.boot or state.boot, devices=() if rebooted else state.devices)
     if event.adopted:
         return state, _for_adopted(state)
     if state.phase in OVER:
@@ -282,6 +286,22 @@ def _setup_ended(state: State, event: ev.SetupEnded, policy: Policy) -> Step:
     code = event.status if 0 < event.status < 128 else 1
     reason = f"setup ended with status {event.status}; see output.log"
     return state, (Emit(ev.RunEnded(t=event.t, state="failed", exit_code=code, reason=reason)),)
+
+
+@_on(ev.DevicesAwaited)
+def _devices_awaited(state: State, event: ev.DevicesAwaited, _policy: Policy) -> Step:
+    if state.phase in OVER or state.stop is not None or state.started is not None:
+        return state, ()
+    since_s = state.awaited_s if state.awaited else event.t
+    return replace(state, phase=RunState.QUEUED, devices=(), awaited=event, awaited_s=since_s), ()
+
+
+@_on(ev.DevicesTaken)
+def _devices_taken(state: State, event: ev.DevicesTaken, _policy: Policy) -> Step:
+    if state.phase in OVER:
+        return state, ()
+    stood_s = max(0.0, event.t - state.awaited_s) if state.awaited else 0.0
+    return replace(state, devices=tuple(event.devices), awaited=None, queued_s=state.queued_s + stood_s), ()
 
 
 @_on(ev.AttemptStarted)
@@ -432,6 +452,7 @@ def _resume(state: State, event: ev.ResumeRequested, policy: Policy) -> Step:
         want=event.want,
         reached=0,
         since_s=event.t,
+        queued_s=0.0,
         ledger=Ledger(),
     )
     return state, _begin(state, event.t, policy)
@@ -440,7 +461,7 @@ def _resume(state: State, event: ev.ResumeRequested, policy: Policy) -> Step:
 @_on(ev.RunEnded)
 def _over(state: State, event: ev.RunEnded, _policy: Policy) -> Step:
     state = replace(state, phase=RunState(event.state), result=event, ended=None, exit=None, started=None)
-    return replace(state, scheduled=None), (Finish(),)
+    return replace(state, scheduled=None, devices=(), awaited=None), (Finish(),)
 
 
 # -- evidence

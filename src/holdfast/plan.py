@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
 VERSION = 1
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"  # to programs on CUDA
+
 # What of the caller's environment decides which programs, libraries and devices a run gets: recorded, so that it is
 # the same after a reboot. Everything else is inherited and not recorded, since it may hold secrets.
 RECORDED = (
     "PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "CUDA_HOME",
-    "CUDA_VISIBLE_DEVICES", "LANG", "LC_ALL", "TZ",
+    VISIBLE, "LANG", "LC_ALL", "TZ",
 )  # fmt: skip
 _SYNC = {"always": "always", "1s": "everysec", "os": "no"}
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
@@ -180,6 +182,7 @@ class Plan:
     stop_grace_s: float = 180.0
     max_duration_s: float | None = None
     segment_s: float | None = None
+    accelerators: str = ""  # as in the run file: `A100:2`; empty for a run that asks for none
     created_s: float = 0.0
     alone: bool = False  # made by the library, no supervisor
     digest: str = ""  # BLAKE2b of the canonical JSON of everything else, hex
@@ -247,6 +250,7 @@ def make(spec: Spec, facts: Facts) -> Plan:
         stop_grace_s=spec.stop_grace_period,
         max_duration_s=spec.max_duration,
         segment_s=spec.segment,
+        accelerators=_accelerators(spec),
         created_s=facts.now_s,
     )
     return dataclasses.replace(plan, digest=digest(plan.to_json()))
@@ -279,6 +283,8 @@ def path_of(written: str, spec: Spec, facts: Facts) -> str:
 
 def _environment(spec: Spec, facts: Facts) -> dict[str, str]:
     recorded = {name: facts.environ[name] for name in RECORDED if name in facts.environ}
+    if spec.resources.accelerators is not None:  # each attempt gets those that it has
+        recorded.pop(VISIBLE, None)
     given = {name: value for name, value in spec.envs.items() if value is not None}
     env = recorded | given
     if spec.environment.python is not None:
@@ -287,6 +293,13 @@ def _environment(spec: Spec, facts: Facts) -> dict[str, str]:
     if facts.init:
         env["HOLDFAST_INIT"] = facts.init
     return env
+
+
+def _accelerators(spec: Spec) -> str:
+    from holdfast.units import write_accelerators  # not for the trainer side, which reads plans
+
+    wanted = spec.resources.accelerators
+    return "" if wanted is None else write_accelerators(wanted)
 
 
 def _recipes(spec: Spec, facts: Facts) -> dict[str, dict[str, str]]:

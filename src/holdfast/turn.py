@@ -92,6 +92,37 @@ def turn(me: Waiting, book: Book, devices: Sequence[Device], busy: Mapping[str, 
     return tuple(free[: me.wants.count]) if len(free) >= me.wants.count else ()
 
 
+def asked(me: Waiting, book: Book, devices: Sequence[Device], busy: Mapping[str, str]) -> Book:
+    """The book once `me` has asked: with its devices, or in the line."""
+    uuids = turn(me, book, devices, busy)
+    return book.given(me.dir, uuids) if uuids else book.queued(me)
+
+
+def kept(run: str, uuids: Sequence[str], book: Book, used: Mapping[str, str]) -> Book:
+    """The book once a run has claimed again what it had; without it, where somebody else has any of that by now.
+
+    used: uuid → who trains there, whatever the book says: the book may have been lost, others may have begun since.
+    """
+    holders = {**book.claims, **used}
+    return book.given(run, uuids) if all(holders.get(uuid, run) == run for uuid in uuids) else book.without(run)
+
+
+def obstacles(me: Waiting, book: Book, devices: Sequence[Device], busy: Mapping[str, str]) -> str:
+    """Why `me` waits: what is with each device that it could use."""
+    usable = fitting(me.wants, devices)
+    if len(usable) < me.wants.count:
+        return f"this machine has {len(usable)} of them; see holdfast queue"
+    said = [f"GPU {device.index}: {_with(me, device, book, busy)}" for device in usable]
+    return "; ".join(said)
+
+
+def _with(me: Waiting, device: Device, book: Book, busy: Mapping[str, str]) -> str:
+    holder = book.claims.get(device.uuid)
+    if holder is not None and holder != me.dir:
+        return f"run {holder.rpartition('/')[2]}"
+    return busy.get(device.uuid, "free")
+
+
 def _servable(wants: Accelerators, devices: Sequence[Device]) -> list[Device]:
     found = fitting(wants, devices)
     return found if len(found) >= wants.count else []

@@ -72,6 +72,45 @@ def test_a_new_run_begins_with_setup_where_there_is_one() -> None:
     assert decide(state, BEGUN[1], Policy())[1] == (StartAttempt(1, 1.0),)
 
 
+def test_a_run_keeps_its_devices_until_it_is_over() -> None:
+    taken = ev.DevicesTaken(t=2.0, devices=["GPU-0"])
+    begun = (taken, started(1, 2.0), *ended(1, 3.0), ev.RestartScheduled(t=3.0, attempt=2, delay_s=9.0, reason=""))
+
+    assert after(*begun).devices == ("GPU-0",)
+    assert after(*begun, ev.SupervisorStarted(t=4.0, pid=2, boot="a")).devices == ("GPU-0",)
+    assert after(*begun, ev.SupervisorStarted(t=4.0, pid=2, boot="b")).devices == ()
+    assert after(*begun, ev.RunEnded(t=4.0, state="stopped", exit_code=75, reason="")).devices == ()
+
+
+def awaited(t: float, ahead: int = 0) -> ev.DevicesAwaited:
+    return ev.DevicesAwaited(t=t, wants="2", ahead=ahead, why="")
+
+
+def test_who_waits_is_queued_stops_at_once_and_does_not_count_the_time() -> None:
+    state = after(awaited(2.0, ahead=1), awaited(5.0))
+    assert (state.phase, state.awaited_s) == (RunState.QUEUED, 2.0)
+    stop = verdict(state, ev.StopRequested(t=6.0, how="stop", grace_s=9.0))
+    assert (stop.state, stop.exit_code) == ("stopped", 75)
+
+    taken = decide(state, ev.DevicesTaken(t=12.0, devices=["GPU-0", "GPU-1"]), Policy())[0]
+
+    assert (taken.awaited, taken.queued_s, taken.devices) == (None, 10.0, ("GPU-0", "GPU-1"))
+    over = fold_on(taken, ev.RunEnded(t=13.0, state="stopped", exit_code=75, reason=""), rules=Policy())
+    assert fold_on(over, ev.ResumeRequested(t=14.0), rules=Policy()).queued_s == 0.0
+
+
+def test_a_restarted_machine_puts_the_run_into_the_queue_again() -> None:
+    restart = ev.RestartScheduled(t=3.0, attempt=2, delay_s=0.0, reason="lost")
+    rebooted = ev.SupervisorStarted(t=9.0, pid=2, boot="b")
+    before = (ev.DevicesTaken(t=2.0, devices=["GPU-0"]), started(1, 2.0), *ended(1, 3.0, "lost"), restart)
+
+    state, actions = decide(after(*before), rebooted, Policy())
+    state = after(*before, rebooted, awaited(10.0))
+
+    assert actions == (StartAttempt(2, 9.0),)
+    assert (state.phase, state.scheduled) == (RunState.QUEUED, restart)
+
+
 def test_a_failed_setup_ends_the_run_with_its_status() -> None:
     rules = Policy(setup=True)
     state = after(ev.SetupStarted(t=2.0), rules=rules)

@@ -14,7 +14,7 @@ import click
 from holdfast.commands import logs
 from holdfast.commands.arguments import at_terminal, chosen, optional_run, say
 from holdfast.commands.liveness import exit_code_of, polls
-from holdfast.commands.status import metrics, progress, saved
+from holdfast.commands.status import metrics, progress, saved, waits
 from holdfast.commands.wording import plural
 from holdfast.errors import INTERRUPTED
 from holdfast.output import Cursor, Output, Piece
@@ -88,7 +88,7 @@ class View(Protocol):
 
 
 class PlainView:
-    """Not a terminal: the output as it comes and new findings on stderr, nothing else."""
+    """Not a terminal: the output as it comes; on stderr new findings and what a queued run waits for, nothing else."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()
@@ -98,6 +98,9 @@ class PlainView:
             if finding["id"] not in self._told:
                 self._told.add(finding["id"])
                 say(f"finding {finding['id']}: {finding['message']}", hint=finding.get("hint") or "")
+        if (text := waits(status)) and text not in self._told:
+            self._told.add(text)
+            say(f"{status['run']} waits {text}")
 
     def write(self, pieces: Iterator[Piece]) -> None:
         logs.write(pieces)
@@ -151,7 +154,7 @@ def facts(status: dict[str, Any]) -> str:
         said.append(f"left {show_duration(status['eta_s'])}")
     if status.get("restarts"):
         said.append(plural(status["restarts"], "restart"))
-    said.append(f"saved {saved(status)}")
+    said.append(f"waits {text}" if (text := waits(status)) else f"saved {saved(status)}")
     said.extend(f"finding {finding['id']}" for finding in status.get("findings") or [])
     return "  ".join(text for text in said if text)
 

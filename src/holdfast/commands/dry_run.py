@@ -21,6 +21,8 @@ def _facts(plan: Plan, copied: bool) -> Iterator[tuple[str, str]]:
     yield "in", f"{plan.cwd}, a snapshot of the code" if copied else plan.cwd
     if plan.setup:
         yield "setup", shlex.join(plan.setup)
+    if plan.accelerators:
+        yield "devices", f"{plan.accelerators}, for this run alone; it waits until they are free"
     for name, value in plan.env.items():
         yield "environment", f"{name}={value}"
     for name in plan.secret_names:

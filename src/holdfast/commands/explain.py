@@ -19,6 +19,8 @@ from holdfast.errors import UsageError
 from holdfast.events import (
     AttemptEnded,
     AttemptStarted,
+    DevicesAwaited,
+    DevicesTaken,
     Event,
     HangDetected,
     IntervalChosen,
@@ -45,6 +47,7 @@ class Story:
 
     started: AttemptStarted
     asked: Mapping[str, int] | None = None  # a step, or term and sequence, that a person wanted to continue from
+    devices: Sequence[str] = ()  # index and name of those it had for itself
     restored: Restored | None = None
     hang: HangDetected | None = None
     stacks: str = ""
@@ -79,11 +82,14 @@ def stories(events: Sequence[Event]) -> list[Story]:
     """The attempts, oldest first. Pure."""
     told: list[Story] = []
     asked: Mapping[str, int] | None = None
+    devices: Sequence[str] = ()
     for event in events:
         if isinstance(event, ResumeRequested):
             asked = event.want if isinstance(event.want, dict) else None
+        elif isinstance(event, DevicesTaken):
+            devices = event.names
         elif isinstance(event, AttemptStarted):
-            told.append(Story(started=event, asked=asked))
+            told.append(Story(started=event, asked=asked, devices=devices))
             asked = None
         elif told:
             told[-1] = _continued(told[-1], event)
@@ -108,6 +114,14 @@ def intervals(events: Sequence[Event]) -> list[IntervalChosen]:
     return list({event.tier: event for event in events if isinstance(event, IntervalChosen)}.values())
 
 
+def waiting(events: Sequence[Event]) -> list[DevicesAwaited]:
+    """What the run waits for now, if it stands in the queue for devices."""
+    from holdfast.lifecycle import fold
+
+    awaited = fold(events).awaited
+    return [awaited] if awaited else []
+
+
 def render(run: RunDir, events: Sequence[Event], restart: Mapping[str, Any], now_s: float) -> list[str]:
     """The lines for people. Pure but for the time zone."""
     told = stories(events)
@@ -116,6 +130,7 @@ def render(run: RunDir, events: Sequence[Event], restart: Mapping[str, Any], now
         lines += [*_attempt(run, story, now_s), ""]
     for interval in intervals(events):
         lines += [*_sum(interval), ""]
+    lines += [f"{run.id} waits for {line.wants}, {line.ahead} ahead; {line.why}" for line in waiting(events)]
     end = _end(events)
     if end:
         goes_on = "; it is to be continued" if end.to_be_continued else ""
@@ -134,8 +149,9 @@ def as_object(run: RunDir, events: Sequence[Event], restart: Mapping[str, Any], 
     return {
         "run": run.id,
         "attempts": [
-            {name: value for name, value in asdict(story).items() if value not in (None, "")} for story in told
+            {name: value for name, value in asdict(story).items() if value not in (None, "", ())} for story in told
         ],
+        "queue": [asdict(awaited) for awaited in waiting(events)],
         "end": None if end is None else asdict(end),
         "budgets": budgets(events, restart, now_s),
         "intervals": [asdict(interval) for interval in intervals(events)],
@@ -159,6 +175,8 @@ def _attempt(run: RunDir, story: Story, now_s: float) -> Iterator[str]:
     started, ended = story.started, story.ended
     lasted = show_duration((ended.t if ended else now_s) - started.t)
     yield f"attempt {started.attempt}  {clock(started.t)}, {lasted}{'' if ended else ' so far'}, {_origin(story)}"
+    if story.devices:
+        yield f"  on GPU {', '.join(story.devices)}"
     for fallen in story.restored.fell_back if story.restored else []:
         yield f"  not used: {fallen}"
     if story.hang:

@@ -10,6 +10,7 @@ import click
 from holdfast import runs
 from holdfast.commands.arguments import fitted, json_option, print_json, say, takes_colours
 from holdfast.commands.liveness import ENDED, status_of
+from holdfast.commands.status import waits
 from holdfast.commands.wording import age, columns, lasting, plural
 from holdfast.errors import HoldfastError
 
@@ -28,6 +29,7 @@ def command(everything: bool, as_json: bool) -> None:
         print_json(shown)
         return
     _show(table(shown), shown)
+    _tell_waits(shown)
     _tell(len(found), len(found) - len(shown))
 
 
@@ -38,6 +40,7 @@ def together(found: Mapping[str, Any], as_json: bool) -> None:
         print_json(shown)
     else:
         _show(table(shown, by_host=True), shown)
+        _tell_waits(shown)
 
 
 def table(statuses: list[dict[str, Any]], *, by_host: bool = False) -> list[str]:
@@ -78,6 +81,12 @@ def _status(run: runs.RunDir) -> dict[str, Any]:
     except HoldfastError as error:
         say(f"{run.id}: {error}", hint=error.hint)
         return {"run": run.id, "state": "unreadable", "dir": str(run.root)}
+
+
+def _tell_waits(statuses: list[dict[str, Any]]) -> None:
+    for status in statuses:
+        if text := waits(status):
+            say(f"{status['run']} waits {text}")
 
 
 def _tell(found: int, hidden: int) -> None:

@@ -38,6 +38,7 @@ def resume(source: Elsewhere, *, secrets: Sequence[str], argv: Sequence[str]) ->
     """
     from holdfast import creation, spec, stores
     from holdfast.mirror.origin import Origin
+    from holdfast.node import nvidia
 
     origin = Origin(stores.connect(source.url, os.environ, stores.IMPATIENT))
     store = stores.connect(source.url, os.environ)
@@ -55,6 +56,8 @@ def resume(source: Elsewhere, *, secrets: Sequence[str], argv: Sequence[str]) ->
         )
         name = str(origin.plan.get("run") or origin.plan.get("name") or "run")
         planned = creation.preview(order, name)
+        if planned.accelerators:
+            nvidia.must_have(planned.accelerators, planned.env.get("PATH"))
         values = secret_values(declared, planned, secrets, os.environ)
         run, _ = creation.create(order, name, lambda run, plan: _fill(run, plan, store, source.at, origin.plan))
     return run, values

@@ -39,6 +39,7 @@ _STDIN = Path("-")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Put C into the run file at A.B.")
 @click.option("--env", "-e", multiple=True, metavar="K[=V]", help="Environment variable; without V, the caller's.")
 @click.option("--secret", "secrets", multiple=True, metavar="K[=V]", help="The same, and written nowhere.")
+@click.option("--gpus", metavar="TYPE:N", help="So many GPUs for itself, when it is its turn: 2, A100 or A100:2.")
 @click.option("--from", "init", metavar="TARGET", help="Begin with the weights of RUN[@…] or of a checkpoint folder.")
 @click.option("--name", help="The run's name.")
 @click.option("--id", "run_id", metavar="ID", help="Continue the run with this id, or make it.")
@@ -57,6 +58,7 @@ def command(
     overrides: Sequence[str],
     env: Sequence[str],
     secrets: Sequence[str],
+    gpus: str | None,
     init: str | None,
     name: str | None,
     run_id: str | None,
@@ -77,6 +79,8 @@ def command(
     if host is None and (existing := _existing(run_id, order)) is not None and not dry_run:
         return _continue(existing, detach=detach, as_json=as_json)
     sources, base = read_sources(files, argv)
+    if gpus is not None:
+        overrides = [*overrides, f"resources.accelerators={gpus}"]
     declared = spec.load(
         sources, overrides=overrides, env=env, secrets=secrets, environ=os.environ, name=name, argv=argv
     )
@@ -99,6 +103,7 @@ def command(
     if init is not None:
         ordered = replace(ordered, init=_place_of(init))
     planned = creation.preview(ordered, called)
+    _check_devices(planned)
     if planned.checkpoint.mirror is not None:
         urls.scheme_of(planned.checkpoint.mirror.url)
     if dry_run:
@@ -108,6 +113,14 @@ def command(
     run, plan = creation.create(ordered, called, creation.record_created)
     _warn(plan)
     return _start(run, values, detach=detach, as_json=as_json)
+
+
+def _check_devices(plan: Plan) -> None:
+    """Raise NoDevices for a run that would wait for ever, NoAnswer where nobody can tell."""
+    if plan.accelerators:
+        from holdfast.node import nvidia
+
+        nvidia.must_have(plan.accelerators, plan.env.get("PATH"))
 
 
 def _place_of(text: str) -> str:

@@ -19,7 +19,7 @@ from holdfast.commands.arguments import (
     terminal_width,
 )
 from holdfast.commands.liveness import ENDED, polls, status_of
-from holdfast.commands.wording import age, by_commas, hanging, labelled, number, plural, unbroken
+from holdfast.commands.wording import age, by_commas, clock, hanging, labelled, number, plural, unbroken
 from holdfast.runs import RunDir
 from holdfast.units import show_duration
 
@@ -52,6 +52,7 @@ def render(status: dict[str, Any], width: int | None = None) -> list[str]:
     facts = [
         (status["run"], "    ".join(map(unbroken, _standing(status)))),
         *(("why", text) for text in [status.get("reason")] if text),
+        *(("waits", by_commas(text)) for text in [waits(status)] if text),
         ("saved", "; ".join(map(unbroken, saved(status).split("; ")))),
         *(("mirror", by_commas(text)) for text in [mirror(status)] if text),
         *(("metrics", by_commas(text)) for text in [metrics(status)] if text),
@@ -110,6 +111,14 @@ def _standing_of(mirror: dict[str, Any]) -> str:
         there = "" if mirror["held"] else "nothing yet, "
         return f"{there}{plural(mirror['unsent'], 'checkpoint')} behind, the oldest {age(mirror['unsent_s'])}"
     return "behind" if mirror["behind"] else "up to date" if mirror["held"] else "nothing yet"
+
+
+def waits(status: dict[str, Any]) -> str:
+    """What a queued run waits for, how many are before it, and who has the devices; empty for any other."""
+    line = status.get("queue")
+    if not line or status["state"] in ENDED:
+        return ""
+    return f"for {line['wants']} since {clock(line['since_s'])}, {line['ahead']} ahead; {line['why']}"
 
 
 def metrics(status: dict[str, Any]) -> str:

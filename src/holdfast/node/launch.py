@@ -12,7 +12,7 @@ from typing import Any
 
 from holdfast.checkpoint.load import checkpoints
 from holdfast.lifecycle import State
-from holdfast.plan import Plan
+from holdfast.plan import VISIBLE, Plan
 from holdfast.process import CALLER_PYTHONPATH
 from holdfast.runs import RunDir
 
@@ -33,6 +33,7 @@ def environment(run: RunDir, plan: Plan, state: State, attempt: int, caller: Map
         **tracked,
         **errors,
         **plan.env,
+        **({VISIBLE: ",".join(state.devices) if attempt else ""} if plan.accelerators else {}),
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         CALLER_PYTHONPATH: None,
         "HOLDFAST_RUN_DIR": str(run.root),

@@ -12,9 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, UsageError
 from holdfast.process import environment
-from holdfast.turn import Device
+from holdfast.turn import Device, fitting
+from holdfast.units import parse_accelerators
 
 PROGRAM = "nvidia-smi"
 DEADLINE_S = 15.0  # a driver that is not kept loaded takes seconds to come up
@@ -25,7 +26,7 @@ _MIB = 1 << 20
 _SHOWN = 3  # processes of a device
 
 
-class NoDevices(HoldfastError):
+class NoDevices(UsageError):
     """The machine has no device, as far as anybody can tell."""
 
 
@@ -48,6 +49,20 @@ def devices(path: str | None = None) -> list[Device]:
     if not found:
         raise NoDevices(f"this machine has no device: {PROGRAM} says {_NONE!r}")
     return sorted(found, key=lambda device: device.index)
+
+
+def must_have(accelerators: str, path: str | None = None) -> None:
+    """Raise NoDevices when this machine will never have so many devices of that kind, and NoAnswer."""
+    wants, found = parse_accelerators(accelerators), devices(path)
+    fit = fitting(wants, found)
+    if len(fit) < wants.count:
+        there = ", ".join(
+            dict.fromkeys(device.name + (f", {device.unfit}" if device.unfit else "") for device in found)
+        )
+        raise NoDevices(
+            f"the run wants {accelerators}, and of the devices of this machine {len(fit)} are such: {there}",
+            hint="holdfast queue shows what there is; resources.accelerators says what is wanted",
+        )
 
 
 def computing(path: str | None = None) -> list[Computing]:

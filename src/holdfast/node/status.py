@@ -75,6 +75,8 @@ def compose(
         "mirror": _mirror(run, plan, state, now_s),
         "intervals": {chosen.tier: chosen.seconds for chosen in state.intervals},
         "memory": _memory(state, beats, now_s),
+        "devices": list(state.devices),
+        "queue": _queue(state),
         "restored": _restored(state),
         "findings": [_finding(finding, plan.run) for finding in state.findings],
         "exit_code": state.result.exit_code if state.result else None,
@@ -93,7 +95,8 @@ def compose(
 
 def shown_state(state: State, beats: Sequence[Beat], *, live: bool) -> str:
     """The lifecycle's state, or a view of it: `saving` while ranks save, `lost` when nobody watches a begun run."""
-    if not live and state.phase not in OVER and (state.attempt or state.phase == RunState.PREPARING):
+    begun = state.attempt or state.awaited or state.phase == RunState.PREPARING
+    if not live and state.phase not in OVER and begun:
         return "lost"
     if state.phase == RunState.RUNNING and any(beat.phase in (Phase.SAVING, Phase.WAITING) for beat in beats):
         return "saving"
@@ -121,6 +124,14 @@ def _memory(state: State, beats: Sequence[Beat], now_s: float) -> dict[str, Any]
     """The newest copy in memory that every rank holds; it is gone with the run."""
     step, at_s = newest_copy(beats) if state.phase not in OVER else (0, 0)
     return {"step": step, "age_s": max(0.0, now_s - at_s)} if step else None
+
+
+def _queue(state: State) -> dict[str, Any] | None:
+    """What a run that waits for devices waits for; None for one that does not."""
+    told = state.awaited
+    if told is None:
+        return None
+    return {"wants": told.wants, "ahead": told.ahead, "why": told.why, "since_s": state.awaited_s}
 
 
 def _restored(state: State) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ from holdfast.lifecycle import OVER, Policy
 from holdfast.node import evidence, launch, logfile, status, sweep
 from holdfast.node.attempt import Attempt
 from holdfast.node.control import Ask, Control
+from holdfast.node.lineup import Lineup
 from holdfast.node.observer import Observer, raised
 from holdfast.node.pages import Pages, newest_copy
 from holdfast.node.shimlink import ShimLink, Slots, connect
@@ -55,6 +56,7 @@ class Supervisor:
         self.rebooted = bool(self.state.boot) and self.state.boot != self.boot
         self.attempt = Attempt(run, plan)
         self.observer = Observer(run, plan, since_s=self.state.updated_s)
+        self.lineup = Lineup(run, plan)
         self.start: lifecycle.StartAttempt | None = None
         self.exec_error = ""
         self.finish_at_s: float | None = None
@@ -109,7 +111,7 @@ class Supervisor:
 
     def _patience_s(self) -> float:
         soon = self.next_tick_s - time.monotonic()
-        if self.start is not None and not self._secrets_missing():
+        if self.start is not None and not self._secrets_missing() and not self.lineup.waits:
             soon = min(soon, self.start.at_s - time.time())
         return max(0.0, soon)
 
@@ -164,6 +166,7 @@ class Supervisor:
             self.start = action
         elif isinstance(action, lifecycle.Finish):
             self.finish_at_s = time.monotonic()
+            self.lineup.leave()
             result = self.state.result
             if result is not None and result.exit_code == BudgetSpent.exit_code:
                 self._raise("restart-budget", result.reason)
@@ -306,6 +309,8 @@ class Supervisor:
         if self.state.phase in OVER or self.state.stop is not None:
             self.start = None
             return
+        if not self._has_devices():
+            return
         self._sync()
         if time.monotonic() - self.swept_s > SWEPT_S:
             self._sweep()
@@ -320,6 +325,13 @@ class Supervisor:
         self.exec_error = str(answer["error"])
         self._attempt_started(start.attempt, None, log_offset=offset)
         self._apply(ev.ExitSeen(t=time.time(), attempt=start.attempt, status=exits.NOT_FOUND))
+
+    def _has_devices(self) -> bool:
+        """Whether the run has the devices it wants, if any: those it had, or those whose turn has come."""
+        news = self.lineup.ask(self.state)
+        if news is not None:
+            self._apply(news)
+        return not self.lineup.waits
 
     def _spawn(self, attempt: int, argv: tuple[str, ...]) -> dict[str, Any] | None:
         self.attempt.prepare(attempt)
@@ -418,6 +430,7 @@ class Supervisor:
         if self._is_deleted():
             raise _Deleted
         self._observe()
+        self.lineup.keep(self.state)
         trainer = self.attempt.trainer
         if trainer is None or self.state.started is None:
             return
@@ -436,7 +449,7 @@ class Supervisor:
             number, grace_s = self.state.attempt, self.plan.stop_grace_s
             self._apply(ev.SegmentOver(t=time.time(), attempt=number, grace_s=grace_s))
         limit_s = self.plan.max_duration_s
-        if limit_s is not None and time.time() - self.state.since_s > limit_s:
+        if limit_s is not None and time.time() - self.state.since_s - self.state.queued_s > limit_s:
             grace_s = self.plan.stop_grace_s
             self._apply_once_stopping(ev.StopRequested(t=time.time(), how="max-duration", grace_s=grace_s))
 

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from holdfast.process import Identity, identity, send_signal
+from holdfast.plan import VISIBLE
+from holdfast.process import Identity, environment, identity, send_signal
 
 TERM_GRACE_S = 1.0
 KILL_GRACE_S = 5.0
@@ -37,6 +38,17 @@ def members(run_dir: Path, *, session: int = 0) -> list[Identity]:
             who = identity(int(entry.name))
             if who is not None:
                 found.append(who)
+    return found
+
+
+def given() -> dict[str, str]:
+    """uuid → run directory, for each device that a living process of an attempt was started with."""
+    found: dict[str, str] = {}
+    for entry in os.scandir("/proc"):
+        environ = environment(int(entry.name)) if entry.name.isdigit() else {}
+        if "HOLDFAST_ATTEMPT" in environ:
+            named = environ.get(VISIBLE, "").split(",")
+            found |= {uuid: environ.get("HOLDFAST_RUN_DIR", "") for uuid in named if uuid.startswith("GPU-")}
     return found
 
 

@@ -149,6 +149,25 @@ Keepalive = Annotated[
 ]
 
 
+def _read_accelerators(value: Any) -> units.Accelerators:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        raise wrong(f"expected a number of devices, found {found(value)}", units.ACCELERATORS_EXAMPLE)
+    try:
+        return units.parse_accelerators(value)
+    except units.BadQuantity as error:
+        raise wrong(str(error), error.hint) from error
+
+
+Accelerators = Annotated[
+    units.Accelerators,
+    PlainValidator(_read_accelerators),
+    _writes(units.write_accelerators),
+    WithJsonSchema({"type": ["string", "integer"], "minimum": 1, "pattern": r"^([^:]+|[^:]+:\s*\d+)$"}),
+]
+
+
 def _text(check: Callable[[str], str]) -> PlainValidator:
     def read(value: Any) -> str:
         if not isinstance(value, str):

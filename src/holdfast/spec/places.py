@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
-from holdfast.spec.fields import Command, Duration, Keepalive, Path, Persist, Section, Text, found, wrong
+from holdfast.spec.fields import Accelerators, Command, Duration, Keepalive, Path, Persist, Section, Text, found, wrong
 from holdfast.spec.mistakes import quote
 
 _KINDS = ("ssh", "slurm", "k8s")
@@ -58,7 +58,12 @@ class Resources(Section):
         "*later* slurm/<partition> or k8s/<context>",
         examples=["ssh/gpu-a", "[ssh/gpu-a, ssh/gpu-b]"],
     )
-    accelerators: Text | None = Field(None, description="type:count", examples=["A100:1"])
+    accelerators: Accelerators | None = Field(
+        None,
+        description="GPUs of the machine that the run has for itself; it waits until that many are free, "
+        "all of a type where one is named",
+        examples=["A100:2", "2"],
+    )
 
 
 class Environment(Section):

@@ -33,7 +33,8 @@ _HEAD = """# The run file
   environments are left out. More than 2 GiB or 100,000 files are refused: give data by absolute paths. With
   `holdfast run -- COMMAND` and no run file the command runs where it is called; `--snapshot` changes that.
 - **Environment**: the caller's is inherited. Recorded, and so the same after a reboot, are `envs` and the few variables
-  that choose programs, libraries and devices (PATH, CONDA_PREFIX, CUDA_VISIBLE_DEVICES, …); secrets never.
+  that choose programs, libraries and devices (PATH, CONDA_PREFIX, CUDA_VISIBLE_DEVICES, …); secrets never. With
+  `resources.accelerators` each attempt gets the devices that it has in CUDA_VISIBLE_DEVICES.
 
 A field marked *later* is part of the schema already, and is refused with "not supported yet" unless it holds its
 default.

@@ -13,6 +13,7 @@ from holdfast.spec.shape import key_of
 SUPPORTED = frozenset(
     {
         "name", "workdir", "envs", "secrets", "setup", "run",
+        "resources.accelerators",
         "environment.python",
         "checkpoint.dir", "checkpoint.every", "checkpoint.max_overhead", "checkpoint.timeout", "checkpoint.name",
         "checkpoint.memory", "checkpoint.memory_dir", "checkpoint.mirror", "checkpoint.keep",
@@ -27,7 +28,6 @@ BEGINNINGS: Mapping[str, str] = {"resources.infra": "ssh/"}
 # what to do instead, where there is something
 INSTEAD: Mapping[str, str] = {
     "resources.infra": "ssh/HOST, or start holdfast on that machine: it runs where it is called",
-    "resources.accelerators": "set CUDA_VISIBLE_DEVICES under envs to choose devices",
     "num_nodes": "one machine with several devices works: run: torchrun --standalone …",
     "environment.conda": "build it yourself and give environment.python",
     "environment.uv": "build it yourself and give environment.python",

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
+from holdfast import events
 from holdfast.commands import queue
 from holdfast.node import gpus
 from holdfast.turn import Waiting
 from holdfast.units import Accelerators
 from tests.fake_nvidia import FakeNvidia
 from tests.unit.commands.golden import matches_golden
-from tests.unit.commands.scene import NOW, holdfast
+from tests.unit.commands.scene import NOW, holdfast, make_run, status, supervised
 
 GIB = 1 << 30
 
@@ -73,6 +74,58 @@ def test_the_object_is_what_the_machine_says(tmp_path: Path, monkeypatch: pytest
     assert (second["run"], second["busy"], second["memory_bytes"]) == ("digits", "", 80 * GIB)
     assert {"run": "digits", "wants": f"{smi.kind}:2", "since_s": NOW} in line
     assert (having["runs"], having["load_ratio"] > 0) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--gpus", "3"], 2, "the run wants 3, and of the devices of this machine 2 are such: NVIDIA {kind} 80GB"),
+        (["--gpus", "H100"], 2, "the run wants H100:1, and of the devices of this machine 0 are such: NVIDIA {kind}"),
+        (["--gpus", "1", "-e", "CUDA_VISIBLE_DEVICES=0"], 3, "hint: remove one of the two"),
+        (["--gpus", "none at all:0"], 3, "write it like 2, A100 or A100:2"),
+    ],
+)
+def test_a_run_that_could_never_begin_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], code: int, said: str
+) -> None:
+    smi = FakeNvidia(tmp_path / "bin")
+    monkeypatch.setenv("PATH", smi.env["PATH"])
+
+    refused = holdfast("run", *words, "--dry-run", "--", "true")
+
+    assert refused.code == code
+    assert said.format(kind=smi.kind) in refused.err
+
+
+def test_a_plan_says_what_it_will_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smi = FakeNvidia(tmp_path / "bin")
+    monkeypatch.setenv("PATH", smi.env["PATH"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+
+    shown = holdfast("run", "--gpus", smi.kind, "--dry-run", "--", "true")
+
+    assert f"devices      {smi.kind}:1, for this run alone; it waits until they are free\n" in shown.out
+    assert "CUDA_VISIBLE_DEVICES" not in shown.out
+    smi.tell("fails", "No devices were found\n")
+    assert "nvidia-smi says 'No devices were found'" in holdfast("run", "--gpus", "1", "--dry-run", "--", "true").err
+
+
+LINE = {"wants": "A100:2", "ahead": 1, "why": "GPU 0: run digits; GPU 1: free", "since_s": NOW - 60}
+WAITS = "waits for A100:2 since 2025-11-24 15:59:00, 1 ahead; GPU 0: run digits; GPU 1: free"
+
+
+def test_a_queued_run_says_what_for_wherever_one_looks() -> None:
+    awaited = events.DevicesAwaited(t=NOW - 60, wants="A100:2", ahead=1, why=LINE["why"])
+    run = make_run("mnist", journal=(awaited,), accelerators="A100:2")
+
+    with supervised(run, status("mnist", state="queued", attempt=0, restarts=0, step=None, queue=LINE)):
+        shown, listed = holdfast("status", "mnist"), holdfast("ps")
+
+    assert " ".join(shown.out.split("\n")[1].split()) == WAITS
+    assert listed.err == f"mnist {WAITS}\n"
+    assert "mnist waits for A100:2, 1 ahead; GPU 0: run digits; GPU 1: free\n" in holdfast("explain", "mnist").out
+    assert json.loads(holdfast("explain", "mnist", "--json").out)["queue"][0]["ahead"] == 1
+    assert json.loads(holdfast("status", "mnist", "--json").out)["state"] == "lost"
 
 
 def test_a_machine_without_devices_says_how_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
