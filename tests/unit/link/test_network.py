@@ -116,22 +116,6 @@ def test_an_upload_over_a_slow_way_is_not_death_and_death_in_it_is_seen(
             until(lambda: links.every()[0]["state"] == "suspect", within_s=5 + 1.5 + 1.5)
 
 
-def test_silence_is_seen_within_the_bound_and_the_link_comes_back(
-    network: netns.Network, server: lab.Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Used links are asked after 5 s of silence; suspect 1.5 s after that, dead 3 s later; ours to look adds 1 s."""
-    monkeypatch.setenv("HOLDFAST_SSH_CONFIG", str(server.config))
-    with own_links(tmp_path, monkeypatch), netns.entered(network.client), Links() as links:
-        links.up("node")
-        until(lambda: links.every()[0]["users"] == 1)
-        with network.is_cut():
-            cut_s = time.monotonic()
-            until(lambda: links.every()[0]["state"] == "suspect", within_s=5 + 1.5 + 1.5)
-            until(lambda: links.every()[0]["state"] in ("dead", "down", "connecting"), within_s=3 + 1.5)
-            assert time.monotonic() - cut_s < 5 + 1.5 + 3 + 2
-        until(lambda: links.every()[0]["state"] == "up", within_s=30)
-
-
 def test_a_verb_on_a_link_that_died_in_silence_ends_in_time_and_says_how_the_link_stands(
     network: netns.Network, server: lab.Sshd, fetched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,26 +145,41 @@ def test_a_verb_on_a_link_that_died_in_silence_ends_in_time_and_says_how_the_lin
         until(lambda: holdfast("ps", "--on", "node")[0] == 0, within_s=60)
 
 
-def test_the_limit_of_silence_is_found_and_the_keepalive_lives_ten_times_as_long(
-    network: netns.Network, server: lab.Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    ("limit_s", "cliffs_s", "lives"),
+    [(2, [3.5, 1.0, 20.0], 3), pytest.param(20, [60.0, 30.0, 10.0, 15.0], 10, marks=pytest.mark.soak)],
+)
+def test_the_limit_of_silence_is_found_and_the_keepalive_outlives_it(
+    network: netns.Network,
+    server: lab.Sshd,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    limit_s: int,
+    cliffs_s: list[float],
+    lives: int,
 ) -> None:
-    limit_s, told = 2, list[str]()
+    told = list[str]()
     monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path))
     to = target.resolve("node", config=str(server.config))
     network.forget_after(limit_s)
     try:
         with netns.entered(network.client):
-            idle = asyncio.run(probing.idle_limit(to, 0.01, [4.0, 1.0, 20.0], tell=told.append))
+            idle = asyncio.run(probing.idle_limit(to, 0.01, cliffs_s, tell=told.append))
             measured = hosts.Measured(at_s=0.0, trip_s=0.001, idle=idle)
             keepalive, why = hosts.automatic(measured)
             chosen = hosts.choose([], measured)
-            assert asyncio.run(alive_after(to, chosen, 10.0 * limit_s))
+            assert asyncio.run(alive_after(to, chosen, lives * limit_s))
     finally:
         network.forget_after(432_000)
 
-    assert (idle.alive_s, idle.dead_s) == (1.0, 4.0)
-    assert told == ["silent for 1 s: it answers", "silent for 4 s: no answer"] == list(idle.evidence)
-    assert (keepalive.interval_s, "a third of 1 s of silence is 1 s" in why) == (1, True)
+    alive_s = max(cliff_s for cliff_s in cliffs_s if cliff_s < limit_s)
+    dead_s = min(cliff_s for cliff_s in cliffs_s if cliff_s > limit_s)
+    assert (idle.alive_s, idle.dead_s) == (alive_s, dead_s)
+    assert told[-2:] == [f"silent for {alive_s:g} s: it answers", f"silent for {dead_s:g} s: no answer"]
+    assert tuple(told) == idle.evidence
+    third_s = max(1, alive_s // 3)
+    assert (keepalive.interval_s, f"a third of {alive_s:g} s of silence is {third_s:g} s" in why) == (third_s, True)
 
 
 async def alive_after(to: target.Target, chosen: hosts.Chosen, silence_s: float) -> bool:
