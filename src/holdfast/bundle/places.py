@@ -14,6 +14,7 @@ from holdfast import fsio, runs
 CONTENTS = "bundle.json"  # in each bundle, written last
 LAUNCHER = "holdfast"  # beside the bundles, starts the newest
 NO_BUNDLE = "dev"
+REFUSED_S = 86400.0
 _VERSION = 1
 _MOST_BYTES = 1 << 16
 
@@ -44,6 +45,11 @@ class Node:
     folder: str  # of the bundle, on the path of `python`
     bundle: str  # its hash
     socket: str  # where a service that was started from it listens
+    refused_s: float = 0.0  # when its sshd opened no channel to that though somebody listened (unix time); 0: never
+
+    def refuses(self, now_s: float) -> bool:
+        """Whether it is not worth trying: what an sshd allows may be another thing tomorrow."""
+        return 0 <= now_s - self.refused_s < REFUSED_S
 
 
 def own() -> str:

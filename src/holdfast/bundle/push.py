@@ -17,7 +17,7 @@ from typing import IO, Any
 from holdfast.bundle.closure import Bundle, cache
 from holdfast.bundle.probing import Unfit
 from holdfast.errors import HostUnreachable
-from holdfast.link import mux
+from holdfast.link import remote
 from holdfast.link.client import Up
 
 STALLED_S = 300.0  # nothing was sent for so long, and no answer came: a slow disk there unpacks in far less
@@ -75,7 +75,7 @@ def _pack(bundle: Bundle, order: Order, mark: str) -> Iterator[IO[bytes]]:
 async def _ride(up: Up, command: str, pack: IO[bytes], said: IO[bytes], progress: Progress) -> int:
     """The master reads from our own open file: how far it is tells how much is sent."""
     total = os.fstat(pack.fileno()).st_size
-    passenger = await mux.passenger(up.path, command, (pack.fileno(), said.fileno(), said.fileno()))
+    passenger = await remote.passenger(up, command, (pack.fileno(), said.fileno(), said.fileno()))
     try:
         ended = asyncio.ensure_future(passenger.wait())
         sent, moved_s = 0, time.monotonic()

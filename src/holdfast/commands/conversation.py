@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 
 from holdfast.errors import HostUnreachable
-from holdfast.link import mux
+from holdfast.link import remote
 from holdfast.link.client import Up
 from holdfast.sync.frames import Cut, Frames, printable
 
@@ -35,7 +35,7 @@ def conversation(up: Up, words: Sequence[str]) -> Iterator[Frames]:
         held.callback(os.close, ours_out)
         try:
             stdio = (theirs_in, theirs_out, said.fileno())
-            passenger = asyncio.run(mux.passenger(up.path, f"exec {shlex.join(words)}", stdio))
+            passenger = asyncio.run(remote.passenger(up, f"exec {shlex.join(words)}", stdio))
         finally:
             os.close(theirs_in)
             os.close(theirs_out)

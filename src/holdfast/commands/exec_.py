@@ -57,11 +57,12 @@ def command(
 
 
 def _straight(host: str, text: str, config: str, timeout: float, said: Settings) -> int:
+    from holdfast.commands import reach
     from holdfast.link import remote
     from holdfast.link.client import Links
 
     with Links() as links:
-        up = links.up(host, config=config, within_s=timeout, said=said)
+        up = reach.shared(links, links.up(host, config=config, within_s=timeout, said=said))
         sys.stdout.flush()
         with going_on(f"the command goes on at {host}"):
             return remote.run(up, text, (0, 1, 2))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from holdfast.commands.arguments import say
@@ -13,6 +16,7 @@ from holdfast.process import CALLER_PYTHONPATH
 
 if TYPE_CHECKING:
     from holdfast.bundle import Node
+    from holdfast.bundle.push import Progress
     from holdfast.link.channels import Connection
     from holdfast.link.client import Links, Up
     from holdfast.link.hosts import Settings
@@ -44,17 +48,47 @@ def linked(host: str, within_s: float, run_file: Settings | None = None) -> Iter
 
     run_file: what the run file of the run in question says of the connection.
     """
-    from holdfast import bundle
     from holdfast.link.client import Links
     from holdfast.link.target import users_config
 
     with Links() as links:
         up = links.up(host, config=users_config(), within_s=within_s, run_file=run_file)
-        there = Linked(links, up, bundle.ensure(up, tell=say), run_file)
+        there = reached(links, up, run_file=run_file)
         try:
             yield there
         finally:
             there.close()
+
+
+def reached(
+    links: Links,
+    up: Up,
+    *,
+    again: bool = False,
+    progress: Progress = lambda _done, _all: None,
+    run_file: Settings | None = None,
+) -> Linked:
+    """The machine behind `up`, our own code in place there, and one session for everything where it allows no more.
+
+    again: what is remembered of it is wrong. Raises HostUnreachable.
+    """
+    from holdfast import bundle
+
+    there = Linked(links, up, bundle.ensure(up, again=again, tell=say, progress=progress), run_file)
+    there.share()
+    return there
+
+
+def shared(links: Links, up: Up) -> Up:
+    """`up` over the session that a machine allows, where our code is known to be there; else as it is."""
+    from holdfast.bundle import places
+
+    node = places.remembered(up.key) if up.single else None
+    if node is None:
+        return up
+    with contextlib.suppress(HostUnreachable):  # what is remembered may be wrong
+        return links.share(up, Linked(links, up, node).channels)
+    return up
 
 
 class Linked:
@@ -99,6 +133,21 @@ class Linked:
         ours = [f"HOLDFAST_HOME={self.node.home}", f"PYTHONPATH={self.node.folder}", f"{CALLER_PYTHONPATH}="]
         return ["env", *ours, self.node.python, "-s", "-m", "holdfast", *words]
 
+    @property
+    def channels(self) -> str:
+        """What starts the other end of one session for everything, as a command for a shell."""
+        return f"exec {shlex.join(self.starting('node', 'channels'))}"
+
+    def share(self) -> None:
+        """From now on everything over one session, if that is all there is. Raises HostUnreachable."""
+        if self.up.by_one or not (self.up.single or self.node.refuses(time.time())):
+            return
+        try:
+            self.up = self._links.share(self.up, self.channels)
+        except HostUnreachable:
+            self.ask_again()  # our code may have been removed there
+            self.up = self._links.share(self.up, self.channels)
+
     def ask_again(self) -> None:
         """What was remembered of the machine is wrong: ask it, and bring what it lacks. Raises HostUnreachable."""
         from holdfast import bundle
@@ -114,7 +163,13 @@ class Linked:
             if self._has_answered:  # the service of this call is gone, and what became of the verb nobody knows
                 raise
             await asyncio.to_thread(self._start)
-            stream = await through(self._fresh, self.node.socket)()
+            try:
+                stream = await through(self._fresh, self.node.socket)()
+            except ConnectionRefusedError:
+                if self.up.by_one:
+                    raise
+                await asyncio.to_thread(self._note_refusal)
+                stream = await through(self._fresh, self.node.socket)()
         self._has_answered = True
         return stream
 
@@ -160,6 +215,7 @@ class Linked:
         try:
             alias, config = self.up.alias, users_config()
             self.up = self._links.up(alias, config=config, within_s=_AGAIN_S, run_file=self._run_file)
+            self.share()
             if self._is_new_agent:
                 self._ports = [port for port in self._ports if self._leads(port)]
                 self._is_new_agent = False
@@ -171,6 +227,13 @@ class Linked:
             raise ConnectionResetError(str(error)) from error
         except HostUnreachable as error:
             raise ConnectionResetError(str(error)) from error
+
+    def _note_refusal(self) -> None:
+        """The service listens there, and sshd opens no channel to it: AllowStreamLocalForwarding, DisableForwarding."""
+        from holdfast.bundle import places
+
+        self.node = replace(self.node, refused_s=time.time())
+        places.remember(self.node)
 
     def _start(self) -> None:
         """A service there: by what is remembered of the machine, and where that is wrong by asking it.

@@ -76,7 +76,7 @@ def ride(line: Line, path: tuple[str, ...], found: Journey) -> int:
     from holdfast.link.target import users_config
 
     with _linked(line, found) as there:
-        return ssh.ride(there.up.path, users_config(), line.host, shlex.join(there.starting(*path, *line.words)))
+        return ssh.ride(there.up, users_config(), shlex.join(there.starting(*path, *line.words)))
 
 
 def call(there: Reach, asked: Asked) -> int:

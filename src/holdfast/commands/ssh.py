@@ -6,10 +6,14 @@ import shlex
 import signal
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from holdfast.errors import HostUnreachable
+
+if TYPE_CHECKING:
+    from holdfast.link.client import Up
 
 
 @click.command("ssh", context_settings={"ignore_unknown_options": True})
@@ -27,13 +31,16 @@ def command(host: str, words: tuple[str, ...]) -> int:
     text = [shlex.join(words) if len(words) > 1 else words[0]] if words else []
     with Links() as links:  # the connection is in use until ssh ends
         up = links.up(host, config=config)
-        return ride(up.path, config, host, *text)
+        return ride(up, config, *text)
 
 
-def ride(path: str, config: str, host: str, *command: str) -> int:
-    """A terminal on `host` over the master behind `path`, or a command at one; its exit status."""
+def ride(up: Up, config: str, *command: str) -> int:
+    """A terminal over `up`, or a command at one; its exit status.
+
+    Where one session is all there is, a terminal gets a connection of its own: it would keep everybody else waiting.
+    """
     sys.stdout.flush()
-    return _ridden([*_ssh(path, config), "--", host, *command])
+    return _ridden([*_ssh("none" if up.single or up.by_one else up.path, config), "--", up.alias, *command])
 
 
 def _ssh(path: str, config: str) -> list[str]:

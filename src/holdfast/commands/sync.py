@@ -114,10 +114,9 @@ def _split(place: str) -> tuple[str, str]:
 
 def _outcomes(job: _Job, progress: Progress) -> Iterator[Outcome]:
     """Of each round. A connection that is cut is made again, and the files go on at the byte where it was."""
-    from holdfast import bundle
     from holdfast.bundle.probing import Unfit
     from holdfast.commands.conversation import NotStarted, conversation
-    from holdfast.commands.reach import Linked
+    from holdfast.commands.reach import reached
     from holdfast.link.client import Links, NeedsAuthentication
     from holdfast.sync.frames import Told
 
@@ -132,8 +131,8 @@ def _outcomes(job: _Job, progress: Progress) -> Iterator[Outcome]:
         with Links() as links:
             up = _reached(links, job)
             try:
-                there = Linked(links, up, bundle.ensure(up, again=again, tell=say, progress=progress))
-                with conversation(up, there.starting("node", *_end(job))) as frames:
+                there = reached(links, up, again=again, progress=progress)
+                with conversation(there.up, there.starting("node", *_end(job))) as frames:
                     again = False
                     yield from _rounds(job, frames, moved)
                 return

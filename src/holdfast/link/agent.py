@@ -28,6 +28,7 @@ from holdfast.link.states import State, refused_since
 from holdfast.link.target import Target, folder, make_folder, resolve
 from holdfast.link.wire import Malformed
 
+PROTOCOL = 2  # of the messages: one more whenever an agent and a client of before would misunderstand each other
 IDLE_S = 600.0  # without a link and without a client
 _TICK_S = 1.0
 
@@ -97,6 +98,7 @@ class Agent:
             "links": self._list,
             "changed": self._tell_change,
             "drop": self._drop,
+            "share": self._share,
             "forward": self._forward,
             "forwards": self._list_forwards,
             "unforward": self._unforward,
@@ -222,7 +224,7 @@ class Agent:
             place.people.pop(client.number, None)
 
     async def _list(self, _message: Mapping[str, Any], _client: Client) -> Message:
-        return {"ok": True, "links": [place.told() for place in self._places.values()]}
+        return {"ok": True, "protocol": PROTOCOL, "links": [place.told() for place in self._places.values()]}
 
     async def _tell_change(self, message: Mapping[str, Any], _client: Client) -> Message:
         place, seen = self._at(message["key"]), State(message["state"])
@@ -232,6 +234,11 @@ class Agent:
     async def _drop(self, message: Mapping[str, Any], _client: Client) -> Message:
         await self._end_place(message["key"])
         return {"ok": True}
+
+    async def _share(self, message: Mapping[str, Any], _client: Client) -> Message:
+        place = self._at(message["key"])
+        await place.share(str(message["command"]))
+        return place.told()
 
     def _at(self, key: str) -> Place:
         if key not in self._places:

@@ -3,6 +3,8 @@
 The master rewrites channel numbers, so each `Connection` has its own; sessions here count against the server's
 MaxSessions, channels to unix sockets do not. The reader never waits for a channel: what one does not read stays within
 its window. A message leaves whole or not at all, whoever is cancelled while it waits to be sent.
+
+The protocol is the same from both ends: with `accept` a `Connection` is the one that serves (node/channels.py).
 """
 
 from __future__ import annotations
@@ -10,11 +12,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import signal
 import socket
 import subprocess
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from holdfast.link import wire
 from holdfast.link.mux import ANSWER_S, MasterGone, Refused
@@ -24,12 +28,15 @@ WINDOW_BYTES = 2 << 20  # what the other side may send ahead
 PACKET_BYTES = 32 << 10
 UNSENT_BYTES = 256 << 10  # with more to be sent, those who write wait
 LAST_WORDS_S = 2.0  # for the server to close the channels of a connection that is closed here
+GREETING = b"\0holdfast channels 1\n"  # before the messages of `holdfast node channels`
+STREAMLOCAL = "direct-streamlocal@openssh.com"  # a channel to a unix socket
 
-_GLOBAL_REQUEST, _REQUEST_FAILURE = 80, 82
-_OPEN, _OPEN_CONFIRMATION, _OPEN_FAILURE = 90, 91, 92
-_WINDOW_ADJUST, _DATA, _EXTENDED_DATA, _EOF, _CLOSE, _REQUEST, _SUCCESS, _FAILURE = 93, 94, 95, 96, 97, 98, 99, 100
+GLOBAL_REQUEST, REQUEST_FAILURE = 80, 82
+OPEN, OPEN_CONFIRMATION, OPEN_FAILURE = 90, 91, 92
+WINDOW_ADJUST, DATA, EXTENDED_DATA, EOF, CLOSE, REQUEST, SUCCESS, FAILURE = 93, 94, 95, 96, 97, 98, 99, 100
 _STDERR = 1
-_PROHIBITED = 1  # why a channel was not opened: RFC 4254, section 5.1
+_PROHIBITED, _CONNECT_FAILED = 1, 2  # why a channel was not opened: RFC 4254, section 5.1
+_AGAIN_S, _LATEST_S = 0.02, 1.0  # between two attempts to open a session
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +47,16 @@ class Exit:
     signal: str = ""
 
 
+Accept: TypeAlias = Callable[["Channel", str, Reader], None]  # of that kind, with what was said about it besides
+
+
 class Connection:
     """All channels of one client of a master. Use on one event loop."""
 
-    def __init__(self, connected: socket.socket) -> None:
-        self._socket = connected
+    def __init__(self, connected: socket.socket, accept: Accept | None = None) -> None:
+        """accept: gets each channel that the other end asks for, and confirms or refuses it, now or later."""
+        self._socket, self._accept = connected, accept
+        self.steady: Channel | None = None  # a session that stays: pings go through it, and need none of their own
         self._channels: dict[int, Channel] = {}
         self._numbers = itertools.count()
         self._unsent = bytearray()
@@ -60,16 +72,31 @@ class Connection:
 
     @property
     def is_used(self) -> bool:
-        """Whether any channel is open, or about to be."""
-        return bool(self._channels)
+        """Whether any channel is open, or about to be, besides the one that stays."""
+        return any(channel is not self.steady for channel in self._channels.values())
 
     async def ping(self, *, within_s: float = ANSWER_S) -> float:
-        """Seconds to the server and back: a session in which nothing is started, closed at once. Raises MasterGone."""
+        """Seconds to the server and back: a question to a session that stays, or else one in which nothing is started,
+        closed at once. Raises MasterGone.
+        """
         began_s = time.monotonic()
-        with contextlib.suppress(Refused):  # no slot is an answer too
-            channel = await self._open("session", b"", within_s)
-            channel.give_up()
+        with contextlib.suppress(Refused):  # no is an answer too
+            if self.steady is not None:
+                await self.steady.ask("keepalive@openssh.com", b"", within_s)
+            else:
+                (await self._open("session", b"", within_s)).give_up()
         return time.monotonic() - began_s
+
+    async def opens_two(self, *, within_s: float = ANSWER_S) -> bool:
+        """Whether the server opens more than one session at a time; nothing is started in them. Raises MasterGone."""
+        both = [self._open("session", b"", within_s) for _ in range(2)]
+        opened = await asyncio.gather(*both, return_exceptions=True)
+        for one in opened:
+            if isinstance(one, Channel):
+                one.give_up()
+            elif not isinstance(one, Refused):
+                raise one
+        return all(isinstance(one, Channel) for one in opened)
 
     async def session(self, *, within_s: float = ANSWER_S) -> Channel:
         """A channel for one command. Raises Refused where the server has too many, MasterGone."""
@@ -77,12 +104,16 @@ class Connection:
 
     async def unix(self, path: str, *, within_s: float = ANSWER_S) -> Channel:
         """A channel to a unix socket there. Raises Refused where nobody listens or it is not allowed, MasterGone."""
-        return await self._open("direct-streamlocal@openssh.com", string(path) + string("") + u32(0), within_s)
+        return await self._open(STREAMLOCAL, string(path) + string("") + u32(0), within_s)
 
     async def tcp(self, host: str, port: int, *, within_s: float = ANSWER_S) -> Channel:
         """A channel to a port, `host` as the server knows it. Raises Refused where nobody listens, MasterGone."""
         origin = string("127.0.0.1") + u32(0)
         return await self._open("direct-tcpip", string(host) + u32(port) + origin, within_s)
+
+    async def ended(self) -> None:
+        """Wait until the other end has hung up."""
+        await asyncio.wait([self._task])
 
     async def close(self) -> None:
         """Close every channel, and hang up when the server has too."""
@@ -113,7 +144,7 @@ class Connection:
 
     async def _open(self, kind: str, more: bytes, within_s: float) -> Channel:
         channel = Channel(self, next(self._numbers))
-        self.post(_OPEN, string(kind) + u32(channel.number, WINDOW_BYTES, PACKET_BYTES) + more)
+        self.post(OPEN, string(kind) + u32(channel.number, WINDOW_BYTES, PACKET_BYTES) + more)
         self._channels[channel.number] = channel
         self._is_empty.clear()
         try:
@@ -191,14 +222,20 @@ class Connection:
         return bytes(parts)
 
     async def _take(self, kind: int, message: Reader) -> None:
-        if kind == _GLOBAL_REQUEST:
+        if kind == GLOBAL_REQUEST:
             message.string()
             if message.byte():
-                self.post(_REQUEST_FAILURE, b"")
+                self.post(REQUEST_FAILURE, b"")
             return
-        if not _OPEN_CONFIRMATION <= kind <= _FAILURE:
+        if kind == OPEN and self._accept is not None:
+            asked, theirs, room, most = message.text(), message.u32(), message.u32(), message.u32()
+            offered = Channel(self, next(self._numbers), (theirs, room, most))
+            self._channels[offered.number] = offered
+            self._accept(offered, asked, message)
+            return
+        if not OPEN_CONFIRMATION <= kind <= FAILURE:
             return  # not about a channel of ours
-        self._was_refused |= kind == _OPEN_FAILURE
+        self._was_refused |= kind == OPEN_FAILURE
         channel = self._channels.get(message.u32())
         if channel is not None:
             await channel.take(kind, message)
@@ -218,23 +255,25 @@ class Connection:
 class Channel:
     """One channel: bytes both ways, and for a session a command and its end."""
 
-    def __init__(self, connection: Connection, number: int) -> None:
+    def __init__(self, connection: Connection, number: int, theirs: tuple[int, int, int] = (0, 0, 0)) -> None:
+        """theirs: their number, what they take, and their largest packet, where they are known already."""
         self._connection, self.number = connection, number
         loop = asyncio.get_running_loop()
         self.opened: asyncio.Future[bool] = loop.create_future()
         self._ended: asyncio.Future[Exit] = loop.create_future()
         self._answers: list[asyncio.Future[bool]] = []
-        self._theirs = self._most = self._room = 0  # their number, their largest packet, what they still take
+        self._theirs, self._room, self._most = theirs
         self._owed = 0  # bytes read here that the other side may send again
         self._streams = {0: _Stream(), _STDERR: _Stream()}
         self._moved = asyncio.Condition()
         self._exit = Exit()
         self._lost: Exception | None = None
         self._is_open = self._is_unwanted = self._closing = False
+        self.requested: Callable[[str, Reader], bool] = lambda _request, _more: False  # whether it is granted
 
     async def exec(self, command: str, *, within_s: float = ANSWER_S) -> None:
         """Run `command` in the user's shell. Raises Refused, MasterGone."""
-        await self._ask("exec", string(command), within_s)
+        await self.ask("exec", string(command), within_s)
 
     async def signal(self, name: str) -> None:
         """Send a signal, named without SIG, to the remote process group. Raises MasterGone.
@@ -242,7 +281,7 @@ class Channel:
         Nothing tells whether it arrived: the server drops one that comes before the command has its group, or when it
         was told to run another command.
         """
-        self._post(_REQUEST, string("signal") + FALSE + string(name))
+        self._post(REQUEST, string("signal") + FALSE + string(name))
 
     async def read(self, *, stderr: bool = False) -> bytes:
         """What has come, at least a byte; b"" at its end. Raises MasterGone when the link went before that."""
@@ -256,8 +295,9 @@ class Channel:
         self._allow(len(taken))
         return taken
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes, *, stderr: bool = False) -> None:
         """All of it, as fast as the other side takes it. Raises MasterGone, BrokenPipeError when that has closed."""
+        kind, stream = (EXTENDED_DATA, u32(_STDERR)) if stderr else (DATA, b"")
         view = memoryview(data)
         while view:
             await self._connection.has_room()
@@ -266,14 +306,14 @@ class Channel:
                 if self._lost is not None:
                     raise self._lost
                 size = min(len(view), self._room, self._most)
-                if not self._post(_DATA, string(bytes(view[:size]))):
+                if not self._post(kind, stream + string(bytes(view[:size]))):
                     raise BrokenPipeError("the other side has closed the channel")
                 self._room -= size
             view = view[size:]
 
     async def end(self) -> None:
         """Nothing more will be written; no matter where the command has ended already. Raises MasterGone."""
-        self._post(_EOF, b"")
+        self._post(EOF, b"")
 
     async def wait(self) -> Exit:
         """How the command ended. Raises MasterGone."""
@@ -288,11 +328,12 @@ class Channel:
         self._is_unwanted = True
         if self._is_open and self._lost is None:
             with contextlib.suppress(MasterGone):
-                self._post(_CLOSE, b"")
+                self._post(CLOSE, b"")
 
-    async def _ask(self, request: str, more: bytes, within_s: float) -> None:
+    async def ask(self, request: str, more: bytes, within_s: float) -> None:
+        """A request of RFC 4254, section 6. Raises Refused, MasterGone."""
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        if not self._post(_REQUEST, string(request) + TRUE + more):
+        if not self._post(REQUEST, string(request) + TRUE + more):
             raise Refused(f"the server has closed the channel before {request}")
         self._answers.append(answer)
         if not await self._connection.answered(answer, within_s, request):
@@ -302,7 +343,7 @@ class Channel:
         """False when we have closed the channel before: a word about one ends the whole connection of the server."""
         if self._closing:
             return False
-        self._closing = kind == _CLOSE
+        self._closing = kind == CLOSE
         self._connection.post(kind, u32(self._theirs) + body)
         return True
 
@@ -311,27 +352,47 @@ class Channel:
         if self._owed >= WINDOW_BYTES // 8 and self._lost is None:
             owed, self._owed = self._owed, 0
             with contextlib.suppress(MasterGone):  # who reads on is told
-                self._post(_WINDOW_ADJUST, u32(owed))
+                self._post(WINDOW_ADJUST, u32(owed))
+
+    # -- for who serves it
+
+    def confirm(self) -> None:
+        """It is open. Raises MasterGone."""
+        self._is_open = True
+        self._connection.post(OPEN_CONFIRMATION, u32(self._theirs, self.number, WINDOW_BYTES, PACKET_BYTES))
+
+    def refuse(self, why: str) -> None:
+        """It is not. Raises MasterGone."""
+        self._connection.forget(self)
+        self._connection.post(OPEN_FAILURE, u32(self._theirs, _CONNECT_FAILED) + string(why) + string(""))
+
+    def exited(self, status: int) -> None:
+        """How the command ended, negative for a signal. Raises MasterGone."""
+        if status >= 0:
+            self._post(REQUEST, string("exit-status") + FALSE + u32(status))
+        else:
+            name = next((one.name.removeprefix("SIG") for one in signal.Signals if one == -status), str(-status))
+            self._post(REQUEST, string("exit-signal") + FALSE + string(name) + FALSE + string("") + string(""))
 
     # -- from the connection
 
     async def take(self, kind: int, message: Reader) -> None:
         """A message about this channel."""
-        if kind == _OPEN_CONFIRMATION:
+        if kind == OPEN_CONFIRMATION:
             self._theirs, self._room, self._most = message.u32(), message.u32(), message.u32()
             self._is_open = True
             _settle(self.opened, result=True)
             if self._is_unwanted:
                 self.give_up()
-        elif kind == _OPEN_FAILURE:
+        elif kind == OPEN_FAILURE:
             why = "it is not allowed there" if message.u32() == _PROHIBITED else message.text()
             _settle(self.opened, error=Refused(f"the server opened no channel: {why}"))
             self._connection.forget(self)
-        elif kind in (_SUCCESS, _FAILURE):
+        elif kind in (SUCCESS, FAILURE):
             if not self._answers:
                 raise Malformed("an answer to no request")
-            _settle(self._answers.pop(0), result=kind == _SUCCESS)
-        elif kind == _REQUEST:
+            _settle(self._answers.pop(0), result=kind == SUCCESS)
+        elif kind == REQUEST:
             self._requested(message)
         else:
             await self._changed(kind, message)
@@ -342,24 +403,25 @@ class Channel:
             self._exit = Exit(status=message.u32())
         elif request == "exit-signal":
             self._exit = Exit(signal=message.text())
+        is_granted = self.requested(request, message)
         if wants_answer:
-            self._post(_FAILURE, b"")
+            self._post(SUCCESS if is_granted else FAILURE, b"")
 
     async def _changed(self, kind: int, message: Reader) -> None:
         async with self._moved:
-            if kind == _WINDOW_ADJUST:
+            if kind == WINDOW_ADJUST:
                 self._room += message.u32()
-            elif kind == _DATA:
+            elif kind == DATA:
                 self._streams[0].parts.append(message.string())
-            elif kind == _EXTENDED_DATA:
+            elif kind == EXTENDED_DATA:
                 self._streams.get(message.u32(), _Stream()).parts.append(message.string())
             else:
                 for stream in self._streams.values():
                     stream.over = True
-            if kind == _CLOSE:
+            if kind == CLOSE:
                 self.give_up()
             self._moved.notify_all()
-        if kind == _CLOSE:
+        if kind == CLOSE:
             self._connection.forget(self)
             for answer in self._answers:
                 _settle(answer, result=False)
@@ -392,3 +454,30 @@ def _settle(future: asyncio.Future[Any], *, result: Any = None, error: Exception
     else:
         future.set_exception(error)
         future.exception()  # somebody may never ask
+
+
+async def session_when_free(connection: Connection, within_s: float) -> Channel:
+    """One as soon as the server has a slot: it says no at once, and frees a slot some time after a command's end.
+
+    Each refusal costs the master a channel that it never gives back, so the attempts become rare.
+    """
+    return await when_free(connection.session, within_s)
+
+
+T = TypeVar("T")
+
+
+async def when_free(attempt: Callable[[], Awaitable[T]], within_s: float) -> T:
+    """What needs a session, tried until the server has a slot for it. Raises Refused, MasterGone."""
+    deadline_s, wait_s = time.monotonic() + within_s, _AGAIN_S
+    while True:
+        try:
+            return await attempt()
+        except Refused as error:
+            if time.monotonic() + wait_s > deadline_s:
+                raise Refused(
+                    f"the server opened no session within {within_s:g} s: {error}",
+                    hint="wait for the other commands there, or raise MaxSessions in its sshd_config",
+                ) from error
+        await asyncio.sleep(wait_s)
+        wait_s = min(2 * wait_s, _LATEST_S)

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
-from holdfast import runs
+from holdfast import process, runs
 from holdfast.errors import HoldfastError, HostUnreachable, LeaseHeld, UsageError
 from holdfast.link import asking, clock, hosts, messages
-from holdfast.link.agent import socket_path
+from holdfast.link.agent import PROTOCOL, socket_path
 from holdfast.link.hosts import Settings
 from holdfast.link.mux import End
 from holdfast.link.states import PERSON_S, State
 from holdfast.link.target import make_folder, users_config
 
 START_S = 10.0
+_LOOK_S = 0.02
+SHARE_S = 60.0  # for a session to be free, and a Python to begin in it
 
 
 class AgentGone(HoldfastError):
@@ -34,12 +38,17 @@ class NeedsAuthentication(HostUnreachable):
 
 @dataclass(frozen=True, slots=True)
 class Up:
-    """A link that is up: `path` is the control socket of its master."""
+    """A link that is up: `path` is the control socket of its master, or of what stands in for it.
+
+    single: its server opens one session at a time; by_one: everything goes over one session, without terminals.
+    """
 
     alias: str
     key: str
     path: str
     trip_s: float
+    single: bool = False
+    by_one: bool = False
 
 
 class Links:
@@ -86,11 +95,15 @@ class Links:
         most_s = within_s + START_S + PERSON_S  # who is asked may sit at another terminal
         told = self._ask(asked, most_s)
         if told["ok"]:
-            return Up(alias, told["key"], told["path"], told["trip_s"])
+            return _up(alias, told)
         why = told["why"] or f"the link is {told['state']}, no answer within {within_s:g} s"
         if told["state"] == State.NEEDS_AUTHENTICATION.value:
             raise NeedsAuthentication(why, hint=told["hint"])
         raise HostUnreachable(f"{alias} cannot be reached: {why}", hint=told["hint"])
+
+    def share(self, up: Up, command: str) -> Up:
+        """`up` over one session, in which `command` starts `holdfast node channels`. Raises HostUnreachable."""
+        return _up(up.alias, self._ask({"op": "share", "key": up.key, "command": command}, SHARE_S))
 
     def every(self) -> list[dict[str, Any]]:
         """What the agent holds: alias, state, trip_s, users and why, of each link."""
@@ -140,6 +153,10 @@ class Links:
         return told
 
 
+def _up(alias: str, told: dict[str, Any]) -> Up:
+    return Up(alias, told["key"], told["path"], told["trip_s"], told["single"], told["by_one"])
+
+
 _KINDS: dict[int, type[HoldfastError]] = {kind.exit_code: kind for kind in (HostUnreachable, UsageError)}
 
 
@@ -177,11 +194,46 @@ def _connect() -> socket.socket:
     try:
         agent.connect(str(socket_path()))
         messages.send(agent, {"op": "links"})
-        messages.receive(agent)  # one that was killed takes connections until its last thread has ended
-    except OSError:
+        told = messages.receive(agent)  # one that was killed takes connections until its last thread has ended
+        if told.get("protocol", 1) != PROTOCOL:
+            _part_with(told)
+    except BaseException as error:
         agent.close()
+        if isinstance(error, OSError) and error.errno == errno.EPROTOTYPE:  # it speaks in packets, not on a stream
+            raise HoldfastError(
+                "the link agent that runs here is of an older holdfast", hint=f"`kill {_pid()}`: runs go on"
+            ) from error
         raise
     return agent
+
+
+def _pid() -> int:
+    """Of the agent that holds the lock."""
+    return int((make_folder() / "agent.lock").read_text() or 0)
+
+
+def _part_with(told: dict[str, Any]) -> NoReturn:
+    """An agent of another holdfast with the same HOLDFAST_HOME: an older one that nobody uses is ended.
+
+    Raises ConnectionResetError then, HoldfastError where it has to stay.
+    """
+    if told.get("protocol", 1) > PROTOCOL:
+        raise HoldfastError(
+            "the link agent that runs here is of a newer holdfast", hint="use that one, or another HOLDFAST_HOME"
+        )
+    pid = _pid()
+    used = [link["alias"] for link in told["links"] if link["users"]]
+    if used:
+        raise HoldfastError(
+            f"the link agent that runs here is of an older holdfast, and in use for {', '.join(used)}",
+            hint=f"let those commands end, or `kill {pid}`: runs go on",
+        )
+    who = process.identity(pid)
+    deadline_s = time.monotonic() + START_S
+    if who is not None and process.send_signal(who, signal.SIGTERM):
+        while process.alive(who) and time.monotonic() < deadline_s:
+            time.sleep(_LOOK_S)
+    raise ConnectionResetError("the link agent of an older holdfast was ended")
 
 
 def _start() -> None:

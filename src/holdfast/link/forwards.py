@@ -90,7 +90,7 @@ class Forward:
                 return
             self._why = ""
             with contextlib.suppress(HostUnreachable):  # the link is gone, and the connection with it
-                await _exchange(here, channel)
+                await exchange(here, channel)
                 here.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
 
     async def _channel(self) -> Channel:
@@ -100,16 +100,20 @@ class Forward:
         return await connection.tcp(self.end.host, self.end.port)
 
 
-async def _exchange(here: socket.socket, channel: Channel) -> None:
-    """Bytes both ways until the other side has closed. Raises MasterGone, OSError."""
-    sending = asyncio.get_running_loop().create_task(_send(here, channel))
+async def exchange(here: socket.socket, channel: Channel) -> None:
+    """Bytes both ways until both have ended, or the other side has closed. Raises MasterGone, OSError."""
+    loop = asyncio.get_running_loop()
+    sending, closed = loop.create_task(_send(here, channel)), loop.create_task(channel.wait())
     try:
         while part := await channel.read():
-            await asyncio.get_running_loop().sock_sendall(here, part)
+            await loop.sock_sendall(here, part)
         here.shutdown(socket.SHUT_WR)
-        await channel.wait()
+        await asyncio.wait([sending, closed], return_when=asyncio.FIRST_COMPLETED)
+        if closed.done():
+            closed.result()
     finally:
         sending.cancel()
+        closed.cancel()
         await channel.close()
 
 

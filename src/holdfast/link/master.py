@@ -75,6 +75,7 @@ class Master:
         self.link = Link(resumes=target.is_relayed)
         self.asks = False  # the last attempt could
         self._can_ask = can_ask
+        self.is_single = False  # the server opens one session at a time
         self.connection: Connection | None = None  # for pings, and for who wants channels without one of their own
         self._tell = tell
         self._child: subprocess.Popen[bytes] | None = None
@@ -227,7 +228,7 @@ class Master:
         """Raises MasterGone while the master is not there yet, or does not answer."""
         connection = Connection(await mux.proxied(str(self.path), within_s=END_S))
         try:
-            await connection.ping(within_s=states.CONNECT_S)
+            self.is_single = not await connection.opens_two(within_s=states.CONNECT_S)
         except BaseException:
             await connection.close()
             raise

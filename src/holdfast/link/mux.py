@@ -17,17 +17,18 @@ from dataclasses import dataclass
 
 from holdfast.errors import HostUnreachable
 from holdfast.link import wire
+from holdfast.link.descriptors import readable
 from holdfast.link.waiting import within
 from holdfast.link.wire import Malformed, Reader, string, u32
 
 VERSION = 4
 ANSWER_S = 10.0
 
-_HELLO = 0x00000001
-_NEW_SESSION, _ALIVE_CHECK, _TERMINATE = 0x10000002, 0x10000004, 0x10000005
-_OPEN_FORWARD, _CLOSE_FORWARD, _STOP_LISTENING, _PROXY = 0x10000006, 0x10000007, 0x10000009, 0x1000000F
-_OK, _DENIED, _FAILURE, _EXIT = 0x80000001, 0x80000002, 0x80000003, 0x80000004
-_ALIVE, _SESSION_OPENED, _REMOTE_PORT, _TTY_FAILED, _PROXY_ON = (
+HELLO = 0x00000001
+NEW_SESSION, ALIVE_CHECK, TERMINATE = 0x10000002, 0x10000004, 0x10000005
+OPEN_FORWARD, CLOSE_FORWARD, STOP_LISTENING, PROXY = 0x10000006, 0x10000007, 0x10000009, 0x1000000F
+OK, DENIED, FAILURE, EXIT = 0x80000001, 0x80000002, 0x80000003, 0x80000004
+ALIVE, SESSION_OPENED, REMOTE_PORT, TTY_FAILED, PROXY_ON = (
     0x80000005, 0x80000006, 0x80000007, 0x80000008, 0x8000000F,
 )  # fmt: skip
 _NO_ESCAPE = 0xFFFFFFFF
@@ -76,14 +77,14 @@ class Forward:
 
 async def alive(path: str, *, within_s: float = ANSWER_S) -> int:
     """The pid of the master; says nothing about the network. Raises MasterGone."""
-    _, answer = await _ask(path, within_s, _ALIVE_CHECK, b"", _ALIVE)
+    _, answer = await _ask(path, within_s, ALIVE_CHECK, b"", ALIVE)
     return answer.u32()
 
 
 async def terminate(path: str, *, within_s: float = ANSWER_S) -> None:
     """Let the master end at once, which it does also when its network is gone. Raises Silent, Refused."""
     try:
-        await _ask(path, within_s, _TERMINATE, b"", _OK)
+        await _ask(path, within_s, TERMINATE, b"", OK)
     except Silent:
         raise
     except MasterGone:
@@ -92,18 +93,18 @@ async def terminate(path: str, *, within_s: float = ANSWER_S) -> None:
 
 async def stop_listening(path: str, *, within_s: float = ANSWER_S) -> None:
     """Let the master take nobody new and remove its socket; what it has goes on. Raises MasterGone, Refused."""
-    await _ask(path, within_s, _STOP_LISTENING, b"", _OK)
+    await _ask(path, within_s, STOP_LISTENING, b"", OK)
 
 
 async def open_forward(path: str, forward: Forward, *, within_s: float = ANSWER_S) -> int:
     """Begin a forward. Returns the port that listens, the server's choice for 0. Raises MasterGone, Refused."""
-    kind, answer = await _ask(path, within_s, _OPEN_FORWARD, forward.encoded(), _OK, _REMOTE_PORT)
-    return answer.u32() if kind == _REMOTE_PORT else forward.listen.port
+    kind, answer = await _ask(path, within_s, OPEN_FORWARD, forward.encoded(), OK, REMOTE_PORT)
+    return answer.u32() if kind == REMOTE_PORT else forward.listen.port
 
 
 async def close_forward(path: str, forward: Forward, *, within_s: float = ANSWER_S) -> None:
     """End a forward; connections through it go on. Raises MasterGone, Refused."""
-    await _ask(path, within_s, _CLOSE_FORWARD, forward.encoded(), _OK)
+    await _ask(path, within_s, CLOSE_FORWARD, forward.encoded(), OK)
 
 
 async def passenger(
@@ -115,7 +116,7 @@ async def passenger(
     """
     flags = u32(0, 0, 0, int(subsystem), _NO_ESCAPE)  # no terminal, no X11, no agent
     body = string("") + flags + string("") + string(command)
-    control, _, answer = await _begin(path, within_s, _NEW_SESSION, body, stdio, _SESSION_OPENED)
+    control, _, answer = await _begin(path, within_s, NEW_SESSION, body, stdio, SESSION_OPENED)
     return Passenger(control, answer.u32())
 
 
@@ -124,7 +125,7 @@ async def proxied(path: str, *, within_s: float = ANSWER_S) -> socket.socket:
 
     Raises MasterGone, Refused.
     """
-    control, _, _ = await _begin(path, within_s, _PROXY, b"", (), _PROXY_ON)
+    control, _, _ = await _begin(path, within_s, PROXY, b"", (), PROXY_ON)
     return control.socket
 
 
@@ -136,13 +137,13 @@ async def _ask(path: str, within_s: float, kind: int, body: bytes, *expected: in
 
 async def _begin(
     path: str, within_s: float, kind: int, body: bytes, descriptors: Sequence[int], *expected: int
-) -> tuple[_Control, int, Reader]:
+) -> tuple[Control, int, Reader]:
     """One request on a connection of its own, which stays open. Raises Refused for an answer that is not `expected`."""
-    control = _Control(path)
+    control = Control(path)
     try:
         with _told(path, within_s):
             answered, answer = await within(control.request(kind, body, descriptors), within_s)
-            if answered in (_DENIED, _FAILURE):
+            if answered in (DENIED, FAILURE):
                 raise Refused(f"the master at {path} refused: {answer.text()}")
             if answered not in expected:
                 raise Malformed(f"an answer {answered:#x} to request {kind:#x}")
@@ -168,7 +169,7 @@ class Passenger:
     Closing it, or losing the master, does not end the remote process: let that one notice, or end it by its pid.
     """
 
-    def __init__(self, control: _Control, session: int) -> None:
+    def __init__(self, control: Control, session: int) -> None:
         self._control, self._session = control, session
 
     async def wait(self) -> int:
@@ -186,9 +187,9 @@ class Passenger:
                     if status is None:
                         raise
                     break
-                if kind == _EXIT and body.u32() == self._session:
+                if kind == EXIT and body.u32() == self._session:
                     status = body.u32()
-                elif kind != _TTY_FAILED:
+                elif kind != TTY_FAILED:
                     raise Malformed(f"a message {kind:#x} nobody asked for")
         self.close()
         return status
@@ -198,21 +199,21 @@ class Passenger:
         self._control.close()
 
 
-class _Control:
-    """One connection to the control socket."""
+class Control:
+    """One connection to the control socket at `path`: of a client, or, when `connected`, of who listens there."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, connected: socket.socket | None = None) -> None:
         self.path = path
-        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket = connected or socket.socket(socket.AF_UNIX)
         self.socket.setblocking(False)
 
     async def request(self, kind: int, body: bytes, descriptors: Sequence[int]) -> tuple[int, Reader]:
         """Say hello, ask, and what was answered. Raises OSError, Malformed, Refused."""
         await asyncio.get_running_loop().sock_connect(self.socket, self.path)
-        await self.send(u32(_HELLO, VERSION))
+        await self.send(u32(HELLO, VERSION))
         greeted, hello = await self.read()
         version = hello.u32()
-        if (greeted, version) != (_HELLO, VERSION):
+        if (greeted, version) != (HELLO, VERSION):
             raise Refused(f"the master at {self.path} speaks version {version} of the protocol, we speak {VERSION}")
         await self.send(u32(kind, _REQUEST) + body)
         for descriptor in descriptors:
@@ -228,7 +229,20 @@ class _Control:
         """One byte along with it, as the master expects. There is room for it: little was sent before."""
         socket.send_fds(self.socket, [b"\0"], [descriptor])
 
+    async def receive_descriptor(self) -> int:
+        """One that the client has sent; ours to close. Raises OSError, Malformed."""
+        while True:
+            try:
+                _, received, _, _ = socket.recv_fds(self.socket, 1, 1)
+            except BlockingIOError:
+                await readable(self.socket.fileno())
+                continue
+            if not received:
+                raise Malformed("no descriptor came")
+            return received[0]
+
     async def read(self) -> tuple[int, Reader]:
+        """The next message. Raises OSError, Malformed."""
         body = Reader(await wire.received(self.socket))
         return body.u32(), body
 

@@ -11,16 +11,18 @@ import contextlib
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 from holdfast.errors import HostUnreachable
-from holdfast.link import mux
+from holdfast.link import mux, standin
 from holdfast.link.channels import Connection
 from holdfast.link.hosts import Chosen, differs, says_something, show_keepalive
 from holdfast.link.master import Master
 from holdfast.link.mux import MasterGone, Refused
+from holdfast.link.standin import Standin
 from holdfast.link.states import PERSON_S, Link, State
-from holdfast.link.target import Target
+from holdfast.link.target import Target, control_path
 from holdfast.link.waiting import within
 
 STRAGGLE_S = 5.0  # who was told a socket just before it was retired may still knock there
@@ -37,6 +39,8 @@ class Held:
         self.users: set[object] = set()
         self.retired_s = 0.0
         self.is_deaf = False  # takes nobody new
+        self.standin: Standin | None = None  # where all else goes over one session
+        self._sharing = asyncio.Lock()
         self._task = asyncio.get_running_loop().create_task(master.serve())
         self._task.add_done_callback(self._over)
 
@@ -54,8 +58,24 @@ class Held:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failed(self, error)
 
+    @property
+    def path(self) -> Path:
+        """Of the socket that clients are to use."""
+        return self.standin.path if self.standin is not None and self.standin.is_open else self.master.path
+
+    async def share(self, command: str, path: Path) -> None:
+        """Let what `command` starts there open channels, unless it does already. Raises HostUnreachable."""
+        async with self._sharing:
+            if self.standin is not None and self.standin.is_open:
+                return
+            if self.master.connection is None:
+                raise HostUnreachable(f"{self.master.target} is {self.master.link.state.value}")
+            self.standin = await standin.begin(self.master.connection, command, path)
+
     async def end(self) -> None:
         """Hang up, whoever uses it."""
+        if self.standin is not None:
+            await self.standin.close()
         self._task.cancel()
         await asyncio.wait([self._task])  # who is cancelled here is told, unlike by `await self._task`
 
@@ -169,6 +189,10 @@ class Place:
             raise HostUnreachable(f"{self.target.alias} is {link.state.value}{why}")
         return connection
 
+    async def share(self, command: str) -> None:
+        """Let clients have one session of the connection together, in which `command` runs. Raises HostUnreachable."""
+        await self.current.share(command, control_path(self.target, next(self._numbers)))
+
     def asking(self, is_asking: bool) -> None:
         """A person is asked something by ssh, or has answered."""
         for held in self._every():
@@ -182,7 +206,9 @@ class Place:
             "ok": link.state is State.UP,
             "alias": self.target.alias,
             "key": self.key,
-            "path": str(self.current.master.path),
+            "path": str(self.current.path),
+            "by_one": self.current.path != self.current.master.path,
+            "single": self.current.master.is_single,
             "state": link.state.value,
             "since_s": self.current.master.unix_s(link.since_s),
             "opened_s": self.current.master.unix_s(link.opened_s),

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from holdfast import runs
 from holdfast.errors import HostUnreachable
-from holdfast.link import mux, remote
-from holdfast.link.channels import Connection
+from holdfast.link import mux
+from holdfast.link.channels import Connection, session_when_free
 from holdfast.link.diagnosis import diagnose
 from holdfast.link.hosts import Chosen, Idle, Measured
 from holdfast.link.master import command
@@ -208,7 +208,7 @@ async def count_sessions(connection: Connection, most: int = MOST_SESSIONS) -> t
     channels = []
     try:
         for _ in range(most):
-            channel = await remote.session_when_free(connection, _LATE_S)
+            channel = await session_when_free(connection, _LATE_S)
             channels.append(channel)
     except Refused:
         return len(channels), False
@@ -222,7 +222,7 @@ async def shell_time(connection: Connection, trip_s: float) -> float:
     """Seconds of a command that does nothing, without the round trip of asking for it."""
     times = []
     for _ in range(SHELLS):
-        channel = await remote.session_when_free(connection, _ANSWER_S)
+        channel = await session_when_free(connection, _ANSWER_S)
         began_s = time.monotonic()
         await channel.exec("exit")
         await asyncio.wait_for(channel.wait(), CONNECT_S)
@@ -232,7 +232,7 @@ async def shell_time(connection: Connection, trip_s: float) -> float:
 
 async def takes_sockets(connection: Connection) -> bool | None:
     """Whether the server opens channels to unix sockets; None where there is no Python to listen on one."""
-    channel = await remote.session_when_free(connection, _ANSWER_S)
+    channel = await session_when_free(connection, _ANSWER_S)
     await channel.exec(f"exec python3 -c {shlex.quote(_LISTENER)}")
     said = b""
     while not (found := re.search(rb"holdfast:(\S+)\n", said)):

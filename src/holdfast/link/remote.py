@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 from holdfast.errors import HoldfastError, HostUnreachable
 from holdfast.link import clock, mux
-from holdfast.link.channels import Channel, Connection
+from holdfast.link.channels import Channel, Connection, session_when_free, when_free
 from holdfast.link.client import Links, Up
 from holdfast.link.hosts import Settings
-from holdfast.link.mux import Refused
+from holdfast.link.mux import Passenger
 from holdfast.link.waiting import within
 
 AT_ONCE = 32  # hosts
 SESSIONS = 6  # of one connection at a time: slots come free late, and at the usual limit of 10 many are refused
-_AGAIN_S, _LATEST_S = 0.02, 1.0  # between two attempts to open a session
+SLOT_S = 30.0  # for the server to have one free
 MOST_BYTES = 16 << 20  # of output that is kept, of each stream of each host
 UNREACHED = 255  # the exit status of a command that nobody could run, as ssh has it
 
@@ -42,15 +42,20 @@ def run(up: Up, command: str, stdio: Sequence[int], *, within_s: float | None = 
     """Run `command` there on descriptors of ours; its exit status. Raises HostUnreachable when the link ends first."""
 
     async def ride() -> int:
-        passenger = await mux.passenger(up.path, command, stdio)
+        ridden = await passenger(up, command, stdio)
         try:
-            return await within(passenger.wait(), within_s)
+            return await within(ridden.wait(), within_s)
         except asyncio.TimeoutError:
             raise HostUnreachable(f"{up.alias}: the command did not end within {within_s:g} s") from None
         finally:
-            passenger.close()
+            ridden.close()
 
     return asyncio.run(ride())
+
+
+async def passenger(up: Up, command: str, stdio: Sequence[int]) -> Passenger:
+    """`command` in a session that the master drives on three descriptors, as soon as there is one. Raises as mux's."""
+    return await when_free(lambda: mux.passenger(up.path, command, stdio), SLOT_S)
 
 
 def ask(up: Up, command: str, given: bytes = b"", *, within_s: float) -> Outcome:
@@ -121,22 +126,6 @@ async def _kept(up: Up, command: str, given: bytes, within_s: float, began_s: fl
     if exit_.status is None:
         return Outcome(up.alias, UNREACHED, out, err, "the channel was cut before the command ended", "", seconds)
     return Outcome(up.alias, exit_.status, out, err, seconds=seconds)
-
-
-async def session_when_free(connection: Connection, within_s: float) -> Channel:
-    """One as soon as the server has a slot: it says no at once, and frees a slot some time after a command's end.
-
-    Each refusal costs the master a channel that it never gives back, so the attempts become rare.
-    """
-    deadline_s, wait_s = time.monotonic() + within_s, _AGAIN_S
-    while True:
-        try:
-            return await connection.session()
-        except Refused:
-            if time.monotonic() + wait_s > deadline_s:
-                raise
-        await asyncio.sleep(wait_s)
-        wait_s = min(2 * wait_s, _LATEST_S)
 
 
 async def _feed(channel: Channel, given: bytes) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from holdfast.errors import HostUnreachable
 from holdfast.link import mux, remote
-from holdfast.link.channels import Connection
+from holdfast.link.channels import Connection, session_when_free
 from holdfast.link.client import Up
 from holdfast.link.diagnosis import diagnose
 from holdfast.link.target import Target
@@ -86,7 +86,7 @@ async def _program(target: Target, options: Sequence[str]) -> tuple[float, str]:
 
 async def _channel(connection: Connection) -> tuple[float, str]:
     began_s = time.monotonic()
-    channel = await remote.session_when_free(connection, _WITHIN_S)
+    channel = await session_when_free(connection, _WITHIN_S)
     await channel.exec(_COUNT)
     out = b""
     while part := await asyncio.wait_for(channel.read(), _WITHIN_S):

@@ -1,4 +1,4 @@
-"""The node side: `python -m holdfast node shim|supervisor|archiver RUN_DIR`, and the ends of a sync."""
+"""The node side: `python -m holdfast node shim|supervisor|archiver RUN_DIR`, other ends of a sync and a link."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ def main(argv: Sequence[str]) -> int:
         from holdfast.sync import ends
 
         return ends.main(argv)
+    if argv == ["channels"]:
+        from holdfast.node import channels
+
+        return channels.main()
     roles = ("shim", "supervisor", "archiver")
     if len(argv) < 2 or argv[0] not in roles:
         raise UsageError(f"holdfast node {' '.join(argv)}: expected {'|'.join(roles)} RUN_DIR")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from holdfast.service import descriptors, frames
-from holdfast.service.descriptors import Sink
+from holdfast.link import descriptors
+from holdfast.link.descriptors import Sink
+from holdfast.service import frames
 from holdfast.service.frames import Decoder, Frame, Kept, Kind, Malformed
 from holdfast.service.streams import Stream
 from holdfast.service.tasks import stop

@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from holdfast import process, runs
-from holdfast.errors import HostUnreachable, UsageError
-from holdfast.link import agent, messages, mux, target
+from holdfast.errors import HoldfastError, HostUnreachable, UsageError
+from holdfast.link import agent, client, messages, mux, target
 from holdfast.link.client import Links, NeedsAuthentication
 from holdfast.link.hosts import Chosen, Settings
 from holdfast.link.place import Place
@@ -278,3 +279,25 @@ def test_a_configuration_may_hold_bytes_that_are_no_text(tmp_path: Path) -> None
     (tmp_path / "config").write_bytes(b"Host node\n  HostName 127.0.0.1\n  IdentityFile /home/f\xfcr/key\n")
 
     assert len(target.resolve("node", config=str(tmp_path / "config")).key) == 12
+
+
+def test_an_older_agent_that_nobody_uses_is_replaced(server: lab.Sshd) -> None:
+    older = "from holdfast.link import agent; agent.PROTOCOL = 1; raise SystemExit(agent.main())"
+    subprocess.run([sys.executable, "-c", older], check=True, stdin=subprocess.DEVNULL)
+    before = holder()
+    with Links() as links:
+        assert links.up("node", config=str(server.config)).alias == "node"
+    assert before is not None
+    assert not process.alive(before)
+
+
+def test_an_older_agent_in_use_and_a_newer_one_are_told(server: lab.Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Links() as links:
+        links.up("node", config=str(server.config))
+        monkeypatch.setattr(client, "PROTOCOL", agent.PROTOCOL + 1)
+        with pytest.raises(HoldfastError, match="of an older holdfast, and in use for node"):
+            Links()
+        monkeypatch.setattr(client, "PROTOCOL", agent.PROTOCOL - 1)
+        with pytest.raises(HoldfastError, match="of a newer holdfast"):
+            Links()
+        assert links.every()[0]["state"] == "up"

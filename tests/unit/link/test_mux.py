@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from holdfast.link import mux, remote
-from holdfast.link.channels import Channel, Connection, Exit
+from holdfast.link import mux
+from holdfast.link.channels import Channel, Connection, Exit, session_when_free
 from holdfast.link.mux import End, Forward, MasterGone, Refused
 from tests.labs import sshd as lab
 from tests.labs.servers import free_port
@@ -284,7 +284,7 @@ def test_sessions_nobody_waits_for_any_more_cost_no_slot_and_not_the_master(path
 
     async def use(connection: Connection) -> None:
         for _ in range(10):
-            await remote.session_when_free(connection, 5)  # a slot comes free some time after its channel is closed
+            await session_when_free(connection, 5)  # a slot comes free some time after its channel is closed
 
     pid = asyncio.run(mux.alive(path))
     through(path, leave)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from holdfast.link.client import Links
 from tests.labs import sshd as lab
 from tests.labs.links import own_links
 from tests.labs.servers import free_port
+from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
 
@@ -103,6 +105,33 @@ def test_a_server_that_says_no_again_and_again_costs_time_and_nothing_else(tmp_p
         assert [(one.status, one.error) for one in done] == [(0, "")] * 12
         assert "no more sessions" in server.log
         assert asyncio.run(mux.alive(links.up("node", config=config).path)) == pid
+
+
+def test_verbs_at_once_on_one_connection_meet_no_refusal(tmp_path: Path, server: lab.Sshd) -> None:
+    """Each counts its own sessions alone, so together they ask for more than the server's ten: nobody is told of it."""
+    flag, refused = server.allowed.with_name("go"), server.log.count("no more sessions")
+    given = tmp_path / "given"
+    given.write_bytes(os.urandom(100_000))
+    wait, argv = f"until test -e {flag}; do sleep 0.05; done;", [sys.executable, "-m", "holdfast", "exec"]
+    hosts = [word for name in ("node", "gpu-a", "gpu-b", "gpu-c") for word in ("--on", name)]
+    verbs = [
+        *[[*argv, *hosts, "--json", "--", f"{wait} echo done"]] * 3,
+        *[[*argv, *hosts[:2], "--", f"{wait} cat"]] * 3,
+    ]
+
+    with contextlib.ExitStack() as stack:
+        running = [
+            subprocess.Popen(words, stdin=stack.enter_context(given.open("rb")), stdout=subprocess.PIPE)
+            for words in verbs
+        ]
+        until(lambda: server.log.count("no more sessions") > refused)
+        flag.touch()
+        done = [(child.communicate(timeout=60)[0], child.returncode) for child in running]
+
+    assert [status for _, status in done] == [0] * len(verbs)
+    for out, _ in done[:3]:
+        assert [json.loads(line)["out"] for line in out.splitlines()] == ["done\n"] * 4
+    assert {out for out, _ in done[3:]} == {given.read_bytes()}
 
 
 def test_a_pattern_that_means_nobody_is_told(server: lab.Sshd) -> None:

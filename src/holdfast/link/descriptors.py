@@ -45,7 +45,7 @@ class Sink:
 async def read(descriptor: int, size_bytes: int) -> bytes:
     """What is there, at least a byte; b"" at its end. Raises OSError."""
     if _can_be_asked(descriptor):
-        await _readable(descriptor)
+        await readable(descriptor)
     return os.read(descriptor, size_bytes)
 
 
@@ -63,7 +63,8 @@ async def _writable(descriptor: int) -> None:
         loop.remove_writer(descriptor)
 
 
-async def _readable(descriptor: int) -> None:
+async def readable(descriptor: int) -> None:
+    """Wait until there is something to read, or its end."""
     loop, ready = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(descriptor, ready.set)
     try:
