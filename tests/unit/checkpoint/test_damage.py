@@ -16,6 +16,7 @@ from holdfast.checkpoint.folder import Folder, format_problems, hint_at_latest
 from holdfast.checkpoint.lease import Lease
 from holdfast.checkpoint.lineage import Position
 from holdfast.errors import NoValidCheckpoint
+from tests.flips import places
 from tests.slotparts import contents, new_slot, part_of
 from tests.tensorparts import save
 
@@ -67,14 +68,14 @@ def files_of(folder: Folder, newest: Committed) -> list[Path]:
     return [folder.root / "manifests" / newest.file_name, *packs]
 
 
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize(("which", "of_padding"), [(0, 31), (1, 31), pytest.param(1, 1, marks=pytest.mark.soak)])
 def test_every_flipped_byte_of_the_newest_is_told_and_the_one_before_is_loaded(
-    saved: tuple[Folder, Committed], which: int
+    saved: tuple[Folder, Committed], which: int, of_padding: int
 ) -> None:
     path = files_of(*saved)[which]
     whole = path.read_bytes()
     with path.open("r+b", buffering=0) as file:
-        for at in range(len(whole)):
+        for at in places(whole, of_padding=of_padding):
             file.seek(at)
             file.write(bytes([whole[at] ^ (1 << at % 8)]))
             step, said = resumed(saved[0].root)

@@ -15,6 +15,7 @@ from holdfast.checkpoint.canonical import Damaged, NewerFormat, digest
 from holdfast.errors import HoldfastError
 from holdfast.fsio import BLOCK
 from holdfast.testing.crashdisk import CrashDisk
+from tests.flips import places
 
 HERE = Path("/pack")
 
@@ -99,10 +100,11 @@ def test_a_header_that_contradicts_the_footer_is_told() -> None:
         checked(bytes(raw), name)
 
 
-def test_every_flipped_bit_of_a_compressed_chunk_is_told_or_changes_nothing() -> None:
+@pytest.mark.parametrize("of_padding", [31, pytest.param(1, marks=pytest.mark.soak)])
+def test_every_flipped_bit_of_a_compressed_chunk_is_told_or_changes_nothing(of_padding: int) -> None:
     disk, name = written(bytes(range(100)) * 10, width=4)
     raw = raw_of(disk)
-    for at in range(2 * BLOCK):
+    for at in places(raw[: 2 * BLOCK], of_padding=of_padding):
         flipped = bytearray(raw)
         flipped[at] ^= 1 << at % 8
         try:
