@@ -60,18 +60,6 @@ def final(run: RunDir) -> str:
     return (run.root / "final.txt").read_text()
 
 
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The final weights of the run that nothing disturbed."""
-    box = Box(tmp_path_factory.mktemp("calm"))
-    shutil.copy(TINY, box.work / "train.py")
-    run = box.start("--", "python", "train.py", STEP_S="0")
-    box.wait_for(run, "succeeded")
-    yield final(run)
-    box.close()
-    shutil.rmtree(box.short, ignore_errors=True)
-
-
 def test_a_dead_machines_run_ends_on_another_bit_for_bit(box: Box, other: Box, expected: str, tmp_path: Path) -> None:
     nas = tmp_path / "nas"
     nas.mkdir()

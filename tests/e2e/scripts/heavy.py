@@ -1,6 +1,7 @@
-"""Quick steps over a state of STATE_MB, all of which changes with every step."""
+"""Quick steps over a state of STATE_MB, all of which changes with every step; until STEPS or a file `enough`."""
 
 import os
+import pathlib
 import time
 
 import torch
@@ -15,7 +16,8 @@ model = torch.nn.Module()
 model.weights = weights
 run = holdfast.Run(model=model, optimizer=optimizer)
 run.begin()
-while run.step < int(os.environ["STEPS"]):
+enough = pathlib.Path(os.environ["HOLDFAST_RUN_DIR"], "enough")
+while run.step < int(os.environ["STEPS"]) and not enough.exists():
     weights.grad = torch.full_like(weights, -1.0)
     optimizer.step()
     optimizer.zero_grad()
