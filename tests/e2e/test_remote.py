@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,34 @@ while not os.path.exists(stop):
     time.sleep(0.002)
 print("last", flush=True)
 sys.exit(int(os.environ.get("EXIT", "0")))
+"""
+
+# TensorBoard is a dozen packages: these have what is used of its interface, and tell where they were started.
+TENSORBOARD = """\
+import os, threading
+class TensorBoardServer: pass
+class TensorBoard:
+    def __init__(self, server_class): self.make = server_class
+    def configure(self, argv): self.logs = argv[argv.index("--logdir") + 1]
+    def app(self, environ, begin):
+        begin("200 OK", [("Content-Type", "text/plain")])
+        return [os.path.realpath(self.logs).encode()]
+    def launch(self):
+        threading.Thread(target=self.make(self.app, None).serve_forever, daemon=True).start()
+"""
+WERKZEUG = """\
+import http.server, socketserver
+class Handler(http.server.BaseHTTPRequestHandler):
+    def address_string(self): return "-"
+    def do_GET(self):
+        parts = self.server.app({}, lambda status, headers: self.send_response(int(status.split()[0])))
+        self.end_headers()
+        self.wfile.write(b"".join(parts))
+class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer): pass
+def make_server(host, port, app, threaded):
+    server = Server(host.removeprefix("unix://"), Handler)
+    server.app = app
+    return server
 """
 
 
@@ -249,6 +278,44 @@ def test_a_terminal_of_a_run_is_there(laptop: Laptop, run: str) -> None:
     assert (done.returncode, done.stdout.strip()) == (0, str(laptop.output("steady").parent / "code"))
 
 
+def test_tensorboard_of_a_run_is_opened_here_and_outlives_a_cut(laptop: Laptop, run: str, tmp_path: Path) -> None:
+    for name, text in (("tensorboard/program.py", TENSORBOARD), ("werkzeug/serving.py", WERKZEUG)):
+        path = laptop.there / "board" / name
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    python = laptop.there / "board" / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={laptop.there}/board exec python3 "$@"\n')
+    python.chmod(0o755)
+    (laptop.there / "logs").mkdir()
+
+    for place, folder in ((run, laptop.output("steady").parent / "code"), ("node:./logs", laptop.there / "logs")):
+        with laptop.following(tmp_path, "tensorboard", place, "--python", str(python), "--no-browser") as seen:
+            url = until(lambda: (tmp_path / "out").read_text().strip(), 60)
+            assert fetched_from(url) == str(folder)
+            kill_master()
+            until(lambda: "up again after" in (tmp_path / "err").read_text(), 40)
+            assert fetched_from(url) == str(folder)
+            seen.send_signal(signal.SIGINT)
+            assert seen.wait(30) == 130
+        assert [line for _, line in contents(Path("/proc").glob("[0-9]*/cmdline")) if b"tensorboard-" in line] == []
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("node:./nowhere", "there is no such folder at node: ./nowhere"),
+        ("node:stedy", "no run named 'stedy'; did you mean 'steady'?"),
+        ("node:.", "no Python of node has tensorboard"),
+        ("/tmp", "/tmp is on this machine"),
+    ],
+)
+def test_a_tensorboard_that_cannot_be_is_told_why(laptop: Laptop, run: str, place: str, says: str) -> None:
+    done = laptop.holdfast("tensorboard", place)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says in done.stderr
+
+
 def test_secrets_are_in_no_file_and_no_command_line_there(laptop: Laptop, run: str) -> None:
     needle = SECRET.encode()
 
@@ -304,6 +371,11 @@ def test_stopping_waits_for_the_end_there(laptop: Laptop, run: str) -> None:
 
     assert done.returncode == 0, done.stderr
     assert json.loads(laptop.holdfast("status", run, "--json").stdout)["state"] == "stopped"
+
+
+def fetched_from(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=20) as answer:
+        return answer.read().decode()
 
 
 def grown(path: Path) -> None:

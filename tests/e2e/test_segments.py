@@ -17,13 +17,15 @@ from tests.waiting import until
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
 SCRIPTS = Path(__file__).parent / "scripts"
-# A machine may be so slow that a segment is over before the ranks can be asked: they are asked as soon as they can be.
-PATIENT = "trap '' TERM; exec"
+# A machine may be so slow that a segment is over before the ranks can be asked: they are asked as soon as they can be,
+# and the signal for who is no rank yet ends nobody.
+PATIENT = "stop_signal: SIGUSR2\nrun: trap '' USR2; exec"
 THREE_STEPS = {"EPOCHS": "1", "BATCH": "107", "WORKERS": "0"}
 
 
 def _begin(box: Box, name: str, command: str, more: str = "", **env: str) -> RunDir:
-    box.write("holdfast.yaml", f"name: {name}\nrun: {PATIENT} {command}\ncheckpoint: {{every: [1000 steps]}}\n{more}")
+    text = f"name: {name}\n{PATIENT} {command}\ncheckpoint: {{every: [1000 steps]}}\n{more}"
+    box.write("holdfast.yaml", text)
     return box.start(**env)
 
 
@@ -42,10 +44,11 @@ def test_a_training_in_segments_ends_with_the_same_bits_also_when_a_supervisor_d
     box.kill(cut, "supervisor")
 
     found = box.wait_for(cut, "succeeded", "failed", within_s=150)
-    ends = _ended_as(cut)
-    assert (found["state"], ends[-1]) == ("succeeded", "succeeded"), box.tail(cut)
-    assert ends[:-1] == ["segment_end"] * 3
-    assert (found["segments"], found["restarts"]) == (3, 0)
+    *ends, last = _ended_as(cut)
+    assert (found["state"], last) == ("succeeded", "succeeded"), box.tail(cut)
+    assert set(ends) == {"segment_end"}
+    assert len(ends) == found["segments"] >= 3
+    assert found["restarts"] == 0
     assert "segment-unsaved" not in {finding["id"] for finding in found["findings"]}
     assert (calm.root / "final.txt").read_text() == (cut.root / "final.txt").read_text()
     lines = (cut.records / "rank-00000.jsonl").read_text().splitlines()
@@ -60,14 +63,14 @@ def test_a_training_in_segments_ends_with_the_same_bits_also_when_a_supervisor_d
 def test_two_ranks_leave_together_at_the_end_of_a_segment(box: Box) -> None:
     shutil.copy(SCRIPTS / "two_ranks.py", box.work / "train.py")
     command = "torchrun --standalone --nproc-per-node 2 train.py"
-    calm = _begin(box, "calm", command, EPOCHS="2")
+    calm = _begin(box, "calm", command, EPOCHS="1")
     box.wait_for(calm, "succeeded", "failed")
-    cut = _begin(box, "cut", command, "segment: 15s\nrestart: {max_no_progress: 9}\n", EPOCHS="2", STEP_S="2")
+    cut = _begin(box, "cut", command, "segment: 1s\n", EPOCHS="1", STEP_S="0.5")
 
     found = box.wait_for(cut, "succeeded", "failed", within_s=300)
 
     assert found["state"] == "succeeded", box.tail(cut)
     *ends, last = _ended_as(cut)
-    assert (set(ends) - {"segment_cut"}, last) == ({"segment_end"}, "succeeded"), "cut: where the start took too long"
-    assert ends.count("segment_end") >= 2
+    assert (set(ends), last) == ({"segment_end"}, "succeeded")
+    assert len(ends) == found["segments"] >= 2
     assert (calm.root / "final.txt").read_text() == (cut.root / "final.txt").read_text()

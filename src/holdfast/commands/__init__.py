@@ -49,6 +49,7 @@ VERBS: Table = {
         "ssh": Verb("ssh", "a terminal on a host, over the connection that is there"),
         "forward": Verb("forward", "ports of this machine that lead to a host"),
         "jupyter": Verb("jupyter", "JupyterLab on a host, opened here"),
+        "tensorboard": Verb("tensorboard", "TensorBoard of a run or a folder on a host, opened here"),
         "host": Verb("hosts", "hosts and their connections; runs after a reboot (setup)"),
         "relay": Verb("relay", "SSH through a firewall that lets only the web pass"),
         "schema": Verb("schema", "the JSON schema of the run file"),

@@ -93,10 +93,10 @@ def _named(verb: click.Command, values: Mapping[str, Any]) -> Iterator[_Named]:
             value = values.get(param.name or "")
             for word in value if isinstance(value, (tuple, list)) else [value]:
                 if isinstance(word, _Word):
-                    yield _Named(word.at, *_placed(word))
+                    yield _Named(word.at, *placed(word))
 
 
-def _placed(word: str) -> tuple[str, str]:
+def placed(word: str) -> tuple[str, str]:
     """HOST, "" for here, and RUN there. Raises UsageError for a name that several machines have."""
     host, run = split(word)
     return (host, run) if host else (_started_at(run), run)
