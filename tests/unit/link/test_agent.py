@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,25 +24,12 @@ from holdfast.link.client import Links, NeedsAuthentication
 from holdfast.link.hosts import Chosen, Settings
 from holdfast.link.place import Place
 from tests.labs import sshd as lab
-from tests.labs.links import holder, kill_agent, own_links
+from tests.labs.links import holder, kill_agent
 from tests.labs.servers import free_port
 from tests.labs.servers import process as running
 from tests.waiting import until
 
-pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[lab.Sshd]:
-    with lab.person() as (user, home), lab.sshd(tmp_path / "sshd", user, home) as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def own_agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """One for this test alone, ended afterwards."""
-    with own_links(tmp_path, monkeypatch):
-        yield
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("own_agent")]
 
 
 def masters() -> list[str]:

@@ -26,25 +26,12 @@ from holdfast.link.client import Links, Up
 from holdfast.link.hosts import Settings
 from holdfast.link.mux import End
 from tests.labs import sshd as lab
-from tests.labs.links import holder, master_of, own_links
+from tests.labs.links import holder, master_of
 from tests.labs.servers import free_port
 from tests.unit.commands.terminal import Terminal
 from tests.waiting import until
 
-pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Sshd]:
-    with lab.person() as (user, home), lab.sshd(tmp_path_factory.mktemp("sshd"), user, home) as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: lab.Sshd) -> Iterator[None]:
-    monkeypatch.setenv("HOLDFAST_SSH_CONFIG", str(server.config))
-    with own_links(tmp_path, monkeypatch):
-        yield
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("shared_agent")]
 
 
 @pytest.fixture
@@ -145,7 +132,8 @@ def test_where_nobody_listens_the_connection_breaks_and_the_reason_is_told(links
 def test_a_host_that_forbids_it_is_told(links: Links, tmp_path: Path) -> None:
     options = {"AllowTcpForwarding": "no"}
     with lab.person() as (user, home), lab.sshd(tmp_path / "sshd", user, home, options=options) as strict:
-        port = links.forward(links.up("node", config=str(strict.config)).key, 0, End(port=1))
+        up = links.up("node", config=str(strict.config), said=Settings(persist_s=0.0))
+        port = links.forward(up.key, 0, End(port=1))
         with pytest.raises(ConnectionResetError):
             through(port)
         assert links.forwards()[0]["why"] == "the server opened no channel: it is not allowed there"
@@ -317,6 +305,7 @@ def test_a_terminal_over_the_connection_that_is_there(server: lab.Sshd, up: Up) 
     assert server.log.count("Accepted publickey") == logins
 
 
+@pytest.mark.usefixtures("own_agent")
 def test_a_terminal_at_a_host_that_is_not_shared(
     server: lab.Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

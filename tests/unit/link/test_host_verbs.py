@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,27 +14,18 @@ import pytest
 from holdfast.link import include, mux
 from holdfast.link.client import Links, held
 from tests.labs import sshd as lab
-from tests.labs.links import own_links
 
 pytestmark = pytest.mark.e2e
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Sshd]:
-    with lab.person() as (user, home), lab.sshd(tmp_path_factory.mktemp("sshd"), user, home) as running:
-        yield running
-
-
 @pytest.fixture(autouse=True)
-def users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: lab.Sshd) -> Iterator[Path]:
+def users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_agent: None, server: lab.Sshd) -> Path:
     """A configuration of this test's own."""
     file = tmp_path / "ssh" / "config"
     file.parent.mkdir()
     file.write_text(server.config.read_text())
     monkeypatch.setenv("HOLDFAST_SSH_CONFIG", str(file))
-    monkeypatch.delenv("HOLDFAST_KEEPALIVE", raising=False)
-    with own_links(tmp_path, monkeypatch):
-        yield file
+    return file
 
 
 def holdfast(*words: str) -> subprocess.CompletedProcess[str]:

@@ -27,12 +27,6 @@ T = TypeVar("T")
 pytestmark = pytest.mark.e2e
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Sshd]:
-    with lab.person() as (user, home), lab.sshd(tmp_path_factory.mktemp("sshd"), user, home) as running:
-        yield running
-
-
 @pytest.fixture
 def path(server: lab.Sshd) -> Iterator[str]:
     with lab.master(server) as running:

@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,24 +17,10 @@ from holdfast.link.hosts import Settings
 from holdfast.link.mux import End
 from holdfast.units import Keepalive
 from tests.labs import sshd as lab
-from tests.labs.links import kill_agent, own_links
+from tests.labs.links import kill_agent
 from tests.waiting import until
 
-pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Sshd]:
-    with lab.person() as (user, home), lab.sshd(tmp_path_factory.mktemp("sshd"), user, home) as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def own_agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: lab.Sshd) -> Iterator[None]:
-    monkeypatch.setenv("HOLDFAST_SSH_CONFIG", str(server.config))
-    monkeypatch.delenv("HOLDFAST_KEEPALIVE", raising=False)
-    with own_links(tmp_path, monkeypatch):
-        yield
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("own_agent")]
 
 
 def logins(server: lab.Sshd) -> int:

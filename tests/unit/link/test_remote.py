@@ -18,28 +18,21 @@ from holdfast.errors import UsageError
 from holdfast.link import mux, names, remote
 from holdfast.link.client import Links
 from tests.labs import sshd as lab
-from tests.labs.links import own_links
 from tests.labs.servers import free_port
 from tests.waiting import until
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("shared_agent")]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Sshd]:
-    with lab.person() as (user, home), lab.sshd(tmp_path_factory.mktemp("sshd"), user, home) as running:
-        node = running.config.read_text()
-        more = [node.replace("Host node", f"Host gpu-{name}") for name in "abc"]
-        dead = node.replace("Host node", "Host dead").replace(f"Port {running.port}", f"Port {free_port()}")
-        running.config.write_text("\n".join([node, *more, dead]))
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: lab.Sshd) -> Iterator[None]:
-    monkeypatch.setenv("HOLDFAST_SSH_CONFIG", str(server.config))
-    with own_links(tmp_path, monkeypatch):
-        yield
+@pytest.fixture(scope="module", autouse=True)
+def server(sshd: lab.Sshd) -> Iterator[lab.Sshd]:
+    """Under more names, and one where nobody listens."""
+    node = sshd.config.read_text()
+    more = [node.replace("Host node", f"Host gpu-{name}") for name in "abc"]
+    dead = node.replace("Host node", "Host dead").replace(f"Port {sshd.port}", f"Port {free_port()}")
+    sshd.config.write_text("\n".join([node, *more, dead]))
+    yield sshd
+    sshd.config.write_text(node)
 
 
 def holdfast(*words: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
@@ -82,10 +75,10 @@ def test_a_host_that_does_not_answer_is_told_and_the_others_answer() -> None:
 
 def test_a_command_that_takes_too_long_is_ended(server: lab.Sshd) -> None:
     config = str(server.config)
-    (first,) = remote.everywhere(["node"], "echo $$; exec sleep 60", config=config, within_s=2)
+    (first,) = remote.everywhere(["node"], "exec sleep 60.25", config=config, within_s=2)
 
     assert "did not end in time" in first.error
-    (after,) = remote.everywhere(["node"], "pgrep -u $(id -u) -x sleep; true", config=config)
+    (after,) = remote.everywhere(["node"], "pgrep -xf 'sleep 60.25'; true", config=config)
     assert after.out == b""
 
 
