@@ -29,12 +29,13 @@ class Child:
     """One, in a session of its own; `work` returns its exit status. `terminals`: streams that a person looks at."""
 
     def __init__(self, work: Callable[[], int], streams: Streams, terminals: Collection[int] = ()) -> None:
+        service = os.getpid()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self.pid = os.fork()
             if self.pid == 0:
                 try:
-                    _live(work, streams, terminals)
+                    _live(work, streams, terminals, service)
                 finally:
                     os._exit(1)
         finally:
@@ -60,10 +61,10 @@ class Child:
         self.ended.set_result(os.waitstatus_to_exitcode(status))
 
 
-def _live(work: Callable[[], int], streams: Streams, terminals: Collection[int]) -> NoReturn:
+def _live(work: Callable[[], int], streams: Streams, terminals: Collection[int], service: int) -> NoReturn:
     status = 1
     try:
-        _begin_anew(streams, terminals)
+        _begin_anew(streams, terminals, service)
         status = work()
     except BaseException:
         traceback.print_exc()
@@ -77,10 +78,12 @@ def _live(work: Callable[[], int], streams: Streams, terminals: Collection[int])
             os._exit(status)
 
 
-def _begin_anew(streams: Streams, terminals: Collection[int]) -> None:
+def _begin_anew(streams: Streams, terminals: Collection[int], service: int) -> None:
     gc.freeze()  # a socket of the service that is collected here would close a descriptor that is another's by now
     os.setsid()
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGHUP, 0, 0, 0)  # a service that is killed leaves no verb without a reader
+    if os.getppid() != service:  # it was killed before that
+        os.kill(os.getpid(), signal.SIGHUP)
     signal.set_wakeup_fd(-1)
     for told in (signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD):
         signal.signal(told, signal.SIG_DFL)
