@@ -98,12 +98,12 @@ def home() -> Path:
     return Path(os.environ.get("HOLDFAST_HOME") or Path.home() / ".holdfast")
 
 
-def runtime_home() -> Path:
-    """Where sockets and pages of this user's runs lie: the same from a login, from cron and after a logout.
+def runtime_home(uid: int | None = None) -> Path:
+    """Where sockets and pages of a user's runs lie, by default ours: the same from a login, from cron, after a logout.
 
     Not created here. $XDG_RUNTIME_DIR is none of these: docs/decisions/0007-runtime-directory.md.
     """
-    return Path("/tmp") / f"holdfast-{os.getuid()}"  # noqa: S108 - made 0700, and its owner is checked
+    return Path("/tmp") / f"holdfast-{os.getuid() if uid is None else uid}"  # noqa: S108 - made 0700, and its owner is checked
 
 
 def make_runtime(run: RunDir) -> Path:

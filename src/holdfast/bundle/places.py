@@ -68,7 +68,7 @@ def command() -> list[str]:
 def service_socket(uid: int, home: str, bundle: str) -> str:
     """Where the service of user `uid` listens; `home` is the real path of its HOLDFAST_HOME."""
     digest = hashlib.blake2b(home.encode(), digest_size=4).hexdigest()
-    return f"/tmp/holdfast-{uid}/service-{digest}-{bundle}.sock"  # noqa: S108 - as runs.runtime_home there
+    return str(runs.runtime_home(uid) / f"service-{digest}-{bundle}.sock")
 
 
 def remember(node: Node) -> None:

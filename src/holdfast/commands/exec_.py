@@ -13,7 +13,7 @@ from holdfast.commands.arguments import duration_option, going_on, json_option, 
 
 if TYPE_CHECKING:
     from holdfast.link.hosts import Settings
-    from holdfast.link.remote import Outcome
+    from holdfast.link.remote import CommandOutcome
     from holdfast.units import Keepalive
 
 
@@ -68,7 +68,7 @@ def _straight(host: str, text: str, config: str, timeout: float, said: Settings)
             return remote.run(up, text, (0, 1, 2))
 
 
-def _show(outcome: Outcome) -> None:
+def _show(outcome: CommandOutcome) -> None:
     for stream, data in ((sys.stdout, outcome.out), (sys.stderr, outcome.err)):
         for line in data.decode(errors="replace").splitlines():
             click.echo(f"{outcome.host}: {line}", file=stream)
@@ -78,7 +78,7 @@ def _show(outcome: Outcome) -> None:
         say(f"{outcome.host}: exit status {outcome.status}")
 
 
-def _facts(outcome: Outcome) -> dict[str, Any]:
+def _facts(outcome: CommandOutcome) -> dict[str, Any]:
     return {
         "host": outcome.host,
         "status": outcome.status,

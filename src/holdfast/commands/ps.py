@@ -1,4 +1,4 @@
-"""`holdfast ps`: the runs of this machine, one line each."""
+"""`holdfast ps`: the runs of a machine, one line each; of several, in one table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COLOURS = {"running": "green", "succeeded": "green", "failed": "red", "lost": "
 @click.option("--all", "-a", "everything", is_flag=True, help="Ended runs too.")
 @json_option
 def command(everything: bool, as_json: bool) -> None:
-    """List the runs of this machine: those that have not ended, or all."""
+    """List the runs of a machine: those that have not ended, or all."""
     found = [_status(run) for run in runs.every()]
     shown = [status for status in found if everything or status["state"] not in ENDED]
     if as_json:

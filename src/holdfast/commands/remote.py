@@ -44,7 +44,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class VerbOutcome:
     """What one machine of several answered; `error` where it did not."""
 
     host: str
@@ -113,11 +113,11 @@ async def _call(there: Reach, asked: Asked) -> int:
         await there.hang_up()
 
 
-def captured(there: Reach, asked: Asked) -> Outcome:
+def captured(there: Reach, asked: Asked) -> VerbOutcome:
     """Carry it out; what the verb said is kept."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         status = call(there, replace(asked, stdout=out.fileno(), stderr=err.fileno()))
-        return Outcome(there.host, status, _read(out), _read(err))
+        return VerbOutcome(there.host, status, _read(out), _read(err))
 
 
 def looks() -> dict[str, str]:
@@ -157,13 +157,13 @@ def _straight(line: Line, path: tuple[str, ...], found: Journey) -> int:
         )
 
 
-def at_each(lines: Mapping[str, Sequence[str]], within_s: float) -> list[Outcome]:
+def at_each(lines: Mapping[str, Sequence[str]], within_s: float) -> list[VerbOutcome]:
     """What each of several machines says to its words, all at once; in the order of `lines`."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(lambda host: _kept(host, lines[host], within_s), lines))
 
 
-def _kept(host: str, words: Sequence[str], within_s: float) -> Outcome:
+def _kept(host: str, words: Sequence[str], within_s: float) -> VerbOutcome:
     """What one machine of several said, told later; nobody can answer a question of the verb."""
     shown, secrets = hidden(words)
     asked = Asked(shown, {**looks(), **secrets}, patience_s=within_s, is_attended=False)
@@ -171,7 +171,7 @@ def _kept(host: str, words: Sequence[str], within_s: float) -> Outcome:
         with reach.linked(host, within_s) as there:
             return captured(there, asked)
     except HoldfastError as error:
-        return Outcome(host, error.exit_code, error=error)
+        return VerbOutcome(host, error.exit_code, error=error)
 
 
 @contextlib.contextmanager
@@ -186,7 +186,7 @@ def _linked(line: Line, found: Journey) -> Iterator[Linked]:
         yield there
 
 
-def _as_one(outcomes: Sequence[Outcome], together: Together, wants_json: bool) -> None:
+def _as_one(outcomes: Sequence[VerbOutcome], together: Together, wants_json: bool) -> None:
     answers = {}
     for outcome in outcomes:
         has_answered = outcome.error is None and not outcome.status
@@ -196,7 +196,7 @@ def _as_one(outcomes: Sequence[Outcome], together: Together, wants_json: bool) -
     together(answers, wants_json)
 
 
-def _show(outcome: Outcome) -> None:
+def _show(outcome: VerbOutcome) -> None:
     for stream, data in ((sys.stdout, outcome.out), (sys.stderr, outcome.err)):
         for line in data.decode(errors="replace").splitlines():
             click.echo(f"{outcome.host}: {line}", file=stream)
@@ -205,7 +205,7 @@ def _show(outcome: Outcome) -> None:
         say(said if said.startswith(outcome.host) else f"{outcome.host}: {said}", hint=outcome.error.hint)
 
 
-def _facts(outcome: Outcome) -> dict[str, Any]:
+def _facts(outcome: VerbOutcome) -> dict[str, Any]:
     said = outcome.out.decode(errors="replace")
     try:
         answer = json.loads(said)

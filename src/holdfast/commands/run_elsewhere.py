@@ -110,7 +110,7 @@ def _host(wanted: Wanted, workdir: Path) -> str:
     return choice.host
 
 
-def _answer(outcome: remote.Outcome) -> placement.Answer:
+def _answer(outcome: remote.VerbOutcome) -> placement.Answer:
     if outcome.error is None and not outcome.status:
         told: dict[str, Any] = json.loads(outcome.out)
         return told

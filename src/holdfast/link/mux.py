@@ -15,10 +15,10 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from holdfast.deadline import within
 from holdfast.errors import HostUnreachable
 from holdfast.link import wire
 from holdfast.link.descriptors import readable
-from holdfast.link.waiting import within
 from holdfast.link.wire import Malformed, Reader, string, u32
 
 VERSION = 4

@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+from holdfast.deadline import within
 from holdfast.errors import HostUnreachable
 from holdfast.link import mux, standin
 from holdfast.link.channels import Connection
@@ -23,7 +24,6 @@ from holdfast.link.mux import MasterGone, Refused
 from holdfast.link.standin import Standin
 from holdfast.link.states import PERSON_S, Link, State
 from holdfast.link.target import Target, control_path
-from holdfast.link.waiting import within
 
 STRAGGLE_S = 5.0  # who was told a socket just before it was retired may still knock there
 AGAIN_S = 60.0  # after a connection that could not take over, before the next one tries

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast import runs
+from holdfast.deadline import within
 from holdfast.errors import HostUnreachable
 from holdfast.link import mux
 from holdfast.link.channels import Connection, session_when_free
@@ -126,7 +127,7 @@ async def _ended(child: asyncio.subprocess.Process, path: Path) -> None:
         with contextlib.suppress(ProcessLookupError):
             child.terminate()
     try:
-        await asyncio.wait_for(child.wait(), _END_S)
+        await within(child.wait(), _END_S)
     except asyncio.TimeoutError:
         child.kill()
         await child.wait()
@@ -225,7 +226,7 @@ async def shell_time(connection: Connection, trip_s: float) -> float:
         channel = await session_when_free(connection, _ANSWER_S)
         began_s = time.monotonic()
         await channel.exec("exit")
-        await asyncio.wait_for(channel.wait(), CONNECT_S)
+        await within(channel.wait(), CONNECT_S)
         times.append(time.monotonic() - began_s)
     return max(0.0, statistics.median(times) - trip_s)
 
@@ -236,7 +237,7 @@ async def takes_sockets(connection: Connection) -> bool | None:
     await channel.exec(f"exec python3 -c {shlex.quote(_LISTENER)}")
     said = b""
     while not (found := re.search(rb"holdfast:(\S+)\n", said)):
-        part = await asyncio.wait_for(channel.read(), _ANSWER_S)
+        part = await within(channel.read(), _ANSWER_S)
         if not part:
             return None
         said += part
@@ -247,7 +248,7 @@ async def takes_sockets(connection: Connection) -> bool | None:
         return False
     finally:
         await channel.end()
-        await asyncio.wait_for(channel.wait(), _ANSWER_S)
+        await within(channel.wait(), _ANSWER_S)
     return True
 
 

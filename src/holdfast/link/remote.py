@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from holdfast.deadline import within
 from holdfast.errors import HoldfastError, HostUnreachable
 from holdfast.link import clock, mux
 from holdfast.link.channels import Channel, Connection, session_when_free, when_free
 from holdfast.link.client import Links, Up
 from holdfast.link.hosts import Settings
 from holdfast.link.mux import Passenger
-from holdfast.link.waiting import within
 
 AT_ONCE = 32  # hosts
 SESSIONS = 6  # of one connection at a time: slots come free late, and at the usual limit of 10 many are refused
@@ -26,7 +26,7 @@ UNREACHED = 255  # the exit status of a command that nobody could run, as ssh ha
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CommandOutcome:
     """What became of a command on one host. `error` is a sentence where it did not run to its end."""
 
     host: str
@@ -58,7 +58,7 @@ async def passenger(up: Up, command: str, stdio: Sequence[int]) -> Passenger:
     return await when_free(lambda: mux.passenger(up.path, command, stdio), SLOT_S)
 
 
-def ask(up: Up, command: str, given: bytes = b"", *, within_s: float) -> Outcome:
+def ask(up: Up, command: str, given: bytes = b"", *, within_s: float) -> CommandOutcome:
     """Run `command` there with `given` as its input, and keep what it says. Raises HostUnreachable."""
     return asyncio.run(_kept(up, command, given, within_s, time.monotonic()))
 
@@ -71,7 +71,7 @@ def everywhere(
     at_once: int = AT_ONCE,
     within_s: float = 60.0,
     said: Settings | None = None,
-) -> Iterator[Outcome]:
+) -> Iterator[CommandOutcome]:
     """Run `command` on every host, so many at once; outcomes in the order of `hosts`, each as soon as it may."""
     began_s = clock.now_s()
     free: dict[str, threading.Semaphore] = {}
@@ -93,7 +93,7 @@ def _one(
     free: dict[str, threading.Semaphore],
     asked_s: float,
     said: Settings | None,
-) -> Outcome:
+) -> CommandOutcome:
     began_s = time.monotonic()
     try:
         with Links() as links:
@@ -102,10 +102,10 @@ def _one(
                 left_s = within_s - (time.monotonic() - began_s)
                 return asyncio.run(_kept(up, command, b"", left_s, began_s))
     except HoldfastError as error:
-        return Outcome(host, UNREACHED, error=str(error), hint=error.hint, seconds=time.monotonic() - began_s)
+        return CommandOutcome(host, UNREACHED, error=str(error), hint=error.hint, seconds=time.monotonic() - began_s)
 
 
-async def _kept(up: Up, command: str, given: bytes, within_s: float, began_s: float) -> Outcome:
+async def _kept(up: Up, command: str, given: bytes, within_s: float, began_s: float) -> CommandOutcome:
     connection = Connection(await mux.proxied(up.path))
     try:
         channel = await session_when_free(connection, within_s)
@@ -122,10 +122,12 @@ async def _kept(up: Up, command: str, given: bytes, within_s: float, began_s: fl
         await connection.close()
     seconds = time.monotonic() - began_s
     if exit_.signal:
-        return Outcome(up.alias, UNREACHED, out, err, f"the command was ended by SIG{exit_.signal}", "", seconds)
+        return CommandOutcome(up.alias, UNREACHED, out, err, f"the command was ended by SIG{exit_.signal}", "", seconds)
     if exit_.status is None:
-        return Outcome(up.alias, UNREACHED, out, err, "the channel was cut before the command ended", "", seconds)
-    return Outcome(up.alias, exit_.status, out, err, seconds=seconds)
+        return CommandOutcome(
+            up.alias, UNREACHED, out, err, "the channel was cut before the command ended", "", seconds
+        )
+    return CommandOutcome(up.alias, exit_.status, out, err, seconds=seconds)
 
 
 async def _feed(channel: Channel, given: bytes) -> None:

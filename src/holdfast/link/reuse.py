@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from holdfast.deadline import within
 from holdfast.errors import HostUnreachable
 from holdfast.link import mux, remote
 from holdfast.link.channels import Connection, session_when_free
@@ -72,7 +73,7 @@ async def _program(target: Target, options: Sequence[str]) -> tuple[float, str]:
         *argv, _COUNT, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
     )
     try:
-        out, err = await asyncio.wait_for(child.communicate(), _WITHIN_S)
+        out, err = await within(child.communicate(), _WITHIN_S)
     except asyncio.TimeoutError:
         raise HostUnreachable(f"ssh {target.alias} did not end within {_WITHIN_S:g} s") from None
     finally:
@@ -89,9 +90,9 @@ async def _channel(connection: Connection) -> tuple[float, str]:
     channel = await session_when_free(connection, _WITHIN_S)
     await channel.exec(_COUNT)
     out = b""
-    while part := await asyncio.wait_for(channel.read(), _WITHIN_S):
+    while part := await within(channel.read(), _WITHIN_S):
         out += part
-    await asyncio.wait_for(channel.wait(), _WITHIN_S)
+    await within(channel.wait(), _WITHIN_S)
     return time.monotonic() - began_s, out.decode(errors="replace")
 
 

@@ -22,11 +22,12 @@ from urllib.request import getproxies, proxy_bypass
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidProxy, InvalidProxyStatus, InvalidStatus
 
+from holdfast.deadline import within
 from holdfast.errors import HostUnreachable, UsageError
 from holdfast.relay.frames import MOST_FRAME_BYTES, OVER, PIECE_BYTES, REFUSED, BadFrame
 from holdfast.relay.handshake import AUTHORIZATION, OURS, RESUME, TARGET, Resumption
 from holdfast.relay.liveness import JUMP_S
-from holdfast.relay.stream import Stream, within
+from holdfast.relay.stream import Stream
 from holdfast.relay.words import cause, quiet_logger, shown
 from holdfast.units import show_duration
 

@@ -21,11 +21,12 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+from holdfast.deadline import within
 from holdfast.errors import HoldfastError
 from holdfast.relay.frames import MOST_FRAME_BYTES, OVER, REFUSED, WINDOW_BYTES, BadFrame
 from holdfast.relay.handshake import OURS, Asked, Refused, Resumption, asked, session_secret
 from holdfast.relay.limits import Limits, Pace, place_on_the_net
-from holdfast.relay.stream import Stream, unpaced, within
+from holdfast.relay.stream import Stream, unpaced
 from holdfast.relay.tokens import Token, matching, place_of
 from holdfast.relay.words import cause, quiet_logger, shown
 from holdfast.units import show_duration

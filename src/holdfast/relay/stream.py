@@ -11,11 +11,12 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from websockets.asyncio.connection import Connection
 from websockets.exceptions import ConnectionClosed
 
+from holdfast.deadline import within
 from holdfast.relay.frames import OVER, PIECE_BYTES, BadFrame, Frame, Kind, pack, unpack
 from holdfast.relay.liveness import TICK_S, Verdict, judge
 from holdfast.relay.replay import Incoming, Outgoing
@@ -24,7 +25,6 @@ ACK_BYTES = 256 << 10  # an acknowledgement at the latest after so many
 ACK_S = 0.1  # or after that long
 _BROKEN = frozenset({1002, 1003, 1007, 1009})  # close codes that say: the other end broke the protocol
 _CUT = 1006
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +33,6 @@ class Ended:
 
     code: int
     reason: str = ""
-
-
-async def within(work: Coroutine[Any, Any, T], limit_s: float) -> T:
-    """As asyncio.wait_for, whose cancellation is lost before Python 3.12 when `work` ends at the same moment.
-
-    Raises asyncio.TimeoutError.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait([task], timeout=limit_s)
-        if not task.done():
-            raise asyncio.TimeoutError
-        return task.result()
-    finally:
-        task.cancel()
 
 
 async def unpaced(_size_bytes: int) -> None:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import h11
 
+from holdfast.deadline import within
 from holdfast.errors import HoldfastError, HostUnreachable, received
 from holdfast.service.frames import UPGRADE
 from holdfast.service.riding import Cut, Riding
@@ -96,7 +97,7 @@ class Calls:
     async def read(self, path: str, *, within_s: float = ANSWER_S) -> tuple[dict[str, str], bytes]:
         """Headers, their names in small letters, and body of an answer. Raises as `get` does."""
         try:
-            return await asyncio.wait_for(self._read(path), within_s)
+            return await within(self._read(path), within_s)
         except asyncio.TimeoutError:
             raise HostUnreachable(f"no answer within {within_s:g} s to {path}") from None
         except (ConnectionRefusedError, FileNotFoundError) as error:
@@ -183,7 +184,7 @@ class Calls:
                 raise NoService(f"no node service listens there: {error}") from error
             raise CallLost(order["argv"]) from error
         try:
-            answer = await asyncio.wait_for(http.ask(*_begin_or_go_on(order, riding), upgrade=True), ANSWER_S)
+            answer = await within(http.ask(*_begin_or_go_on(order, riding), upgrade=True), ANSWER_S)
             if answer.code != 101:
                 raise CallLost(order["argv"]) if answer.code in (404, 410) else received(_object(answer.body))
         except BaseException as error:
@@ -215,7 +216,7 @@ class Calls:
     async def _fresh(self) -> _Http:
         """A new connection. Raises ConnectionRefusedError, FileNotFoundError, Cut, HoldfastError."""
         try:
-            return _Http(await asyncio.wait_for(self._connect(), CONNECT_S))
+            return _Http(await within(self._connect(), CONNECT_S))
         except (ConnectionRefusedError, FileNotFoundError):
             raise
         except asyncio.TimeoutError:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from holdfast import runs
 from holdfast.errors import HoldfastError, UsageError
-from holdfast.service import place
+from holdfast.service import address
 from holdfast.service.answers import Status
 from holdfast.service.calls import Verb
 from holdfast.service.server import IDLE_S, Service
@@ -30,8 +30,8 @@ def main(argv: Sequence[str], load: Callable[[], tuple[Verb, Status]]) -> int:
     load: imports all that verbs need; returns what runs a command line, and what gives the status of one run.
     """
     idle_s = _idle_s(argv)
-    place.make_folder()
-    path = place.socket_path()
+    address.make_folder()
+    path = address.socket_path()
     lock = _lock(path)
     if lock is None:
         return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+from holdfast.deadline import within
 from holdfast.link import descriptors
 from holdfast.link.descriptors import Sink
 from holdfast.service import frames
@@ -90,7 +91,7 @@ class Riding:
             if self.status is None and self.left.is_set():
                 await stop(listening)
                 with contextlib.suppress(OSError, asyncio.TimeoutError):
-                    await asyncio.wait_for(_hung_up(stream), _LAST_S)
+                    await within(_hung_up(stream), _LAST_S)
         finally:
             await stop(listening, telling)
         if self.status is None:

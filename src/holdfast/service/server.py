@@ -24,6 +24,7 @@ import h11
 
 from holdfast import __version__, runs
 from holdfast.bundle import places
+from holdfast.deadline import within
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.service import answers
 from holdfast.service.answers import Answer, nothing_at, refused, told
@@ -210,7 +211,7 @@ class Service:
                 finally:
                     os.close(its)
                 try:
-                    return Answer.unpacked(await asyncio.wait_for(_all(pipe.fileno()), ANSWER_S))
+                    return Answer.unpacked(await within(_all(pipe.fileno()), ANSWER_S))
                 except asyncio.TimeoutError:
                     return refused(HoldfastError(f"{request.path} took longer than {ANSWER_S:g} s"), 504)
                 except (ValueError, KeyError):
@@ -269,7 +270,7 @@ class _Http:
         """
         if self._protocol.trailing_data == (b"", False):
             await self._receive()
-        return await asyncio.wait_for(self._whole(), REQUEST_S)
+        return await within(self._whole(), REQUEST_S)
 
     async def say(self, answer: Answer) -> bool:
         """Whether another request may follow. Raises OSError, TimeoutError."""
@@ -278,7 +279,7 @@ class _Http:
         headers = [*answer.headers.items(), ("Content-Length", str(len(answer.body)))]
         parts: list[h11.Event] = [h11.Response(status_code=answer.code, headers=headers), h11.Data(data=answer.body)]
         self.writer.writelines(self._protocol.send(part) or b"" for part in [*parts, h11.EndOfMessage()])
-        await asyncio.wait_for(self.writer.drain(), REQUEST_S)
+        await within(self.writer.drain(), REQUEST_S)
         if {self._protocol.our_state, self._protocol.their_state} != {h11.DONE}:
             return False
         self._protocol.start_next_cycle()

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+from holdfast.deadline import within
 from holdfast.errors import HostUnreachable
 from holdfast.link.channels import Channel, Connection
 from holdfast.link.client import NeedsAuthentication
@@ -76,7 +77,7 @@ class _Local:
     async def close(self) -> None:
         self._writer.close()
         try:
-            await asyncio.wait_for(self._writer.wait_closed(), _CLOSE_S)
+            await within(self._writer.wait_closed(), _CLOSE_S)
         except (OSError, asyncio.TimeoutError):  # what was not taken is not waited for
             self._writer.transport.abort()
 

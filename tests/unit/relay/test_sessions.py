@@ -74,32 +74,24 @@ def test_a_session_goes_on_after_a_cut(server: relays.Relay, echoing: str) -> No
         assert ended(child) == (0, "")
 
 
-def test_silence_is_noticed_within_the_bound(server: relays.Relay, echoing: str) -> None:
-    with relays.cutter(server.port) as between:
-        child = connecting(server.url(between.port), echoing)
-        assert said(child, b"before") == b"before"
-
-        between.silence()
+def test_silence_is_noticed_within_the_bound_and_a_long_stop_at_once(server: relays.Relay, echoing: str) -> None:
+    """Two clients at a time: for both, time has to pass."""
+    with relays.cutter(server.port) as mute, relays.cutter(server.port) as between:
+        waiting, sleeping = (connecting(server.url(one.port), echoing) for one in (mute, between))
+        for child in (waiting, sleeping):
+            assert said(child, b"before") == b"before"
+        mute.silence()
+        os.kill(sleeping.pid, signal.SIGSTOP)
         began_s = time.monotonic()
+        until(lambda: time.monotonic() - began_s > 7)
 
-        assert said(child, b"after") == b"after"
-        assert time.monotonic() - began_s < 20  # 10 s of silence, and a busy machine
-        assert ended(child) == (0, "")
-
-
-def test_a_process_that_was_stopped_for_long_reconnects_at_once(server: relays.Relay, echoing: str) -> None:
-    with relays.cutter(server.port) as between:
-        child = connecting(server.url(between.port), echoing)
-        assert said(child, b"before") == b"before"
-        os.kill(child.pid, signal.SIGSTOP)
-        asleep_s = time.monotonic()
-        until(lambda: time.monotonic() - asleep_s > 7)
-
-        os.kill(child.pid, signal.SIGCONT)
+        os.kill(sleeping.pid, signal.SIGCONT)
 
         until(lambda: between.connections == 2, within_s=3)
-        assert said(child, b"after") == b"after"
-        assert ended(child) == (0, "")
+        assert said(sleeping, b"after") == b"after"
+        assert said(waiting, b"after") == b"after"
+        assert time.monotonic() - began_s < 20  # 10 s of silence, and a busy machine
+        assert [ended(child) for child in (waiting, sleeping)] == [(0, ""), (0, "")]
 
 
 def test_a_restarted_relay_is_told_in_one_sentence(tmp_path: Path, echoing: str) -> None:

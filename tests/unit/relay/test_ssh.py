@@ -68,7 +68,7 @@ def test_a_command_and_its_status(node: lab.Sshd, server: relays.Relay) -> None:
 
 
 def test_one_connection_outlives_ten_cuts(node: lab.Sshd, server: relays.Relay) -> None:
-    both_ways(node, server, size_mib=64, cuts=10)
+    both_ways(node, server, size_mib=32, cuts=10)
 
 
 @pytest.mark.soak

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast import process
-from holdfast.service import place
+from holdfast.service import address
 from holdfast.service.client import Calls, Standing
 from holdfast.service.streams import unix
 from tests.waiting import until
@@ -65,7 +65,7 @@ def start(*more: str) -> int:
 def node(*more: str) -> Iterator[Node]:
     """One of HOLDFAST_HOME; it must have nothing to say at its end."""
     assert start(*more) == 0
-    path = place.socket_path()
+    path = address.socket_path()
     who = process.identity(ask(path, lambda calls: calls.get("/ping"))["pid"])
     assert who is not None
     running = Node(path, who)

@@ -37,20 +37,22 @@ def said_over(service: Node, cuts: Cuts, *argv: str, stdin: bytes) -> tuple[Said
 
 
 @pytest.mark.parametrize("way", ["down", "up"])
-def test_a_cut_at_any_byte_loses_and_doubles_nothing(service: Node, run: RunDir, way: str) -> None:
+@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.soak)])
+def test_a_cut_at_any_byte_loses_and_doubles_nothing(service: Node, run: RunDir, way: str, step: int) -> None:
+    """At every third in the suite, at every one in make soak."""
     argv = ("shell", "digits", "--", "sh", "-c", CHATTER)
     stdin = b"1\n2\n"
     whole, down, up = said_over(service, iter(()), *argv, stdin=stdin)
     assert (whole.code, whole.out, whole.err) == (5, b"out 1\nout 2\n", b"err 1\nerr 2\n")
 
     end = (down if way == "down" else up)[0]
-    for at in (*range(0, end - FRAMES_BYTES, 32), *range(max(0, end - FRAMES_BYTES), end)):
+    for at in (*range(0, end - FRAMES_BYTES, 32), *range(max(0, end - FRAMES_BYTES), end, step)):
         cut = (at, None) if way == "down" else (None, at)
         said, _, _ = said_over(service, iter([cut]), *argv, stdin=stdin)
         assert (at, said.code, said.out, said.err) == (at, whole.code, whole.out, whole.err)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(1, 6))])
 def test_a_long_stream_both_ways_survives_many_cuts(service: Node, run: RunDir, seed: int) -> None:
     chance = random.Random(seed)
     data = chance.randbytes(12 << 20)

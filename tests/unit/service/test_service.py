@@ -20,7 +20,7 @@ import pytest
 from holdfast import __version__, events, process, runs
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.runs import RunDir, make_runtime
-from holdfast.service import place
+from holdfast.service import address
 from tests.unit.commands.scene import make_run
 from tests.unit.service.lab import Node, ask, called, node, start
 from tests.waiting import until
@@ -139,7 +139,7 @@ def test_a_folder_that_others_may_write_to_is_refused(monkeypatch: pytest.Monkey
     tmp_path.chmod(0o777)
 
     with pytest.raises(HoldfastError, match="belongs to another user"):
-        place.make_folder()
+        address.make_folder()
 
 
 def test_it_has_one_thread_and_nothing_of_its_caller(service: Node) -> None:
@@ -175,12 +175,12 @@ def test_it_leaves_when_nobody_needs_it_and_another_can_come(own_home: Path) -> 
     with node("--idle", "2") as service:
         until(lambda: not process.alive(service.who), what="the end of an idle service")
         assert list(service.socket.parent.glob(f"{service.socket.stem}.*")) == []
-        with node() as other:
-            assert other.who != service.who
+        assert_another_one_sweeps(service)
 
 
-def test_what_killed_ones_have_left_goes_a_day_later(own_home: Path) -> None:
-    folder = place.make_folder()
+def assert_another_one_sweeps(service: Node) -> None:
+    """What killed ones have left goes a day later, when another one starts."""
+    folder = service.socket.parent
     old, young, live = (f"service-{name}{os.getpid():07x}-dev" for name in "abc")
     try:
         for name in (old, young, live):
@@ -189,7 +189,8 @@ def test_what_killed_ones_have_left_goes_a_day_later(own_home: Path) -> None:
         for name in (old, live):
             os.utime(folder / f"{name}.lock", (0, 0))
         lock = runs.lock(folder / f"{live}.lock")
-        with node():
+        with node() as other:
+            assert other.who != service.who
             until(lambda: not list(folder.glob(f"{old}.*")))
         os.close(lock)
         assert [len(list(folder.glob(f"{name}.*"))) for name in (young, live)] == [3, 3]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,21 +100,21 @@ def synced(
 
 
 @contextmanager
-def receiver(target: Path, **options: Any) -> Iterator[tuple[Frames, list[HoldfastError]]]:
-    """The receiving end, to be told whatever a test likes; what it raised is in the list when the block is over."""
+def _beside(end: Callable[[Frames], Iterable[Outcome]]) -> Iterator[tuple[Frames, list[HoldfastError]]]:
+    """An end in a thread, to be told whatever a test likes; what it raised is in the list when the block is over."""
     there, back = os.pipe(), os.pipe()
     raised: list[HoldfastError] = []
 
-    def receive() -> None:
+    def work() -> None:
         try:
-            list(ends.receive(target, Frames(there[0], back[1]), Options(**options)))
+            list(end(Frames(there[0], back[1])))
         except HoldfastError as error:
             raised.append(error)
         finally:
             os.close(there[0])
             os.close(back[1])
 
-    thread = threading.Thread(target=receive)
+    thread = threading.Thread(target=work)
     thread.start()
     try:
         yield Frames(back[0], there[1]), raised
@@ -125,30 +125,14 @@ def receiver(target: Path, **options: Any) -> Iterator[tuple[Frames, list[Holdfa
         assert not thread.is_alive()
 
 
-@contextmanager
-def sender(source: Path) -> Iterator[tuple[Frames, list[HoldfastError]]]:
-    """The sending end, likewise."""
-    there, back = os.pipe(), os.pipe()
-    raised: list[HoldfastError] = []
+def receiver(target: Path, **options: Any) -> AbstractContextManager[tuple[Frames, list[HoldfastError]]]:
+    """The receiving end."""
+    return _beside(lambda frames: ends.receive(target, frames, Options(**options)))
 
-    def send() -> None:
-        try:
-            list(ends.send(source, Frames(there[0], back[1])))
-        except HoldfastError as error:
-            raised.append(error)
-        finally:
-            os.close(there[0])
-            os.close(back[1])
 
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
-        yield Frames(back[0], there[1]), raised
-    finally:
-        os.close(there[1])
-        thread.join(30)
-        os.close(back[0])
-        assert not thread.is_alive()
+def sender(source: Path) -> AbstractContextManager[tuple[Frames, list[HoldfastError]]]:
+    """The sending end."""
+    return _beside(lambda frames: ends.send(source, frames))
 
 
 def tree(root: Path, **files: str | bytes) -> Path:

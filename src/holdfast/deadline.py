@@ -17,9 +17,11 @@ async def within(work: Awaitable[T], within_s: float | None) -> T:
     task = asyncio.ensure_future(work)
     try:
         await asyncio.wait([task], timeout=within_s)
-        if task.done():
-            return task.result()
+        is_late = not task.done()
     finally:
-        task.cancel()
-    await asyncio.wait([task])
-    raise asyncio.TimeoutError
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+    if is_late and task.cancelled():
+        raise asyncio.TimeoutError
+    return task.result()
