@@ -129,8 +129,10 @@ def create(order: Order, name: str, record: Callable[[RunDir, Plan], None]) -> t
         with _checkpoints_of(run, Path(plan.checkpoint.dir)):
             record(run, plan)
             fsio.create(run.plan, json.dumps(plan.to_json(), indent=1).encode())
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(run.root, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno and not error.filename:  # a write into a full disk does not say where
+            error.filename = str(run.root)
         raise
     finally:
         os.close(lock)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from holdfast.errors import HostUnreachable
 from holdfast.link import remote
 from holdfast.link.client import Up
-from holdfast.sync.frames import Cut, Frames, printable
+from holdfast.sync.frames import Cut, Frames, Told, printable
 
 _MOST_SAID_BYTES = 2000
 
@@ -25,7 +25,7 @@ class NotStarted(HostUnreachable):
 def conversation(up: Up, words: Sequence[str]) -> Iterator[Frames]:
     """Speak with one end of a sync that `words` start there; it ends when we hang up.
 
-    Raises NotStarted with the last line of its standard error, MasterGone, Refused.
+    Raises NotStarted with the last line of its standard error, Told by that end, MasterGone, Refused.
     """
     with contextlib.ExitStack() as held:
         said = held.enter_context(tempfile.TemporaryFile())
@@ -47,4 +47,7 @@ def conversation(up: Up, words: Sequence[str]) -> Iterator[Frames]:
             lines = os.pread(said.fileno(), _MOST_SAID_BYTES, 0).decode(errors="replace").strip().splitlines()
             why = f"holdfast did not start there: {printable(lines[-1])}" if lines else str(cut)
             raise NotStarted(f"{up.alias}: {why}", hint=f"what was started: {shlex.join(words)}") from None
-        yield frames
+        try:
+            yield frames
+        except Told as error:
+            raise Told(f"{up.alias}: {error}", hint=error.hint, exit_code=error.exit_code) from None

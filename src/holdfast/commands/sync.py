@@ -118,7 +118,6 @@ def _outcomes(job: _Job, progress: Progress) -> Iterator[Outcome]:
     from holdfast.commands.conversation import NotStarted, conversation
     from holdfast.commands.reach import reached
     from holdfast.link.client import Links, NeedsAuthentication
-    from holdfast.sync.frames import Told
 
     cuts, again = 0, False
 
@@ -138,8 +137,6 @@ def _outcomes(job: _Job, progress: Progress) -> Iterator[Outcome]:
                 return
             except (NeedsAuthentication, Unfit):
                 raise
-            except Told as error:
-                raise Told(f"{job.host}: {error}", hint=error.hint, exit_code=error.exit_code) from None
             except NotStarted:
                 if again:
                     raise

@@ -51,7 +51,7 @@ _ROWS = (
         Cause.HOST_KEY,
         r"REMOTE HOST IDENTIFICATION HAS CHANGED",
         "{host} shows another host key than before: it was installed anew, or somebody stands in between",
-        "ask who looks after it; then ssh-keygen -R with the name that ssh prints",
+        "ask who looks after it; ssh {host} then says which line of known_hosts to remove",
     ),
     _Row(Cause.HOST_KEY, r"Host key verification failed", "the host key of {host} is not known", "ssh {host} once"),
     _Row(Cause.HOST_KEY, r"No \S+ host key is known for", "the host key of {host} is not known", "ssh {host} once"),

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from holdfast.errors import HoldfastError
-from holdfast.link import asking, clock, mux, states, traffic
+from holdfast.link import asking, clock, mux, names, states, traffic
 from holdfast.link.channels import Connection
 from holdfast.link.diagnosis import Cause, Why, diagnose
 from holdfast.link.hosts import Chosen
@@ -270,6 +270,8 @@ class Master:
         why = diagnose(said, self.target.alias)
         if why.cause is Cause.UNKNOWN and self.link.state in (State.UP, State.SUSPECT, State.DEAD):
             why = Why(Cause.LOST, f"the connection to {self.target.alias} ended", said=why.said)
+        if why.cause is Cause.NAME and (meant := names.near(self.target.alias, self.target.config)):
+            why = replace(why, hint=f"did you mean {meant}?")
         self._become(states.gone(self.link, clock.now_s(), why, random.random()))  # noqa: S311 (jitter)
 
     @property

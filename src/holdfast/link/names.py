@@ -54,6 +54,12 @@ def named(name: str, config: str = "") -> tuple[str, ...]:
     return members
 
 
+def near(name: str, config: str = "") -> str:
+    """The alias that may have been meant by a name that is none; "" where no alias is like it."""
+    names = known(config)
+    return "" if name in names else next(iter(difflib.get_close_matches(name, names, n=1)), "")
+
+
 def _aliases(file: Path, depth: int) -> Iterator[str]:
     try:
         lines = file.read_text(errors="replace").splitlines()

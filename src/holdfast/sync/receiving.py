@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from holdfast import runs
 from holdfast.errors import HoldfastError
 from holdfast.sync import frames as words
 from holdfast.sync.decide import Do, Options, Step
@@ -61,6 +62,20 @@ def _manifest(frames: Frames, kind: int, body: bytes) -> tuple[str, list[Entry]]
             intake.take(item)
 
 
+@contextmanager
+def _telling_full(folder: Path, clear: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """A disk that is full is told by what of ours lies on it. Raises NoRoom, when `clear` has made some room."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        clear()
+        raise NoRoom(
+            f"the disk of {folder} is full; what has arrived whole stays", hint="free some space there"
+        ) from error
+
+
 @dataclass
 class _Round:
     root: Path
@@ -72,7 +87,18 @@ class _Round:
 
     def run(self) -> Outcome:
         """The whole of it."""
-        self.outcome, began_s = Outcome(), time.monotonic()
+        began_s = time.monotonic()
+        with _telling_full(runs.home()):
+            self._compare()
+        self.outcome.seconds = time.monotonic() - began_s
+        self.frames.send_list(words.TOLD, [[line.what, line.path, line.why] for line in self.outcome.lines])
+        self.frames.send(words.DONE, str(self.outcome.moved_bytes).encode())
+        self.frames.flush()
+        return self.outcome
+
+    def _compare(self) -> None:
+        """And do what follows from it."""
+        self.outcome = Outcome()
         place = place_of(self.root)
         with ExitStack() as held:
             held.enter_context(locked(place, self.root))
@@ -86,11 +112,6 @@ class _Round:
             else:
                 self._do(tree, steps, doomed)
             self.ground.hashes.save()
-        self.outcome.seconds = time.monotonic() - began_s
-        self.frames.send_list(words.TOLD, [[line.what, line.path, line.why] for line in self.outcome.lines])
-        self.frames.send(words.DONE, str(self.outcome.moved_bytes).encode())
-        self.frames.flush()
-        return self.outcome
 
     def _tree(self, held: ExitStack) -> Tree | None:
         """None: nothing is there, and nothing is made."""
@@ -132,14 +153,8 @@ class _Round:
     def _do(self, tree: Tree, steps: list[Step], doomed: list[str]) -> None:
         """All of it; whatever ends it, what was done is noted."""
         try:
-            self._carry_out(tree, steps, doomed)
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            Staging(tree).clear()
-            raise NoRoom(
-                f"the disk of {self.root} is full; what has arrived whole stays", hint="free some space there"
-            ) from error
+            with _telling_full(self.root, lambda: Staging(tree).clear()):
+                self._carry_out(tree, steps, doomed)
         finally:
             self.record.save()
 
