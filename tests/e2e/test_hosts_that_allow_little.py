@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from holdfast.bundle import places
-from holdfast.link import remote
+from holdfast.link import mux, remote
+from holdfast.link.channels import Connection
 from holdfast.link.client import Links, Up, held
 from tests.labs import sshd as lab
 from tests.labs.links import master_of, own_links
@@ -91,12 +94,13 @@ def link(host: str) -> dict[str, object]:
 @pytest.mark.parametrize("host", HOSTS)
 def test_each_verb_works_there(host: str, laptop: Path, there: Path) -> None:
     listed = holdfast(laptop, "ps", "--on", host, "--json")
-    ran = holdfast(laptop, "exec", "--on", host, "--", "cat; echo oops >&2; exit 7", given=bytes(range(256)) * 4000)
+    words = "cat; echo oops >&2; echo ${HOLDFAST_HOME-}${PYTHONPATH-} >&2; exit 7"
+    ran = holdfast(laptop, "exec", "--on", host, "--", words, given=bytes(range(256)) * 4000)
     brought = holdfast(laptop, "sync", ".", f"{host}:of-{host}")
     back = holdfast(laptop, "sync", f"{host}:of-{host}", str(laptop / f"back-{host}"))
 
     assert (listed.returncode, json.loads(listed.stdout)) == (0, []), listed.stderr
-    assert (ran.returncode, ran.stdout, ran.stderr) == (7, bytes(range(256)) * 4000, b"oops\n")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (7, bytes(range(256)) * 4000, b"oops\n\n")
     assert (brought.returncode, back.returncode) == (0, 0), (brought.stderr, back.stderr)
     assert (there / f"of-{host}" / "train.py").read_text() == SCRIPT
     assert (laptop / f"back-{host}" / "train.py").read_text() == SCRIPT
@@ -112,10 +116,10 @@ def test_the_output_of_a_run_is_exact_though_its_masters_are_killed(laptop: Path
             [sys.executable, "-m", "holdfast", "logs", "-f", f"{host}:{name}"], stdout=out, stderr=err
         )
     try:
-        for _ in range(3):
+        for victim in (master, end, master):
             size = (tmp_path / "out").stat().st_size
             until(lambda size=size: (tmp_path / "out").stat().st_size > size + 50_000)  # type: ignore[misc]
-            os.kill(master(host), signal.SIGKILL)
+            os.kill(victim(host), signal.SIGKILL)
         flag.touch()
         assert following.wait(60) == 0, (tmp_path / "err").read_bytes()
     finally:
@@ -129,11 +133,17 @@ def test_the_output_of_a_run_is_exact_though_its_masters_are_killed(laptop: Path
 
 def master(host: str) -> int:
     """The process of ssh below the link."""
-    (pid,) = [
-        int(word)
-        for word in subprocess.run(["pgrep", "-f", f"^ssh .*-N .* {host}$"], capture_output=True).stdout.split()
-    ]
+    (pid,) = running(f"^ssh .*-N .* {host}$")
     return pid
+
+
+def end(_host: str) -> int:
+    """The other end of the newest session."""
+    return max(running("holdfast node channels$"))
+
+
+def running(pattern: str) -> list[int]:
+    return [int(word) for word in subprocess.run(["pgrep", "-f", pattern], capture_output=True).stdout.split()]
 
 
 def test_many_at_once_share_the_one_session(servers: dict[str, lab.Sshd], laptop: Path) -> None:
@@ -149,15 +159,24 @@ def test_many_at_once_share_the_one_session(servers: dict[str, lab.Sshd], laptop
         assert {(one.status, one.error) for one in done} == {(0, "")}
         assert len({one.out for one in done}) == 200
         assert servers["least"].log.count("no more sessions") == refusals
+        asyncio.run(leave_without_a_word(up))
         until(lambda: descriptors(up) == before)
+
+
+async def leave_without_a_word(up: Up) -> None:
+    """As a client that is killed, with a command under way."""
+    connected = await mux.proxied(up.path)
+    channel = await Connection(connected).session()
+    await channel.exec("echo here; cat")
+    assert await channel.read() == b"here\n"
+    connected.shutdown(socket.SHUT_RDWR)
 
 
 def descriptors(up: Up) -> tuple[int, int]:
     """How many the agent has open, and the node's end of the session."""
     agent = master_of(up.path)  # who answers there is no master
-    argv = ["pgrep", "-f", "-m holdfast node channels$"]
-    pids = [int(word) for word in subprocess.run(argv, capture_output=True).stdout.split()]
-    here, *ends = [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in (agent, *pids)]
+    pids = (agent, *running("holdfast node channels$"))
+    here, *ends = [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids]
     return here, sum(ends)
 
 

@@ -135,8 +135,13 @@ class Linked:
 
     @property
     def channels(self) -> str:
-        """What starts the other end of one session for everything, as a command for a shell."""
-        return f"exec {shlex.join(self.starting('node', 'channels'))}"
+        """What starts the other end of one session for everything, as a command for a shell.
+
+        Commands that are started there find the environment that they would find under sshd.
+        """
+        ours = f'{CALLER_PYTHONPATH}="${{PYTHONPATH-}}" PYTHONPATH={shlex.quote(self.node.folder)}'
+        words = shlex.join([self.node.python, "-s", "-m", "holdfast", "node", "channels"])
+        return f"exec /bin/sh -c {shlex.quote(f'export {ours}; exec {words}')}"
 
     def share(self) -> None:
         """From now on everything over one session, if that is all there is. Raises HostUnreachable."""

@@ -476,8 +476,8 @@ async def when_free(attempt: Callable[[], Awaitable[T]], within_s: float) -> T:
         except Refused as error:
             if time.monotonic() + wait_s > deadline_s:
                 raise Refused(
-                    f"the server opened no session within {within_s:g} s: {error}",
-                    hint="wait for the other commands there, or raise MaxSessions in its sshd_config",
+                    f"the server has opened no other session for {within_s:g} s",
+                    hint="wait for the commands that run there, or raise MaxSessions in its sshd_config",
                 ) from error
         await asyncio.sleep(wait_s)
         wait_s = min(2 * wait_s, _LATEST_S)
