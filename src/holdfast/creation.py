@@ -131,7 +131,7 @@ def create(order: Order, name: str, record: Callable[[RunDir, Plan], None]) -> t
             fsio.create(run.plan, json.dumps(plan.to_json(), indent=1).encode())
     except BaseException as error:
         shutil.rmtree(run.root, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno and not error.filename:  # a write into a full disk does not say where
+        if isinstance(error, OSError) and error.errno and not error.filename:  # who writes is not told where
             error.filename = str(run.root)
         raise
     finally:
