@@ -20,6 +20,7 @@ from holdfast.runs import RunDir
 from tests.waiting import until
 
 ENDED = ("stopped", "succeeded", "failed")
+TRAINS = ("running", "saving")
 ROLES = ("shim", "supervisor", "archiver", "trainer")
 
 
