@@ -41,7 +41,7 @@ def _fill(folder: Path, shape: dict) -> None:  # type: ignore[type-arg]
             (folder / name).symlink_to(what[1])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(first=_TREES, second=_TREES)
 def test_whatever_becomes_of_the_source_the_target_follows(first: dict, second: dict) -> None:  # type: ignore[type-arg]
     with tempfile.TemporaryDirectory() as folder:
@@ -58,7 +58,7 @@ def test_whatever_becomes_of_the_source_the_target_follows(first: dict, second: 
         assert (again.sent.moved_bytes, again.sent.lines) == (0, [])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(first=_TREES, mine=_TREES)
 def test_what_was_there_stays_to_the_byte(first: dict, mine: dict) -> None:  # type: ignore[type-arg]
     with tempfile.TemporaryDirectory() as folder:

@@ -213,8 +213,9 @@ def test_a_sparse_file_stays_one(tmp_path: Path) -> None:
     assert done.bytes_there < 2 << 20
 
 
-def test_three_thousand_files(tmp_path: Path) -> None:
-    source = tree(tmp_path / "s", **{f"d{n % 60}__f{n}": f"{n}" * 50 for n in range(3000)})
+@pytest.mark.parametrize("count", [600, pytest.param(3000, marks=pytest.mark.soak)])
+def test_many_files(tmp_path: Path, count: int) -> None:
+    source = tree(tmp_path / "s", **{f"d{n % 60}__f{n}": f"{n}" * 50 for n in range(count)})
 
     synced(source, tmp_path / "t").whole()
     (source / "d7" / "f7").write_text("changed")

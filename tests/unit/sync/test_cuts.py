@@ -29,10 +29,12 @@ def small(root: Path) -> Path:
 
 
 @pytest.mark.parametrize("way", ["there", "back"])
-def test_cut_at_any_byte(way: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.soak)])
+def test_cut_at_any_byte(way: str, step: int, tmp_path: Path) -> None:
+    """At every thirteenth in the suite, at every one in make soak."""
     source = small(tmp_path / "s")
     whole = synced(source, tmp_path / "whole").whole()
-    for at in range(0, whole.bytes_there if way == "there" else whole.bytes_back, 5):
+    for at in range(0, whole.bytes_there if way == "there" else whole.bytes_back, step):
         target = tmp_path / f"t{at}"
         done = synced(source, target, **{f"cut_{way}": at})
         assert isinstance(done.receiver_error if way == "there" else done.sender_error, Cut)

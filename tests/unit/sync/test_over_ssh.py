@@ -76,7 +76,7 @@ def test_there_and_back(tmp_path: Path, node: Node) -> None:
 
 
 def test_a_cut_connection_is_made_again(tmp_path: Path, node: Node) -> None:
-    source, there = tree(tmp_path / "s", **{f"large{n}": os.urandom(24 << 20) for n in range(8)}), node.home / "large"
+    source, there = tree(tmp_path / "s", **{f"large{n}": os.urandom(12 << 20) for n in range(8)}), node.home / "large"
     with subprocess.Popen(command(str(source), f"node:{there.name}"), stderr=subprocess.PIPE) as running:
         for count in (1, 3):
             until(lambda count=count: len(list(there.glob("large*"))) >= count, within_s=60)  # type: ignore[misc]
