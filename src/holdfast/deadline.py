@@ -22,6 +22,9 @@ async def within(work: Awaitable[T], within_s: float | None) -> T:
         if not task.done():
             task.cancel()
             await asyncio.wait([task])
-    if is_late and task.cancelled():
-        raise asyncio.TimeoutError
-    return task.result()
+    try:
+        return task.result()
+    except asyncio.CancelledError:
+        if is_late:
+            raise asyncio.TimeoutError from None
+        raise
