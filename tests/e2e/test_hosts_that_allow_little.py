@@ -23,7 +23,7 @@ from holdfast.link import mux, remote
 from holdfast.link.channels import Connection
 from holdfast.link.client import Links, Up, held
 from tests.labs import sshd as lab
-from tests.labs.links import master_of, own_links
+from tests.labs.links import holder, master_of, own_links
 from tests.needs import need
 from tests.waiting import until
 
@@ -116,7 +116,7 @@ def test_the_output_of_a_run_is_exact_though_its_masters_are_killed(laptop: Path
             [sys.executable, "-m", "holdfast", "logs", "-f", f"{host}:{name}"], stdout=out, stderr=err
         )
     try:
-        for victim in (master, end, master):
+        for victim in (master, end, agent):
             size = (tmp_path / "out").stat().st_size
             until(lambda size=size: (tmp_path / "out").stat().st_size > size + 50_000)  # type: ignore[misc]
             os.kill(victim(host), signal.SIGKILL)
@@ -142,6 +142,12 @@ def end(_host: str) -> int:
     return max(running("holdfast node channels$"))
 
 
+def agent(_host: str) -> int:
+    who = holder()
+    assert who is not None
+    return who.pid
+
+
 def running(pattern: str) -> list[int]:
     return [int(word) for word in subprocess.run(["pgrep", "-f", pattern], capture_output=True).stdout.split()]
 
@@ -161,21 +167,26 @@ def test_many_at_once_share_the_one_session(servers: dict[str, lab.Sshd], laptop
         assert servers["least"].log.count("no more sessions") == refusals
         asyncio.run(leave_without_a_word(up))
         until(lambda: descriptors(up) == before)
+        for pid in running("holdfast node channels$"):
+            assert not Path(f"/proc/{pid}/task/{pid}/children").read_text()
 
 
 async def leave_without_a_word(up: Up) -> None:
-    """As a client that is killed, with a command under way."""
-    connected = await mux.proxied(up.path)
-    channel = await Connection(connected).session()
-    await channel.exec("echo here; cat")
-    assert await channel.read() == b"here\n"
-    connected.shutdown(socket.SHUT_RDWR)
+    """As clients that are killed, with commands under way that read and write; one has sent what is no message."""
+    for command in ("echo here; cat", "exec yes here"):
+        connected = await mux.proxied(up.path)
+        channel = await Connection(connected).session()
+        await channel.exec(command)
+        assert (await channel.read()).startswith(b"here\n")
+        connected.shutdown(socket.SHUT_RDWR)
+    with await mux.proxied(up.path) as connected:
+        connected.send(bytes([255]) * 8)
+        assert await asyncio.get_running_loop().sock_recv(connected, 1) == b""
 
 
 def descriptors(up: Up) -> tuple[int, int]:
-    """How many the agent has open, and the node's end of the session."""
-    agent = master_of(up.path)  # who answers there is no master
-    pids = (agent, *running("holdfast node channels$"))
+    """How many the agent has open, which answers there, and the node's end of the session."""
+    pids = (master_of(up.path), *running("holdfast node channels$"))
     here, *ends = [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids]
     return here, sum(ends)
 

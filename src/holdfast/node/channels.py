@@ -122,13 +122,12 @@ class _Session:
                 asyncio.get_running_loop().create_task(each)
                 for each in (self._tell(child.stdout), self._tell(child.stderr, stderr=True), self._feed(child.stdin))
             ]
-            try:
+            with contextlib.suppress(OSError, HostUnreachable):  # nobody wants more of it: a signal tells the command
                 await asyncio.gather(*tasks[:2])
-                self._channel.exited(await _ended(child))
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._channel.exited(await _ended(child))
 
     def signal(self, name: str) -> bool:
         """To all of its process group."""
