@@ -64,6 +64,7 @@ def add(run_file: Path, when: str | None, nightly: bool, name: str | None, by: s
     if print_ci:
         click.echo(ci_recipe(chosen_name, fields, run_file))
         return
+    _check_is_here(path)
     works = clockwork.pick(by)
     _remember(chosen_name, {"run_file": str(path), "cron": fields, "by": works.NAME, "environ": _environ()})
     works.install(f"schedule-{chosen_name}", fields, _fire_argv(chosen_name))
@@ -111,6 +112,7 @@ def fire(name: str) -> int:
     if (earlier := _unended(told)) is not None:
         say(f"{name}: {earlier} has not ended; skipped")
         return 0
+    _check_is_here(Path(told["run_file"]))
     run = _start(name, told)
     status = when_over(run, every_s=5.0)
     say(f"{run.id} {status['state']}")
@@ -132,6 +134,21 @@ jobs:
     steps:
       - uses: actions/checkout@v4
       - run: holdfast run -f {shlex.quote(str(run_file))}"""
+
+
+def _check_is_here(run_file: Path) -> None:
+    """Raises UsageError for one whose runs are made on other machines, RunFileError for mistakes in it."""
+    from holdfast import spec
+    from holdfast.commands.run import read_sources
+
+    sources, _ = read_sources([str(run_file)], ())
+    infra = spec.load(sources, environ=os.environ).resources.infra
+    if infra != "local":
+        where = infra if isinstance(infra, str) else " or ".join(infra)
+        raise UsageError(
+            f"{run_file} runs on {where}: this machine's clock has no keys to log in with, and may sleep",
+            hint="schedule it there, with infra: local: holdfast schedule add RUN_FILE_THERE --nightly --on HOST",
+        )
 
 
 def _start(name: str, told: dict[str, Any]) -> RunDir:

@@ -82,6 +82,17 @@ def test_a_folders_name_that_is_no_name_asks_for_one(table: Path, run_file: Path
     assert "--name" in said.err
 
 
+@pytest.mark.parametrize("infra", ["ssh/gpu-a", "[ssh/gpu-a, ssh/gpu-b]"])
+def test_a_run_file_of_another_machine_is_refused(table: Path, run_file: Path, infra: str) -> None:
+    run_file.write_text(f"run: python train.py\nresources: {{infra: {infra}}}\n")
+
+    said = holdfast("schedule", str(run_file), "--nightly", "--name", "digits")
+
+    assert (said.code, table.exists()) == (2, False)
+    assert "runs on ssh/gpu-a" in said.err
+    assert "hint: schedule it there" in said.err
+
+
 def test_a_broken_crontab_is_never_overwritten(table: Path, run_file: Path) -> None:
     table.parent.joinpath("crontab").write_text(
         '#!/bin/sh\n[ "$1" = - ] && exec cat > "$0.table"\necho broken >&2; exit 3\n'
