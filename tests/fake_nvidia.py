@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from holdfast import process
+from tests.waiting import until
 
 _PROGRAM = """#!/bin/sh
 here=${0%/*}
@@ -20,6 +25,18 @@ case "$1" in
   *) echo "unknown question $1"; exit 2 ;;
 esac
 """
+
+
+@contextmanager
+def attempt_of(run: str) -> Iterator[int]:
+    """A process that bears the marks of an attempt of the run in that folder; its pid."""
+    env = {**os.environ, "HOLDFAST_RUN_DIR": run, "HOLDFAST_ATTEMPT": "1"}
+    with subprocess.Popen(["sleep", "600"], env=env) as child:
+        try:
+            until(lambda: process.environment(child.pid))  # empty for a moment after it was started
+            yield child.pid
+        finally:
+            child.kill()
 
 
 @dataclass

@@ -182,11 +182,13 @@ def parse_keepalive(text: str) -> Keepalive:
 
 def parse_accelerators(text: str) -> Accelerators:
     """`A100:2`, `2` of any kind, or `A100` for one of it. Raises BadQuantity."""
-    kind, colon, count = text.rpartition(":")
+    stripped = text.strip()
+    if _COUNT.fullmatch(stripped):
+        return Accelerators(count=int(stripped))
+    kind, colon, count = (part.strip() for part in stripped.rpartition(":"))
     if not colon:
-        kind, count = ("", text) if text.strip().isdecimal() else (text, "1")
-    kind, count = kind.strip(), count.strip()
-    if not _COUNT.fullmatch(count) or ((kind or colon) and not _KIND.fullmatch(kind)):
+        kind, count = stripped, "1"
+    if not _COUNT.fullmatch(count) or not _KIND.fullmatch(kind) or (not colon and kind.isdecimal()):
         raise BadQuantity(f"{_quote(text)} are no accelerators", hint=ACCELERATORS_EXAMPLE)
     return Accelerators(count=int(count), kind=kind)
 

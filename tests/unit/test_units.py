@@ -97,6 +97,8 @@ def test_triggers(text: str, trigger: Trigger) -> None:
         (units.parse_keepalive, "15x0", units.KEEPALIVE_EXAMPLE),
         (units.parse_accelerators, "A100:0", units.ACCELERATORS_EXAMPLE),
         (units.parse_accelerators, ":2", units.ACCELERATORS_EXAMPLE),
+        (units.parse_accelerators, "", units.ACCELERATORS_EXAMPLE),
+        (units.parse_accelerators, "0", units.ACCELERATORS_EXAMPLE),
         (units.parse_accelerators, "A:B:2", units.ACCELERATORS_EXAMPLE),
     ],
 )

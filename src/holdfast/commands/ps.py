@@ -40,7 +40,7 @@ def together(found: Mapping[str, Any], as_json: bool) -> None:
         print_json(shown)
     else:
         _show(table(shown, by_host=True), shown)
-        _tell_waits(shown)
+        _tell_waits([{**status, "run": f"{status['host']}:{status['run']}"} for status in shown])
 
 
 def table(statuses: list[dict[str, Any]], *, by_host: bool = False) -> list[str]:

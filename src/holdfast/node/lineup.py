@@ -20,7 +20,8 @@ from holdfast.runs import RunDir
 from holdfast.turn import Book, Device, Waiting, asked, kept, obstacles, turn
 from holdfast.units import parse_accelerators
 
-POLL_S = 0.25
+POLL_S = 0.25  # how often the one who is next looks into the book
+IDLE_S = 1.0  # and the others
 FRESH_S = 3.0  # devices are given by what was seen so long ago at most
 LOOK_S = 10.0  # between two looks at devices on which others compute, or that could not be seen
 KEEP_S = 5.0
@@ -56,7 +57,8 @@ class Lineup:
         """What the journal must be told before an attempt may begin, or while none may. None: nothing new."""
         if self._wants is None or time.monotonic() < self._next_s:
             return None
-        self.waits, self._next_s = True, time.monotonic() + POLL_S
+        pause_s = POLL_S if self._is_next or self._seen is None else IDLE_S
+        self.waits, self._next_s = True, time.monotonic() + pause_s
         try:
             if state.devices and self._kept(state, self._used):
                 self._have()
@@ -85,7 +87,7 @@ class Lineup:
             gpus.change(lambda book: book.without(self._run), within_s=_LEAVE_S)
 
     def _have(self) -> None:
-        self.waits, self._next_s = False, 0.0
+        self.waits, self._is_next, self._next_s = False, False, 0.0
 
     def _kept(self, state: State, used: Callable[[], dict[str, str]]) -> bool:
         book = gpus.change(lambda book: kept(self._run, state.devices, book, used()), within_s=_BOOK_S)

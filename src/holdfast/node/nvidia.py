@@ -44,11 +44,11 @@ class Computing:
 
 def devices(path: str | None = None) -> list[Device]:
     """All devices, by their index; `path` is searched for the program, PATH by default. Raises NoDevices, NoAnswer."""
-    divided = _divided(path)
-    found = [_device(row, divided) for row in _rows(_asked(path, f"--query-gpu={_DEVICE}"), 5)]
-    if not found:
+    rows = _rows(_asked(path, f"--query-gpu={_DEVICE}"), 5)
+    if not rows:
         raise NoDevices(f"this machine has no device: {PROGRAM} says {_NONE!r}")
-    return sorted(found, key=lambda device: device.index)
+    divided = _divided(path)  # last: where the driver hangs or fails, it has said so by now
+    return sorted((_device(row, divided) for row in rows), key=lambda device: device.index)
 
 
 def must_have(accelerators: str, path: str | None = None) -> None:

@@ -152,9 +152,7 @@ def _check(spec: Spec, root: Table, ledger: Ledger) -> None:
         ledger.add(sentence, key_at, hint=support.INSTEAD.get(refused, "remove it"))
     if spec.resources.accelerators is not None and "CUDA_VISIBLE_DEVICES" in spec.envs:
         _, key_at = combine.lookup(root, ("envs", "CUDA_VISIBLE_DEVICES"))
-        message = (
-            "envs.CUDA_VISIBLE_DEVICES: which devices they are is told by the queue, as resources.accelerators asks"
-        )
+        message = "envs.CUDA_VISIBLE_DEVICES: the queue sets it, where resources.accelerators is given"
         ledger.add(message, key_at, hint="remove one of the two")
     known = {"name", "run", *spec.envs}
     for path in (*EXPANDED, *(("secrets", name, "file") for name in spec.secrets)):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from holdfast.commands import queue
 from holdfast.node import gpus
 from holdfast.turn import Waiting
 from holdfast.units import Accelerators
-from tests.fake_nvidia import FakeNvidia
+from tests.fake_nvidia import FakeNvidia, attempt_of
 from tests.unit.commands.golden import matches_golden
 from tests.unit.commands.scene import NOW, holdfast, make_run, status, supervised
 
@@ -58,19 +56,17 @@ def test_the_object_is_what_the_machine_says(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("PATH", smi.env["PATH"])
     run = str(tmp_path / "digits")
     waits = Waiting(dir=run, wants=Accelerators(count=2, kind=smi.kind), since_s=NOW)
-    env = {**os.environ, "HOLDFAST_RUN_DIR": run, "HOLDFAST_ATTEMPT": "1"}
 
-    with subprocess.Popen(["sleep", "600"], env=env) as child:
+    with attempt_of(run) as pid:
         gpus.change(lambda book: book.given(run, [smi.uuid(1)]))
-        smi.compute({0: child.pid, 1: child.pid})
+        smi.compute({0: pid, 1: pid})
         having = json.loads(holdfast("queue", "--json").out)
         gpus.change(lambda book: book.queued(waits))
         line = json.loads(holdfast("queue", "--json").out)["waiting"]
-        child.kill()
     gpus.change(lambda book: book.without(run))
 
     first, second = having["devices"]
-    assert (first["run"], first["busy"]) == ("", f"run digits, process {child.pid}")
+    assert (first["run"], first["busy"]) == ("", f"run digits, process {pid}")
     assert (second["run"], second["busy"], second["memory_bytes"]) == ("digits", "", 80 * GIB)
     assert {"run": "digits", "wants": f"{smi.kind}:2", "since_s": NOW} in line
     assert (having["runs"], having["load_ratio"] > 0) == (0, True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from holdfast import fsio, process, runs
 from holdfast.node import gpus
 from holdfast.turn import Waiting
 from holdfast.units import Accelerators
+from tests.fake_nvidia import attempt_of
 
 BOOK = runs.runtime_home() / "gpus.json"
 
@@ -23,10 +23,8 @@ BOOK = runs.runtime_home() / "gpus.json"
 def living(tmp_path: Path) -> Iterator[str]:
     """The folder of a run with a process of an attempt, and of nothing else."""
     run = str(tmp_path / "digits")
-    env = {**os.environ, "HOLDFAST_RUN_DIR": run, "HOLDFAST_ATTEMPT": "1"}
-    with subprocess.Popen(["sleep", "600"], env=env) as child:
+    with attempt_of(run):
         yield run
-        child.kill()
     gpus.change(lambda book: book.without(run))
 
 

@@ -14,7 +14,7 @@ import pytest
 from holdfast.node import nvidia
 from holdfast.node.nvidia import Computing
 from holdfast.turn import Device
-from tests.fake_nvidia import FakeNvidia
+from tests.fake_nvidia import FakeNvidia, attempt_of
 
 
 @pytest.fixture
@@ -114,14 +114,12 @@ def test_who_computes_without_having_the_device(smi: FakeNvidia, somebody: int) 
 
 
 def test_a_run_that_has_the_device_is_no_stranger(tmp_path: Path) -> None:
-    marks = {"HOLDFAST_RUN_DIR": str(tmp_path / "digits"), "HOLDFAST_ATTEMPT": "1"}
-    with subprocess.Popen(["sleep", "600"], env={**os.environ, **marks}) as child:
-        seen = [Computing("GPU-0", child.pid)]
-        own = nvidia.strangers(seen, {"GPU-0": marks["HOLDFAST_RUN_DIR"]})
-        unasked = nvidia.strangers(seen, {})
-        child.kill()
+    run = str(tmp_path / "digits")
+    with attempt_of(run) as pid:
+        seen = [Computing("GPU-0", pid)]
+        own, unasked = nvidia.strangers(seen, {"GPU-0": run}), nvidia.strangers(seen, {})
 
-    assert (own, unasked) == ({}, {"GPU-0": f"run digits, process {child.pid}"})
+    assert (own, unasked) == ({}, {"GPU-0": f"run digits, process {pid}"})
 
 
 def test_many_are_counted() -> None:
