@@ -206,6 +206,18 @@ def test_a_command_that_lasts_keeps_nobody_waiting(laptop: Path) -> None:
     holdfast(laptop, "exec", "--on", "one", "--", "pkill -x sleep")
 
 
+def test_who_comes_first_gets_the_one_session_for_all(laptop: Path) -> None:
+    assert holdfast(laptop, "ps", "--on", "one").returncode == 0
+    key = str(link("one")["key"])
+    with Links() as links:
+        links.drop(key)
+    places.forget(key)
+    words = [sys.executable, "-m", "holdfast", "ps", "--on", "one"]
+    verbs = [subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(3)]
+    said = [verb.communicate(timeout=100)[1] for verb in verbs]
+    assert [verb.returncode for verb in verbs] == [0] * 3, said
+
+
 def test_what_a_server_refused_is_tried_again_a_day_later(servers: dict[str, lab.Sshd], laptop: Path) -> None:
     """It is, and refused once more, and remembered again."""
     assert holdfast(laptop, "ps", "--on", "closed").returncode == 0

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shlex
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
+from holdfast import runs
 from holdfast.commands.arguments import say
 from holdfast.errors import HoldfastError, HostUnreachable, UsageError
 from holdfast.process import CALLER_PYTHONPATH
@@ -73,10 +75,16 @@ def reached(
     again: what is remembered of it is wrong. Raises HostUnreachable.
     """
     from holdfast import bundle
+    from holdfast.bundle import places
+    from holdfast.link.target import users_config
 
-    there = Linked(links, up, bundle.ensure(up, again=again, tell=say, progress=progress), run_file)
-    there.share()
-    return there
+    with contextlib.ExitStack() as held:
+        if up.single and not up.by_one:  # one at a time: who has the session for everybody has it for good
+            held.callback(os.close, runs.lock(places.make_folder("hosts") / f"{up.key}.lock", wait=True))
+            up = links.up(up.alias, config=users_config(), run_file=run_file)
+        there = Linked(links, up, bundle.ensure(up, again=again, tell=say, progress=progress), run_file)
+        there.share()
+        return there
 
 
 def shared(links: Links, up: Up) -> Up:
