@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from holdfast import commands
+from holdfast.commands import remembered
 from tests.unit.commands.golden import matches_golden
 from tests.unit.commands.scene import holdfast, make_run
 
@@ -110,6 +111,32 @@ def test_completion_prints_the_shells_script(shell: str) -> None:
 
     assert said.code == 0
     assert "_HOLDFAST_COMPLETE" in said.out
+
+
+@pytest.mark.parametrize(("typed", "parts", "offered"), [
+    ("node:", ["node", ":"], "digits"), ("node:di", ["node", ":", "di"], "digits"), ("di", ["di"], "digits"),
+    ("no", ["no"], "node:"),
+])  # fmt: skip
+def test_bash_completes_runs_of_other_machines(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch, typed: str, parts: list[str], offered: str
+) -> None:
+    """As bash calls it, which has cut the word at the colon, and puts the answer in the place of the last part."""
+    remembered.remember("node", "digits", own_home, {}, ())
+    (own_home / "config").write_text("Host node\n")
+    monkeypatch.setenv("HOLDFAST_SSH_CONFIG", str(own_home / "config"))
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    words = " ".join(["holdfast", "status", *parts])
+    script = f"""
+        eval "$(holdfast completion bash)"
+        compopt() {{ :; }}  # outside of a completion it only complains
+        COMP_LINE="holdfast status {typed}" COMP_POINT=99 COMP_WORDS=({words}) COMP_CWORD={len(parts) + 1}
+        $(complete -p holdfast | grep -o '[^ ]*_[^ ]*') holdfast
+        echo "${{COMPREPLY[*]}}"
+    """
+
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+
+    assert (done.stdout, done.stderr) == (f"{offered}\n", "")
 
 
 def test_run_names_are_completed() -> None:
