@@ -194,12 +194,8 @@ class Plan:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Plan:
         """The plan of a plan.json. Raises HoldfastError when it is of another version, incomplete or changed."""
+        refuse_newer(raw)
         version = raw.get("version")
-        if isinstance(version, int) and version > VERSION:
-            raise HoldfastError(
-                f"the run was made by a newer holdfast: its plan has version {version}, this holdfast reads {VERSION}",
-                hint="update holdfast on the machine you call it from; the run itself is not touched",
-            )
         if version != VERSION:
             raise HoldfastError(
                 f"plan.json has version {raw.get('version')!r}, this holdfast reads version {VERSION}",
@@ -254,6 +250,16 @@ def make(spec: Spec, facts: Facts) -> Plan:
         created_s=facts.now_s,
     )
     return dataclasses.replace(plan, digest=digest(plan.to_json()))
+
+
+def refuse_newer(raw: Mapping[str, Any]) -> None:
+    """Raise HoldfastError for a plan.json that this version does not know enough of to touch its run."""
+    version = raw.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise HoldfastError(
+            f"the run was made by a newer holdfast: its plan has version {version}, this holdfast reads {VERSION}",
+            hint="update holdfast on the machine you call it from; the run itself is not touched",
+        )
 
 
 def digest(raw: Mapping[str, Any]) -> str:

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from holdfast import plan
+from holdfast.runs import RunDir
 from tests.labs import sshd as lab
+from tests.labs.clock import Clock, clock
 from tests.labs.links import own_links
 from tests.needs import need
+from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
+LONG = "a" * 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,19 @@ class Laptop:
             stdin=subprocess.DEVNULL, timeout=60, check=False,
         )  # fmt: skip
 
+    @contextlib.contextmanager
+    def following(self, *words: str) -> Iterator[subprocess.Popen[str]]:
+        """A verb that goes on, for as long as the block."""
+        child = subprocess.Popen(
+            [sys.executable, "-m", "holdfast", *words], cwd=self.project, env=self.env, text=True, bufsize=1,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        with child:
+            try:
+                yield child
+            finally:
+                child.kill()
+
     def said(self, *words: str) -> tuple[int, str]:
         """Exit code and stderr."""
         done = self.holdfast(*words)
@@ -64,11 +85,20 @@ def laptop_of(root: Path, fetched: Path, **more: str) -> Iterator[Laptop]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[lab.Sshd, Path]]:
-    """One place under several names, all but `node` and `node-b.invalid` wrong in one thing."""
+def wall() -> Iterator[Clock]:
+    """The node's clock, right at first; where every user may read it."""
+    with tempfile.TemporaryDirectory(prefix="hf-clock-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield clock(Path(folder))
+
+
+@pytest.fixture(scope="module")
+def server(wall: Clock, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[lab.Sshd, Path]]:
+    """One place under several names, some wrong in one thing; a test may set its clock."""
     need(os.geteuid() == 0, "needs root, for a user with an empty home")
     folder = tmp_path_factory.mktemp("sshd")
-    with lab.person() as (user, home), lab.sshd(folder, user, home) as running:
+    options = {"SetEnv": " ".join(f"{name}={value}" for name, value in wall.env.items())}
+    with lab.person() as (user, home), lab.sshd(folder, user, home, options=options) as running:
         for name in ("other", "host-before"):
             argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
             subprocess.run(argv, check=True)
@@ -78,6 +108,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[lab.Sshd,
         wrong = {
             "node": node,
             "node-b.invalid": node,
+            LONG: node,
             "changed": node.replace("known_hosts", "known_before"),
             "stranger": node.replace("known_hosts", "known_nobody"),
             "denied": node.replace(f"{folder}/key", f"{folder}/other"),
@@ -116,7 +147,7 @@ def test_a_host_that_a_person_must_mend_is_a_sentence_and_nothing_is_left(
     laptop: Laptop, server: tuple[lab.Sshd, Path], host: str, sentence: str, hint: str
 ) -> None:
     logins = server[0].log.count("Connection from")
-    known = (server[0].folder / "known_before").read_text()
+    known, there = (server[0].folder / "known_before").read_text(), sorted(server[1].rglob("*"))
 
     said = laptop.said("run", "--on", host, "-d", "--", "python3", "train.py")
 
@@ -124,7 +155,90 @@ def test_a_host_that_a_person_must_mend_is_a_sentence_and_nothing_is_left(
     assert server[0].log.count("Connection from") - logins == (0 if "invalid" in host else 1)
     assert (server[0].folder / "known_before").read_text() == known
     assert not (laptop.home / "remote").exists()
-    assert not (server[1] / ".holdfast").exists()
+    assert sorted(server[1].rglob("*")) == there
+
+
+def test_paths_may_be_as_long_as_they_like(server: tuple[lab.Sshd, Path], fetched: Path, tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 200) / ("e" * 200)
+    (deep / "tmp").mkdir(parents=True)
+    with laptop_of(deep / "laptop", fetched, TMPDIR=str(deep / "tmp")) as laptop:
+        done = laptop.holdfast("exec", "--on", LONG, "--", "echo there")
+        assert (done.stdout, done.stderr) == ("there\n", "")
+        assert laptop.said("ps", "--on", LONG)[0] == 0
+
+
+def test_a_clock_that_is_hours_off_is_told_and_misleads_nobody(
+    server: tuple[lab.Sshd, Path], wall: Clock, fetched: Path, tmp_path: Path
+) -> None:
+    with laptop_of(tmp_path / "laptop", fetched) as laptop:
+        wall.set(5 * 3600)
+        try:
+            code, said = laptop.said(*order("skewed"))
+            assert code == 0
+            assert re.match(r"node: its clock is (5 h|4 h 59 min) ahead of this machine's\n", said), said
+            output = server[1] / ".holdfast" / "runs" / "skewed" / "output.log"
+            until(lambda: output.exists() and output.read_text() == "begun\n")
+            assert laptop.holdfast("logs", "skewed", "--since", "1m").stdout == "begun\n"
+            assert re.search(r"^attempt 1  .*, [\d.]+ s so far,", laptop.holdfast("explain", "skewed").stdout)
+            moved = [
+                json.loads(laptop.holdfast("sync", ".", "node:skewed", "--json").stdout)["moved_bytes"]
+                for _ in range(2)
+            ]
+            assert (moved[0] > 0, moved[1]) == (True, 0)
+        finally:
+            wall.set(0)
+        assert laptop.said("kill", "skewed")[0] == 0
+
+
+def test_a_laptop_with_a_newer_holdfast_touches_no_run_and_the_older_one_is_told(
+    laptop: Laptop, server: tuple[lab.Sshd, Path], fetched: Path, tmp_path: Path
+) -> None:
+    package = tmp_path / "newer" / "holdfast"
+    shutil.copytree(Path(plan.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    text = (package / "plan.py").read_text()
+    (package / "plan.py").write_text(text.replace(f"\nVERSION = {plan.VERSION}\n", "\nVERSION = 99\n"))
+    with laptop_of(tmp_path / "newer", fetched, PYTHONPATH=str(package.parent)) as newer:
+        assert laptop.holdfast(*order("older")).stdout == "node:older\n"
+        older = carriers(server[1], "older")
+        assert newer.holdfast(*order("new")).stdout == "node:new\n"
+        new = carriers(server[1], "new")
+        told = f"its plan has version 99, this holdfast reads {plan.VERSION}"
+        hint = "update holdfast on the machine you call it from; the run itself is not touched"
+        said = f"error: the run was made by a newer holdfast: {told}\nhint: {hint}\n"
+
+        until(lambda: laptop.holdfast("logs", "node:new").stdout == "begun\n")
+        assert [laptop.said(verb, "node:new") for verb in ("stop", "kill", "save")] == [(1, said)] * 3
+
+        assert (carriers(server[1], "older"), carriers(server[1], "new")) == (older, new)
+        assert newer.said("kill", "node:new")[0] == laptop.said("kill", "node:older")[0] == 0
+
+
+def test_two_laptops_look_at_one_run_and_one_of_them_stops_it(
+    laptop: Laptop, server: tuple[lab.Sshd, Path], fetched: Path, tmp_path: Path
+) -> None:
+    with laptop_of(tmp_path / "second", fetched) as second:
+        assert laptop.holdfast(*order("shared")).stdout == "node:shared\n"
+        with laptop.following("attach", "node:shared") as one, second.following("logs", "-f", "node:shared") as two:
+            for each in (one, two):
+                assert each.stdout is not None and each.stdout.readline() == "begun\n"
+            assert second.said("stop", "node:shared", "--grace", "1s")[0] == 0
+            assert one.communicate(timeout=20)[1].endswith(
+                "shared stopped at step 0, epoch 0\nhint: holdfast resume shared\n"
+            )
+            assert (one.returncode, two.wait(20)) == (143, 0)
+
+
+def carriers(home: Path, run: str) -> dict[str, object]:
+    """The processes of a run there, by their role, once all are there."""
+    runtime = RunDir(home / ".holdfast" / "runs" / run).runtime.name
+    file = Path(f"/tmp/holdfast-{home.stat().st_uid}/{runtime}/processes.json")
+
+    def found() -> dict[str, object]:
+        roles = json.loads(file.read_text()) if file.exists() else {}
+        return {role: roles.get(role) for role in ("shim", "supervisor", "trainer")}
+
+    until(lambda: all(found().values()))
+    return found()
 
 
 @pytest.fixture

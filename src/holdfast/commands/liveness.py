@@ -65,8 +65,14 @@ def exit_code_of(status: dict[str, Any]) -> int:
 
 
 def must_be_live(run: RunDir, verb: str) -> None:
-    """Raise UsageError, with the state, when nothing carries the run, or its own script does."""
-    if plan_of(run).get("alone"):
+    """Raise UsageError, with the state, when nothing carries the run, or its own script does; HoldfastError for one
+    that a newer version has made, before anything is asked of it.
+    """
+    from holdfast.plan import refuse_newer
+
+    plan = plan_of(run)
+    refuse_newer(plan)
+    if plan.get("alone"):
         pid = status_of(run).get("pid")
         hint = f"kill {pid} (SIGTERM) lets it save and leave" if pid else "start that script again: it continues"
         raise UsageError(f"cannot {verb} {run.id}: it was started by its own script, without a supervisor", hint=hint)

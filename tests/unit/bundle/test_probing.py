@@ -74,6 +74,32 @@ def test_an_old_python_first_on_the_path_does_not_hide_a_newer_one(tmp_path: Pat
     assert str(fake) not in {each.path for each in probing.choose("gpu-a", found, (3, 11)).values()}
 
 
+@pytest.mark.parametrize(
+    ("cover", "sentence"),
+    [
+        ("bin/python3", r"gpu-a has no CPython of 3\.10 or newer for 64 bits: found /\S+ \(3\.8\.10\)"),
+        ("nothing", r"gpu-a has no python3: 3\.10 or newer is needed"),
+    ],
+)
+def test_a_machine_whose_pythons_are_too_old_or_missing_is_told_what_to_do(
+    tmp_path: Path, cover: str, sentence: str
+) -> None:
+    need(os.geteuid() == 0, "needs root to mount")
+    old = tmp_path / "bin" / "python3"
+    old.parent.mkdir()
+    old.write_text('#!/bin/sh\necho "3.8.10 cpython True"\n')
+    old.chmod(0o755)
+    (tmp_path / "nothing").touch()  # no program
+    every = "/usr/bin/python3* /usr/local/bin/python3* /opt/conda/bin/python3*"
+    mounts = f'for each in {every}; do [ ! -f "$each" ] || mount --bind {tmp_path}/{cover} "$each"; done'
+
+    found = probe(tmp_path, *apart(), "sh", "-c", f'{mounts}; "$@"', "sh")
+
+    with pytest.raises(Unfit, match=sentence) as refused:
+        probing.choose("gpu-a", found, (3, 11))
+    assert refused.value.hint.startswith("install one for yourself, no root is needed: `uv python install 3.12`")
+
+
 def test_bundles_that_are_whole_are_told(tmp_path: Path) -> None:
     bundles = tmp_path / ".holdfast" / "bundles"
     for name in ("whole", "half", ".made.part"):
