@@ -156,7 +156,7 @@ def test_a_server_that_ends_every_session_is_borne(
         ended = stack.enter_context(ending_sessions(server[0], 2.0))
         follower = stack.enter_context(laptop.following(tmp_path / "logs", "logs", "-f", run))
         waiting = stack.enter_context(laptop.following(tmp_path / "wait", "wait", run))
-        for count in (1, 2, 3):
+        for count in (1, 2):
             until(lambda count=count: len(ended) >= count)  # type: ignore[misc]
             until(lambda: through(port) == b"bye")
         grown(tmp_path / "logs" / "out")
@@ -168,13 +168,13 @@ def test_a_server_that_ends_every_session_is_borne(
 
 
 def test_a_connection_that_is_renewed_in_time_is_ended_by_nobody(laptop: Laptop, server: tuple[lab.Sshd, Path]) -> None:
-    """A server that ends each session after 4 s, and connections that are replaced before they are 1.5 s old."""
+    """Sessions end after 3.5 s, and connections are to be 1.5 s old at most; the agent looks each second."""
     hosts.update("node", hosts.Settings(max_age_s=1.5))
-    logins, end_s = server[0].log.count("Accepted publickey"), time.monotonic() + 6.5
-    with ending_sessions(server[0], 4.0) as ended:
+    logins, end_s = server[0].log.count("Accepted publickey"), time.monotonic() + 5.5
+    with ending_sessions(server[0], 3.5) as ended:
         while time.monotonic() < end_s:
             (done,) = remote.everywhere(["node"], "sleep 0.2; echo done")
             assert (done.status, done.out, done.error) == (0, b"done\n", "")
         assert ended == []
     hosts.update("node", hosts.Settings(max_age_s=0.0))
-    assert server[0].log.count("Accepted publickey") >= logins + 3
+    assert server[0].log.count("Accepted publickey") >= logins + 2
