@@ -59,8 +59,10 @@ class Wanted:
     def text(self) -> str:
         """The run file that crosses: no secret, nothing to be looked up here, and the code where it will be."""
         given = self.order.spec
-        changed = {"name": self.name, "workdir": ".", "secrets": dict.fromkeys(given.secrets)}
+        changed: dict[str, Any] = {"name": self.name, "workdir": ".", "secrets": dict.fromkeys(given.secrets)}
         kept = {name: getattr(given, name) for name in given.model_fields_set - {"resources"}}
+        if given.resources.accelerators is not None:  # which machine it is need not be told there
+            changed["resources"] = type(given.resources).model_construct(accelerators=given.resources.accelerators)
         return spec.dump(type(given).model_construct(**{**kept, **changed}))
 
 
@@ -102,7 +104,7 @@ def _host(wanted: Wanted, workdir: Path) -> str:
             say(f"{host} was told to make this run and has not confirmed it: it is asked again")
             return host
     asked = remote.at_each(dict.fromkeys(wanted.hosts, ("queue", "--json")), wanted.within_s)
-    wants = getattr(wanted.order.spec.resources, "accelerators", None) or placement.ANY
+    wants = wanted.order.spec.resources.accelerators or placement.ANY
     choice = placement.choose({outcome.host: _answer(outcome) for outcome in asked}, wants)
     if choice.host is None:
         raise placement.NowhereToRun(choice)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import pytest
 
+from holdfast import creation, spec
 from holdfast.commands.orders import is_open, ordering
 from holdfast.commands.remote import hidden
+from holdfast.commands.run_elsewhere import Wanted
+from holdfast.units import Accelerators
 
 
 def test_no_word_that_crosses_says_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,6 +22,17 @@ def test_no_word_that_crosses_says_a_secret(monkeypatch: pytest.MonkeyPatch) -> 
         ("resume", "s3://x", "--secret", "A", "--secret=B", "--secret", "C", "--", "sh", "--secret", "D=2"),
         {"A": "hush=1", "B": "from here"},
     )
+
+
+def test_what_crosses_says_which_devices_and_not_which_machine() -> None:
+    text = "run: x\nresources: {infra: ssh/gpu-a, accelerators: A100:2}"
+    declared = spec.load([spec.Source("run.yaml", text)], environ={})
+    order = creation.Order(spec=declared, base=Path(), copy=False, environ={})
+
+    crossing = Wanted(("gpu-a",), order, "digits", None, None, within_s=1.0).text()
+
+    there = spec.load([spec.Source("-", crossing)], environ={}).resources
+    assert (there.infra, there.accelerators) == ("local", Accelerators(count=2, kind="A100"))
 
 
 def test_an_order_that_was_not_confirmed_is_the_same_order() -> None:
