@@ -35,6 +35,7 @@ GLOBAL_REQUEST, REQUEST_FAILURE = 80, 82
 OPEN, OPEN_CONFIRMATION, OPEN_FAILURE = 90, 91, 92
 WINDOW_ADJUST, DATA, EXTENDED_DATA, EOF, CLOSE, REQUEST, SUCCESS, FAILURE = 93, 94, 95, 96, 97, 98, 99, 100
 _STDERR = 1
+_FORBIDS = "AllowStreamLocalForwarding and DisableForwarding in its sshd_config, restrict before your key"
 _PROHIBITED, _CONNECT_FAILED = 1, 2  # why a channel was not opened: RFC 4254, section 5.1
 _AGAIN_S, _LATEST_S = 0.02, 1.0  # between two attempts to open a session
 
@@ -104,7 +105,10 @@ class Connection:
 
     async def unix(self, path: str, *, within_s: float = ANSWER_S) -> Channel:
         """A channel to a unix socket there. Raises Refused where nobody listens or it is not allowed, MasterGone."""
-        return await self._open(STREAMLOCAL, string(path) + string("") + u32(0), within_s)
+        try:
+            return await self._open(STREAMLOCAL, string(path) + string("") + u32(0), within_s)
+        except Refused as error:  # sshd says the same of both
+            raise Refused(f"{error}: nobody listens at {path}, or the host forbids it", hint=_FORBIDS) from error
 
     async def tcp(self, host: str, port: int, *, within_s: float = ANSWER_S) -> Channel:
         """A channel to a port, `host` as the server knows it. Raises Refused where nobody listens, MasterGone."""
