@@ -288,16 +288,20 @@ def test_tensorboard_of_a_run_is_opened_here_and_outlives_a_cut(laptop: Laptop, 
     python.chmod(0o755)
     (laptop.there / "logs").mkdir()
 
-    for place, folder in ((run, laptop.output("steady").parent / "code"), ("node:./logs", laptop.there / "logs")):
-        with laptop.following(tmp_path, "tensorboard", place, "--python", str(python), "--no-browser") as seen:
-            url = until(lambda: (tmp_path / "out").read_text().strip(), 60)
-            assert fetched_from(url) == str(folder)
-            kill_master()
-            until(lambda: "up again after" in (tmp_path / "err").read_text(), 40)
-            assert fetched_from(url) == str(folder)
-            seen.send_signal(signal.SIGINT)
-            assert seen.wait(30) == 130
-        assert [line for _, line in contents(Path("/proc").glob("[0-9]*/cmdline")) if b"tensorboard-" in line] == []
+    words = ("--python", str(python), "--no-browser")
+    with laptop.following(tmp_path, "tensorboard", run, *words) as seen:
+        url = until(lambda: (tmp_path / "out").read_text().strip(), 60)
+        assert fetched_from(url) == str(laptop.output("steady").parent / "code")
+        kill_master()
+        until(lambda: "up again after" in (tmp_path / "err").read_text(), 40)
+        assert fetched_from(url) == str(laptop.output("steady").parent / "code")
+        seen.send_signal(signal.SIGINT)
+        assert seen.wait(30) == 130
+    with laptop.following(tmp_path, "tensorboard", "node:./logs", *words) as seen:
+        assert fetched_from(until(lambda: (tmp_path / "out").read_text().strip(), 60)) == str(laptop.there / "logs")
+        seen.send_signal(signal.SIGINT)
+        assert seen.wait(30) == 130
+    assert [line for _, line in contents(Path("/proc").glob("[0-9]*/cmdline")) if b"tensorboard-" in line] == []
 
 
 @pytest.mark.parametrize(
