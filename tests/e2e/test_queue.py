@@ -91,7 +91,7 @@ def test_first_come_first_served_whatever_the_size(home: Path, smi: FakeNvidia) 
     assert queued(large, 0) == "GPU 0: run small; GPU 1: free"
     late = begin(home, smi, "late", 1)
     queued(late, 1)
-    assert (having(smi), line(smi)) == (["small", ""], ["large", "late"])
+    until(lambda: (having(smi), line(smi)) == (["small", ""], ["large", "late"]))
 
     process.send_signal(noderuns.role(late, "supervisor"), signal.SIGKILL)
     finish(home, small)
@@ -118,7 +118,7 @@ def test_devices_are_kept_whoever_dies_until_all_are_dead(home: Path, smi: FakeN
     noderuns.kill(noderuns.role(first, "trainer"))
 
     assert devices(first, 2) == both
-    assert (having(smi), line(smi)) == (["first", "first"], ["second"])
+    until(lambda: (having(smi), line(smi)) == (["first", "first"], ["second"]))
     noderuns.end(first)
     assert devices(second) == [smi.uuid(0)]
     process.start_shim(first)

@@ -190,6 +190,16 @@ def test_machines_are_one_table_and_one_that_is_away_is_a_line(laptop: Laptop, r
     assert [line for line in done.stderr.splitlines() if "nowhere" in line and "no SSH server listens" in line]
 
 
+def test_the_queues_of_machines_are_one_answer(laptop: Laptop, run: str) -> None:
+    done = laptop.holdfast("queue", "--on", "node*", "--json")
+
+    assert done.returncode == 0, done.stderr
+    assert [(each["host"], each["runs"] > 0, each["waiting"]) for each in json.loads(done.stdout)] == [
+        ("node", True, []),
+        ("node-b", True, []),
+    ]
+
+
 def test_an_unknown_run_gets_the_nearest_name_of_that_machine(laptop: Laptop, run: str) -> None:
     done = laptop.holdfast("status", "node:stedy")
 

@@ -94,7 +94,9 @@ class Spec(Section):
     stop_signal: Signal = Field("SIGTERM", description="asks the command to stop")
     stop_grace_period: Duration = Field(180.0, description="from that signal to SIGKILL")
     max_duration: PositiveDuration | None = Field(
-        None, description="a run that takes longer is stopped", examples=["14d"]
+        None,
+        description="a run that takes longer is stopped; waiting for accelerators does not count",
+        examples=["14d"],
     )
     ports: Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], Strict(False)] = Field(
         (), description="lead from here to the run while somebody is attached", examples=["[6006, 8888]"]
