@@ -11,8 +11,11 @@ from holdfast.plan import Every
 from tests.fake_node import FakeNode
 from tests.unit.train.scripts import LOADERS, LOOPS, Killed, Trial
 
-CASES = [(loop, "plain") for loop in LOOPS] + [("steps", loader) for loader in LOADERS if loader != "plain"]
-CASES += [("epochs", "persistent"), ("wrapped", "workers"), ("two_in_turn", "workers")]
+PAIRS = [(loop, "plain") for loop in LOOPS] + [("steps", loader) for loader in LOADERS if loader != "plain"]
+PAIRS += [("epochs", "persistent"), ("wrapped", "workers"), ("two_in_turn", "workers")]
+SLOW = [pair for pair in PAIRS if "workers" in pair[1] or pair[1] == "persistent"]  # a process each: every third step
+CASES = [(*pair, 3 if pair in SLOW else 1) for pair in PAIRS]
+CASES += [pytest.param(*pair, 1, marks=pytest.mark.soak) for pair in SLOW]
 
 
 def attempt(node: FakeNode, loop: str, loader: str, kill_at: int | None, *, again: bool = False) -> str | None:
@@ -35,9 +38,9 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Eve
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning", "ignore:'set_vital' is deprecated")
-@pytest.mark.parametrize(("loop", "loader"), CASES)
+@pytest.mark.parametrize(("loop", "loader", "apart"), CASES)
 def test_killed_at_every_step_equals_never_killed(
-    fresh: Callable[[str, Every], FakeNode], loop: str, loader: str
+    fresh: Callable[[str, Every], FakeNode], loop: str, loader: str, apart: int
 ) -> None:
     calm = fresh("calm", Every(auto=False))
     expected = attempt(calm, loop, loader, None)
@@ -45,11 +48,11 @@ def test_killed_at_every_step_equals_never_killed(
     calm.close()
     found = {}
 
-    for kill_at in range(1, total):
+    for kill_at in range(1, total, apart):
         node = fresh(f"killed-{kill_at}", Every(auto=False, steps=1))
         assert attempt(node, loop, loader, kill_at) is None
         assert node.kept[-1].table["step"] == kill_at
         found[kill_at] = attempt(node, loop, loader, None, again=True)
         node.close()
 
-    assert found == dict.fromkeys(range(1, total), expected)
+    assert found == dict.fromkeys(range(1, total, apart), expected)
