@@ -20,7 +20,7 @@ from holdfast import faults
 from holdfast.events import AttemptEnded, AttemptStarted, CheckpointCommitted, CheckpointFailed, Event, HangDetected
 from holdfast.faults import base, fill_disk, stop_trainer
 from holdfast.faults.base import ROLES, CannotInject, Look, Target, lost_steps
-from holdfast.heartbeat import Beat, Handlers, Outcome, Phase
+from holdfast.heartbeat import Beat, Handlers, Outcome, Page, Phase, page_path
 from holdfast.process import Identity, identity, stat_fields
 from holdfast.runs import RunDir, make_runtime
 from tests.needs import need
@@ -114,6 +114,29 @@ def test_stop_freezes_the_trainer_until_undone(victims: Victims) -> None:
     until(lambda: state() == "T", what="a stopped trainer")
     undo()
     until(lambda: state() in "SR", what="a trainer that goes on")
+
+
+def test_the_trainer_is_stopped_in_a_step_and_not_while_it_saves(
+    victims: Victims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, children = victims
+    who = identity(children["trainer"].pid)
+    assert who is not None
+    page, waits = Page(page_path(target.run.runtime, 0)), []
+    page.begin(pid=who.pid, start_ticks=who.start_ticks, rank=0, world=1, attempt=1)
+    page.set(phase=Phase.SAVING)
+
+    def saved(seconds: float) -> None:
+        waits.append(seconds)
+        page.set(phase=Phase.RUNNING)
+
+    monkeypatch.setattr(stop_trainer, "sleep", saved)
+    undo = stop_trainer.inject(target)
+    page.close()
+
+    assert len(waits) == 1
+    until(lambda: (stat_fields(who.pid) or ["gone"])[0] == "T", what="a stopped trainer")
+    undo()
 
 
 def test_a_full_disk_on_a_shared_file_system_only_denies_the_archiver(
