@@ -40,11 +40,14 @@ def together(found: Mapping[str, Any], as_json: bool) -> None:
 
 
 def standing() -> dict[str, Any]:
-    """The `queue --json` object. Raises NoAnswer."""
+    """The `queue --json` object. Raises NoAnswer, HoldfastError."""
     from holdfast.node import gpus, nvidia
     from holdfast.units import write_accelerators
 
-    book = gpus.look()
+    try:
+        book = gpus.look()
+    except OSError as error:
+        raise HoldfastError(f"nobody can tell who has which device: {error}") from error
     try:
         devices = nvidia.devices()
         strangers = nvidia.strangers(nvidia.computing(), dict(book.claims))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from holdfast import events
+from holdfast import events, runs
 from holdfast.commands import queue
 from holdfast.node import gpus
 from holdfast.turn import Waiting
@@ -104,6 +104,18 @@ def test_a_plan_says_what_it_will_have(tmp_path: Path, monkeypatch: pytest.Monke
     assert "CUDA_VISIBLE_DEVICES" not in shown.out
     smi.tell("fails", "No devices were found\n")
     assert "nvidia-smi says 'No devices were found'" in holdfast("run", "--gpus", "1", "--dry-run", "--", "true").err
+
+
+def test_a_book_in_a_folder_that_others_can_write_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "runtime_home", lambda: tmp_path)
+    tmp_path.chmod(0o777)
+
+    said = holdfast("queue")
+
+    assert (said.code, said.out) == (1, "")
+    assert said.err == f"error: nobody can tell who has which device: {tmp_path} belongs to another user\n"
 
 
 LINE = {"wants": "A100:2", "ahead": 1, "why": "GPU 0: run digits; GPU 1: free", "since_s": NOW - 60}
