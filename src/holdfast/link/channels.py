@@ -99,6 +99,18 @@ class Connection:
                 raise one
         return all(isinstance(one, Channel) for one in opened)
 
+    def take_numbers(self, count: int) -> None:
+        """Let the master's own numbers of channels begin at `count`: a channel that is refused keeps its number.
+
+        A master (OpenSSH 7.4 to 9.2 and newer sources) looks a channel that a client closes up by the number that the
+        server gave it, and may find the control channel of a passenger, which keeps there the number that the master
+        gave. Then it closes the channel a second time when the client hangs up, and the server ends the connection, or
+        another channel (channel_by_remote_id in channels.c, mux_master_process_new_session in mux.c). The server counts
+        from 0 too: with its numbers below ours no two are the same.
+        """
+        for _ in range(count):
+            self.post(OPEN, string("none@holdfast") + u32(next(self._numbers), WINDOW_BYTES, PACKET_BYTES))
+
     async def session(self, *, within_s: float = ANSWER_S) -> Channel:
         """A channel for one command. Raises Refused where the server has too many, MasterGone."""
         return await self._open("session", b"", within_s)

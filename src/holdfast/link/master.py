@@ -28,6 +28,7 @@ from holdfast.link.target import Target, control_path, make_folder
 
 TICK_S = 0.1
 OPEN_POLL_S = 0.02
+NUMBERS = 128  # channels at a time on one connection, before two of them could be taken for each other
 END_S = 2.0  # for a master to end by itself before it is killed
 MOVED_BYTES = 4096  # that show a way that works: more than a jump's own signs of life come to
 
@@ -228,6 +229,7 @@ class Master:
         """Raises MasterGone while the master is not there yet, or does not answer."""
         connection = Connection(await mux.proxied(str(self.path), within_s=END_S))
         try:
+            connection.take_numbers(NUMBERS)
             self.is_single = not await connection.opens_two(within_s=states.CONNECT_S)
         except BaseException:
             await connection.close()

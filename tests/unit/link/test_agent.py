@@ -20,6 +20,7 @@ import pytest
 from holdfast import process, runs
 from holdfast.errors import HoldfastError, HostUnreachable, UsageError
 from holdfast.link import agent, client, messages, mux, target
+from holdfast.link.channels import Connection
 from holdfast.link.client import Links, NeedsAuthentication
 from holdfast.link.hosts import Chosen, Settings
 from holdfast.link.place import Place
@@ -143,6 +144,27 @@ def test_messages_of_any_size_are_whole_in_both_directions(server: lab.Sshd) -> 
         with pytest.raises(OSError):
             messages.send(client, {"op": "x" * 300_000})
             messages.receive(client)
+
+
+def test_a_channel_is_not_taken_for_a_passenger_with_its_number(server: lab.Sshd) -> None:
+    """Once with each number that a passenger's session might have."""
+
+    async def work(path: str, port: int) -> None:
+        given, kept = os.pipe()
+        ridden = await mux.passenger(path, "cat", (given, 1, 2))
+        leaving = Connection(await mux.proxied(path))
+        for channel in [await leaving.tcp("127.0.0.1", port) for _ in range(20)]:
+            await channel.close()
+        await leaving.close()
+        os.close(kept)
+        os.close(given)
+        assert await ridden.wait() == 0
+
+    with Links() as links, socket.create_server(("127.0.0.1", 0), backlog=20) as behind:
+        up = links.up("node")
+        pid = asyncio.run(mux.alive(up.path))
+        asyncio.run(work(up.path, behind.getsockname()[1]))
+        assert asyncio.run(mux.alive(up.path)) == pid
 
 
 def test_an_agent_that_nobody_finds_any_more_ends_and_another_one_begins(server: lab.Sshd) -> None:
