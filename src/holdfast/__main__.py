@@ -34,6 +34,7 @@ def main() -> None:
 
 def run(argv: Sequence[str], *, clock: Callable[[], float] | None = None) -> int:
     """Run one command line and return its exit code. `clock` gives unix seconds; by default it is time.time."""
+    argv = list(argv)
     if argv[:1] == ["node"]:
         return _node(argv[1:])
     if argv == ["link-agent"]:
@@ -64,6 +65,8 @@ def _node(argv: Sequence[str]) -> int:
     try:
         if argv[:1] == ["service"]:
             return _service(argv[1:])
+        if argv[:1] == ["standby"]:
+            return _standby(argv[1:])
         from holdfast.node import main as node_main
 
         return node_main(argv)
@@ -82,6 +85,13 @@ def _service(argv: Sequence[str]) -> int:
         return run, liveness.status_of
 
     return resident.main(argv, load)
+
+
+def _standby(argv: Sequence[str]) -> int:
+    """What stands by for a run of another machine: it resumes as the verb does."""
+    from holdfast.commands import standby
+
+    return standby.main(argv)
 
 
 def _link_agent() -> int:

@@ -49,9 +49,10 @@ class RunFileError(HoldfastError):
 class RunNotFound(UsageError):
     """No run of that name on this machine."""
 
-    def __init__(self, run: str, *, near: str = "") -> None:
-        said = f"; did you mean {near!r}?" if near else ""
-        super().__init__(f"no run named {run!r}{said}", hint="holdfast ps --all lists every run")
+    def __init__(self, run: str, *, near: str = "", said: str = "", hint: str = "") -> None:
+        """`said`: a sentence in place of one made here."""
+        guess = f"; did you mean {near!r}?" if near else ""
+        super().__init__(said or f"no run named {run!r}{guess}", hint=hint or "holdfast ps --all lists every run")
 
 
 class HostUnreachable(HoldfastError):

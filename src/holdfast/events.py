@@ -229,7 +229,7 @@ class SaveRequested(Event):
 
 @_event("stop_requested")
 class StopRequested(Event):
-    """`how` is stop, kill, preempted (SIGTERM from outside) or max-duration."""
+    """`how` is stop, kill, preempted (SIGTERM from outside), max-duration or superseded (another machine goes on)."""
 
     how: str
     grace_s: float = 0.0

@@ -55,7 +55,7 @@ class Exit:
 
     status: int | None
     tail: str = ""  # the end of this attempt's output
-    asked: str = ""  # why we ended it: stop, kill, preempted, max-duration, segment or hang; empty when we did not
+    asked: str = ""  # why we ended it: stop, kill, preempted, max-duration, segment, superseded or hang; else empty
     outcome: str = ""  # as the library saw it: finished, stopped, raised; empty when it said nothing
     progressed: bool = False  # a step was completed
     oom_kills: int = 0  # by how much the kernel's count rose during the attempt

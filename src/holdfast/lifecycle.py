@@ -26,7 +26,7 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from holdfast import events as ev
-from holdfast.errors import STOPPED_WITH_CHECKPOINT, BudgetSpent, NoValidCheckpoint
+from holdfast.errors import STOPPED_WITH_CHECKPOINT, BudgetSpent, LeaseHeld, NoValidCheckpoint
 from holdfast.exits import ExitClass, describe
 from holdfast.goodput import Failures
 from holdfast.plan import Plan, RestartPlan, RestartRule
@@ -37,6 +37,7 @@ __all__ = ["ExitClass", "State", "decide", "describe", "fold"]
 SETTLED_S = 600.0  # a program of unknown progress that ran this long counts as having come up
 SEGMENT = (ExitClass.SEGMENT_END, ExitClass.SEGMENT_CUT)
 MEANT = (ExitClass.SUCCEEDED, ExitClass.STOPPED, ExitClass.PREEMPTED, *SEGMENT)  # there was time to save before them
+SUPERSEDED = "mirror-superseded"  # the finding
 HISTORY = 20  # attempts that a state remembers
 
 
@@ -64,13 +65,15 @@ class Policy:
     setup: bool = False
     stop_grace_s: float = 60.0
     segment_s: float | None = None
+    yields: bool = False  # stop when another machine has gone on
 
     @classmethod
     def of(cls, plan: Plan) -> Policy:
         """The policy of a plan."""
         return cls(
-            restart=plan.restart, setup=bool(plan.setup), stop_grace_s=plan.stop_grace_s, segment_s=plan.segment_s
-        )
+            restart=plan.restart, setup=bool(plan.setup), stop_grace_s=plan.stop_grace_s, segment_s=plan.segment_s,
+            yields=plan.yields,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,6 +237,11 @@ def _created(state: State, event: ev.RunCreated, _policy: Policy) -> Step:
 @_on(ev.SupervisorStarted)
 def _supervisor(state: State, event: ev.SupervisorStarted, policy: Policy) -> Step:
     """Name again whatever the supervisor before this one had left to do."""
+    state, actions = _left_to_do(state, event, policy)
+    return state, (*actions, *_yields(state, event.t, policy))
+
+
+def _left_to_do(state: State, event: ev.SupervisorStarted, policy: Policy) -> Step:
     rebooted = bool(state.boot) and state.boot != event.boot
     state = replace(state, boot=event.boot or state.boot, devices=() if rebooted else state.devices)
     if event.adopted:
@@ -345,9 +353,21 @@ def _committed(state: State, event: ev.CheckpointCommitted, _policy: Policy) -> 
 
 
 @_on(ev.FindingRaised)
-def _finding(state: State, event: ev.FindingRaised, _policy: Policy) -> Step:
+def _finding(state: State, event: ev.FindingRaised, policy: Policy) -> Step:
     others = tuple(finding for finding in state.findings if finding.id != event.id)
-    return replace(state, findings=(*others, event)), ()
+    state = replace(state, findings=(*others, event))
+    return state, _yields(state, event.t, policy) if event.id == SUPERSEDED else ()
+
+
+def _yields(state: State, now_s: float, policy: Policy) -> Actions:
+    """A run of a pool stops when another machine goes on with it: two must not compute the same."""
+    if not policy.yields or state.stop is not None or state.phase in OVER or _superseded(state) is None:
+        return ()
+    return (Emit(ev.StopRequested(t=now_s, how="superseded", grace_s=policy.stop_grace_s)),)
+
+
+def _superseded(state: State) -> str | None:
+    return next((finding.message for finding in state.findings if finding.id == SUPERSEDED), None)
 
 
 @_on(ev.FindingCleared)
@@ -590,7 +610,13 @@ def _stopped(state: State, now_s: float, ended: ev.AttemptEnded | None = None) -
     how = state.stop.how if state.stop else "stop"
     saved = ended is None or ended.exit_class == ExitClass.STOPPED or state.committed is not None
     code = 137 if how == "kill" else STOPPED_WITH_CHECKPOINT if saved or how == "preempted" else 143
-    words = {"kill": "killed on request", "preempted": "preempted", "max-duration": "max_duration is over"}
+    code = LeaseHeld.exit_code if how == "superseded" else code
+    words = {
+        "kill": "killed on request",
+        "preempted": "preempted",
+        "max-duration": "max_duration is over",
+        "superseded": _superseded(state) or "another machine goes on with it",
+    }
     reason = words.get(how, "stopped on request")
     return ev.RunEnded(t=now_s, state="stopped", exit_code=code, reason=reason, to_be_continued=how == "preempted")
 

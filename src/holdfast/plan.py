@@ -185,6 +185,7 @@ class Plan:
     accelerators: str = ""  # as in the run file: `A100:2`; empty for a run that asks for none
     created_s: float = 0.0
     alone: bool = False  # made by the library, no supervisor
+    yields: bool = False  # of a pool: stops once another machine has gone on with it
     digest: str = ""  # BLAKE2b of the canonical JSON of everything else, hex
 
     def to_json(self) -> dict[str, Any]:
@@ -247,6 +248,7 @@ def make(spec: Spec, facts: Facts) -> Plan:
         max_duration_s=spec.max_duration,
         segment_s=spec.segment,
         accelerators=_accelerators(spec),
+        yields=spec.resources.failover is not None,
         created_s=facts.now_s,
     )
     return dataclasses.replace(plan, digest=digest(plan.to_json()))

@@ -167,7 +167,7 @@ def start_shim(
             stdout=subprocess.DEVNULL,
             stderr=log,
             cwd="/",
-            env=_node_environment(),
+            env=node_environment(),
             start_new_session=True,
         )
     try:
@@ -206,7 +206,7 @@ def callers(environ: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "PYTHONPATH": before} if before else kept
 
 
-def _node_environment() -> dict[str, str]:
+def node_environment() -> dict[str, str]:
     """Ours with `holdfast` importable, the caller's PYTHONPATH remembered, and nothing of an outer run."""
     environ = {name: value for name, value in os.environ.items() if name not in TRAINER_VARIABLES}
     before = environ.setdefault(CALLER_PYTHONPATH, environ.get("PYTHONPATH", ""))

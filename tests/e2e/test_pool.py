@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +18,13 @@ import pytest
 
 from tests.labs import sshd as lab
 from tests.labs.links import own_links
-from tests.labs.servers import free_port
+from tests.labs.servers import BUCKET, Server, free_port, timeless
 from tests.needs import need
+from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
 
+TINY = Path(__file__).parent / "scripts" / "tiny.py"
 WAITS = "import time\ntime.sleep(600)\n"  # until its user goes
 
 
@@ -40,6 +45,38 @@ class Pool:
         """`holdfast run -d …` on the pool; what it said."""
         (self.root / "project" / "wait.py").write_text(code)
         return self.holdfast("run", "-d", "--name", name, *words, "--", "python3", "wait.py")
+
+    def run_of(self, host: str, name: str) -> Path:
+        """The folder of a run there."""
+        return self.homes[host] / ".holdfast" / "runs" / name
+
+    def lose(self, host: str) -> None:
+        """The host dies: every process of its user at once."""
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if entry.stat().st_uid == self.homes[host].stat().st_uid:
+                    os.kill(int(entry.name), signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def python(pool: Pool) -> list[str]:
+    """Options of `run` with which its command finds torch, as users other than us."""
+    packages = next(path for path in sys.path if path.endswith("site-packages"))
+    for program in (sys.executable, "/usr/bin/python3"):
+        found = pool.holdfast("exec", "--on", "node-a", "--", f"PYTHONPATH={packages} {program} -B -c 'import torch'")
+        if found.returncode == 0:
+            return [
+                "-e",
+                f"PYTHONPATH={packages}",
+                "-e",
+                f"TINY={program}",
+                "-e",
+                "PYTHONDONTWRITEBYTECODE=1",
+                "-e",
+                "WORKERS=0",
+            ]
+    need(False, f"needs an interpreter with torch that every user may run: {found.stderr}")
+    return []
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +157,91 @@ def test_the_same_order_again_goes_to_the_host_that_has_not_confirmed_it(pool: P
 
     assert again.stdout == f"{taken}:again\n", again.stderr
     assert [path.name for home in pool.homes.values() for path in home.glob(".holdfast/runs/again*")] == ["again"]
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[tuple[Server, Callable[[str, float], int]]]:
+    """An S3 server that all hosts reach, and whose objects can be made older."""
+    with timeless() as made:
+        yield made
+
+
+def order(pool: Pool, server: Server, name: str, program: str, *words: str) -> tuple[str, str]:
+    """Place a run with a mirror; the host that took it, and the one that stands by."""
+    given = [word for key in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_REGION") for word in ("-e", key)]
+    (pool.root / "project" / "run.yaml").write_text(
+        f"name: {name}\nrun: {program}\nresources: {{infra: ssh/gpus, failover: 90s}}\n"
+        f"checkpoint: {{every: [5 steps], mirror: 's3://{BUCKET}/{uuid.uuid4()}/${{run}}'}}\n"
+    )
+    line = ["run", "-d", "--json", "-f", "run.yaml", *words, *given, "--secret", "AWS_SECRET_ACCESS_KEY"]
+    done = pool.holdfast(*line, **server.environ(home=pool.root))
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    assert made["standbys"], done.stderr
+    assert f"{made['standbys'][0]} stands by, should {made['host']} be silent for 1 min 30 s" in done.stderr
+    return made["host"], made["standbys"][0]
+
+
+def standby(pool: Pool, host: str, name: str) -> Path:
+    """The folder of what stands by there."""
+    return pool.homes[host] / ".holdfast" / "standbys" / name
+
+
+def test_what_stands_by_is_seen_has_no_secret_in_a_file_and_ends_with_the_run(
+    pool: Pool, store: tuple[Server, Callable[[str, float], int]]
+) -> None:
+    server, _ = store
+    here, there = order(pool, server, "brief", "exec sleep 600")
+    folder = standby(pool, there, "brief")
+    seen = json.loads(pool.holdfast("queue", "--on", there, "--on", here, "--json").stdout)
+
+    assert [(each["host"], [one["run"] for one in each["standbys"]]) for each in seen] == [
+        (there, ["brief"]),
+        (here, []),
+    ]
+    assert [path for path in folder.rglob("*") if server.secret.encode() in path.read_bytes()] == []
+    stopped = pool.holdfast("stop", "brief", "--grace", "1s")
+    assert stopped.returncode == 0, stopped.stderr
+    assert not folder.exists()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("waits", [False, pytest.param(True, marks=pytest.mark.soak)])
+def test_a_host_that_is_lost_is_replaced_and_yields_when_it_is_back(
+    pool: Pool, store: tuple[Server, Callable[[str, float], int]], python: list[str], waits: bool
+) -> None:
+    """`waits`: for the silence itself; else the sign of life is made older."""
+    (server, age), name = store, f"digits-{waits}".lower()
+    shutil.copy(TINY, pool.root / "project" / "tiny.py")
+    here, there = order(pool, server, name, "exec $TINY tiny.py", *python, "-e", "STEP_S=0.2")
+    first, second = pool.run_of(here, name), pool.run_of(there, name)
+    until(lambda: b'"mirrored"' in _bytes(first / "archiver.jsonl"), 60, what=lambda: _bytes(first / "output.log"))
+
+    pool.lose(here)
+    assert waits or age(".alive", 100) == 1
+    until((second / "plan.json").exists, 200, what=lambda: _bytes(standby(pool, there, name) / "log"))
+
+    over = pool.holdfast("wait", name)
+    assert over.returncode == 0, over.stderr
+    assert f"{name} is on {there} now: " in over.stderr
+    records = [json.loads(line) for line in (second / "records" / "rank-00000.jsonl").read_text().splitlines()]
+    assert next(line["step"] for line in records if line.get("event") == "restored") >= 5
+    assert (second / "final.txt").read_text() == _undisturbed(pool, there, python, f"calm-{waits}".lower())
+    back = f"AWS_SECRET_ACCESS_KEY={server.secret} ~/.holdfast/bundles/holdfast resume {name} -d"
+    again = pool.holdfast("exec", "--on", here, "--", back)
+    assert again.returncode == 0, again.stderr
+    assert pool.holdfast("wait", f"{here}:{name}").returncode == 11
+    assert "another machine has taken term" in pool.holdfast("status", f"{here}:{name}").stdout
+
+
+def _undisturbed(pool: Pool, host: str, python: list[str], name: str) -> str:
+    """The final weights of the same training, without a mirror and without trouble."""
+    words = ["run", "-d", "--on", host, "--name", name, *python, "-e", "STEP_S=0", "--", "bash", "-c"]
+    done = pool.holdfast(*words, "exec $TINY tiny.py")
+    assert done.returncode == 0, done.stderr
+    assert pool.holdfast("wait", name).returncode == 0
+    return (pool.run_of(host, name) / "final.txt").read_text()
+
+
+def _bytes(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import http.client
 import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,9 +94,42 @@ def moto(folder: Path) -> Iterator[Server]:
     program, port = need_program("moto_server"), free_port()
     with process([program, "-H", "127.0.0.1", "-p", str(port)], folder / "moto.log"):
         until(lambda: answers(port), what="moto")
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        auth = f"AWS4-HMAC-SHA256 Credential={KEY}/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
-        connection.request("PUT", f"/{BUCKET}", headers={"Authorization": auth})
-        assert connection.getresponse().status == 200
-        connection.close()
+        _make_bucket(port)
         yield Server("moto", port, conditional=True)
+
+
+@contextlib.contextmanager
+def timeless() -> Iterator[tuple[Server, Callable[[str, float], int]]]:
+    """moto in this process, and what makes every object whose key ends so older by so many seconds; how many."""
+    from moto.s3.models import s3_backends
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+
+    def age(ending: str, seconds: float) -> int:
+        found = [
+            key
+            for account in s3_backends.values()
+            for backend in account.values()
+            for name, key in backend.buckets[BUCKET].keys.items()
+            if name.endswith(ending)
+        ]
+        for key in found:
+            key.last_modified -= dt.timedelta(seconds=seconds)
+        return len(found)
+
+    try:
+        _make_bucket(port)
+        yield Server("moto", port, conditional=True), age
+    finally:
+        server.stop()
+
+
+def _make_bucket(port: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    auth = f"AWS4-HMAC-SHA256 Credential={KEY}/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+    connection.request("PUT", f"/{BUCKET}", headers={"Authorization": auth})
+    assert connection.getresponse().status == 200
+    connection.close()

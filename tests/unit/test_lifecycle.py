@@ -458,3 +458,50 @@ def test_without_an_intact_checkpoint_nothing_is_tried_again() -> None:
     over = end(1, (started(1, 2.0),), "no_checkpoint")
 
     assert (over.state, over.exit_code, over.reason) == ("failed", 12, "no checkpoint is intact")
+
+
+SUPERSEDED = ev.FindingRaised(t=5.0, id="mirror-superseded", severity="error", message="it goes on on gpu-b")
+YIELDS = Policy(yields=True, stop_grace_s=60.0)
+
+
+def test_a_run_of_a_pool_saves_and_stops_when_another_machine_goes_on() -> None:
+    running = after(started(1, 2.0), rules=YIELDS)
+
+    stop = verdict(running, SUPERSEDED, YIELDS)
+    state, actions = decide(decide(running, SUPERSEDED, YIELDS)[0], stop, YIELDS)
+    seen, over = ended(1, 6.0, "stopped", 75)
+    result = verdict(decide(state, seen, YIELDS)[0], over, YIELDS)
+
+    assert (stop.how, actions) == ("superseded", (AskStop(60.0),))
+    assert (result.state, result.exit_code, result.reason) == ("stopped", 11, "it goes on on gpu-b")
+    assert not result.to_be_continued
+
+
+def test_a_run_of_no_pool_goes_on_where_it_is() -> None:
+    assert decide(after(started(1, 2.0)), SUPERSEDED, Policy())[1] == ()
+
+
+def test_a_supervisor_that_died_over_it_is_followed_by_one_that_stops_the_run() -> None:
+    state = after(started(1, 2.0), SUPERSEDED, rules=YIELDS)
+
+    _, actions = decide(state, ev.SupervisorStarted(t=6.0, pid=2, boot="a", adopted=True), YIELDS)
+
+    assert [action.event.how for action in actions if isinstance(action, Emit)] == ["superseded"]
+
+
+def test_what_was_superseded_may_be_tried_again() -> None:
+    stop = ev.StopRequested(t=5.0, how="superseded", grace_s=60.0)
+    over = ev.RunEnded(t=6.0, state="stopped", exit_code=11, reason="")
+    cleared = ev.FindingCleared(t=7.0, id="mirror-superseded")
+
+    state, actions = decide(
+        after(started(1, 2.0), SUPERSEDED, stop, over, cleared, rules=YIELDS), ev.ResumeRequested(t=7.0), YIELDS
+    )
+
+    assert state.stop is None
+    assert [type(action) for action in actions] == [StartAttempt]
+    assert decide(state, replace_t(SUPERSEDED, 9.0), YIELDS)[1] != ()
+
+
+def replace_t(event: ev.FindingRaised, t: float) -> ev.FindingRaised:
+    return dataclasses.replace(event, t=t)

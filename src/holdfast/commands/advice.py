@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from holdfast.errors import LeaseHeld
 from holdfast.events import AttemptEnded, RunEnded
 
 # exit class (`lifecycle.ExitClass`) → what a person can do; classes that need nobody are not here
@@ -29,6 +30,8 @@ def advice(run: str, ended: AttemptEnded | None, end: RunEnded | None) -> list[s
     """Things to do, the most telling first; empty while all is well."""
     if end is not None and end.state == "succeeded":
         return []
+    if end is not None and end.state == "stopped" and end.exit_code == LeaseHeld.exit_code:
+        return []  # another machine goes on, as the reason says
     told = []
     if ended is not None and ended.exit_class in _TO_DO:
         told.append(_TO_DO[ended.exit_class].format(run=run))

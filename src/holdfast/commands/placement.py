@@ -34,6 +34,13 @@ class Choice:
     host: str | None
     why: str = ""
     others: Mapping[str, str] = field(default_factory=dict)
+    able: tuple[str, ...] = ()  # those of the others that could take it too, now or later
+
+    @property
+    def taken(self) -> str:
+        """The host, where there is one."""
+        assert self.host is not None
+        return self.host
 
     def told(self, run: str) -> str:
         """One line for people."""
@@ -62,7 +69,8 @@ def choose(answers: Mapping[str, Answer], wants: Accelerators = ANY) -> Choice:
     if not able:
         return Choice(host=None, others=others)
     best = min(able, key=lambda one: (one.free < wants.count, -one.free, one.waiting, one.runs, one.load_ratio))
-    return Choice(host=best.host, why=others.pop(best.host), others=others)
+    rest = tuple(one.host for one in able if one is not best)
+    return Choice(host=best.host, why=others.pop(best.host), others=others, able=rest)
 
 
 def standing(host: str, told: Mapping[str, Any], wants: Accelerators) -> Standing:

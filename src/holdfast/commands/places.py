@@ -1,7 +1,8 @@
 """Which machines a command line speaks of: `HOST:RUN` wherever a RUN is taken, `--on HOST` elsewhere or for many.
 
-What a machine is asked to do is the same line without its name. Nothing is connected here; what is read is the index of
-runs that were started from here, and for patterns the names in the configuration of ssh.
+What a machine is asked to do is the same line without its name. What is read is the index of runs that were started
+from here, and for patterns the names in the configuration of ssh. Nobody is asked, but for a run of a pool: it may have
+gone to another host.
 """
 
 from __future__ import annotations
@@ -71,12 +72,13 @@ def journey(verb: click.Command, away: Away, context: click.Context, words: Sequ
     helping = verb.get_help_option(context)
     if helping is not None and values.get(helping.name or ""):
         return None
-    named = list(_named(verb, values))
+    within_s = _seconds(limits)
+    named = list(_named(verb, values, None if patterns else within_s))
     lines = _at_each(patterns, named, left) if patterns else _by_machine(verb, named, left)
     if not lines:
         return None
     lasts = (away.lasts == "*" or bool(values.get(away.lasts))) and not values.get(away.unless)
-    return Journey(lines, _seconds(limits), lasts, leads=lasts and away.leads)
+    return Journey(lines, within_s, lasts, leads=lasts and away.leads)
 
 
 def split(text: str) -> tuple[str, str]:
@@ -87,31 +89,42 @@ def split(text: str) -> tuple[str, str]:
     return "", text
 
 
-def _named(verb: click.Command, values: Mapping[str, Any]) -> Iterator[_Named]:
+def _named(verb: click.Command, values: Mapping[str, Any], within_s: float | None) -> Iterator[_Named]:
+    """Every RUN; with `within_s` also where those are that name no machine."""
     for param in verb.params:
         if isinstance(param, RunArgument):
             value = values.get(param.name or "")
             for word in value if isinstance(value, (tuple, list)) else [value]:
                 if isinstance(word, _Word):
-                    yield _Named(word.at, *placed(word))
+                    yield _Named(word.at, *placed(word, within_s))
 
 
-def placed(word: str) -> tuple[str, str]:
-    """HOST, "" for here, and RUN there. Raises UsageError for a name that several machines have."""
+def placed(word: str, within_s: float | None = WITHIN_S) -> tuple[str, str]:
+    """HOST, "" for here, and RUN there; without `within_s` a name alone is here.
+
+    Raises UsageError for a name that several machines have, HostUnreachable.
+    """
     host, run = split(word)
-    return (host, run) if host else (_started_at(run), run)
+    return (host, run) if host or within_s is None else (_started_at(run, within_s), run)
 
 
-def _started_at(run: str) -> str:
+def _started_at(run: str, within_s: float) -> str:
     name = run.partition("@")[0]
     if "/" in name or (runs.home() / "runs" / name / "plan.json").is_file():
         return ""
-    hosts = [place.host for place in remembered.places(name)]
+    known = remembered.places(name)
+    hosts = [place.host for place in known]
     if len(hosts) > 1:
         raise UsageError(
             f"runs named {name!r} were started on {' and '.join(hosts)}", hint=f"name one: {hosts[-1]}:{name}"
         )
-    return hosts[0] if hosts else ""
+    if not known:
+        return ""
+    if not known[0].others:
+        return hosts[0]
+    from holdfast.commands import whereabouts
+
+    return whereabouts.host_of(name, known[0], within_s)
 
 
 def _at_each(patterns: Sequence[str], named: Sequence[_Named], words: Sequence[str]) -> tuple[Line, ...]:

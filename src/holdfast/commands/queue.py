@@ -18,12 +18,13 @@ from holdfast.units import show_size
 
 _DEVICES = ("GPU", "NAME", "MEMORY", "HAS IT")
 _WAITING = ("WAITS", "FOR", "SINCE")
+_STANDBYS = ("STANDS BY FOR", "STATE", "LAST SIGN OF LIFE", "SINCE")
 
 
 @click.command("queue")
 @json_option
 def command(as_json: bool) -> None:
-    """The devices of this machine, who has them, and who waits for what since when."""
+    """The devices of this machine, who has them, who waits for what, and for which runs of others it stands by."""
     found = standing()
     if as_json:
         print_json(found)
@@ -41,7 +42,7 @@ def together(found: Mapping[str, Any], as_json: bool) -> None:
 
 def standing() -> dict[str, Any]:
     """The `queue --json` object. Raises NoAnswer, HoldfastError."""
-    from holdfast.node import gpus, nvidia
+    from holdfast.node import gpus, nvidia, standby
     from holdfast.units import write_accelerators
 
     try:
@@ -71,6 +72,7 @@ def standing() -> dict[str, Any]:
             {"run": Path(one.dir).name, "wants": write_accelerators(one.wants), "since_s": one.since_s}
             for one in book.waiting
         ],
+        "standbys": [place.state() for place in standby.every()],
         "runs": sum(_goes_on(run) for run in runs.every()),
         "load_ratio": os.getloadavg()[0] / (os.cpu_count() or 1),
     }
@@ -89,16 +91,17 @@ def _goes_on(run: runs.RunDir) -> bool:
 
 
 def table(found: Mapping[str, Any]) -> list[str]:
-    """Two tables, the devices and below them the line; the second only where somebody waits. Pure but for the zone.
+    """The devices, below them the line, and the runs of others; each only where there is some. Pure but for the zone.
 
     found: host → the object; a single host that is called "" needs no column.
     """
     devices = [_with(host, found, _device(device)) for host, each in found.items() for device in each["devices"]]
     waiting = [_with(host, found, _waits(one)) for host, each in found.items() for one in each["waiting"]]
-    headings = _with("HOST", found, _DEVICES), _with("HOST", found, _WAITING)
-    lines = columns([headings[0], *devices]) if devices else []
-    if waiting:
-        lines += [*([""] if lines else []), *columns([headings[1], *waiting])]
+    standbys = [_with(host, found, _stands(one)) for host, each in found.items() for one in each["standbys"]]
+    lines: list[str] = []
+    for heading, rows in ((_DEVICES, devices), (_WAITING, waiting), (_STANDBYS, standbys)):
+        if rows:
+            lines += [*([""] if lines else []), *columns([_with("HOST", found, heading), *rows])]
     return lines
 
 
@@ -119,3 +122,13 @@ def _memory(device: Mapping[str, Any]) -> str:
 
 def _waits(one: Mapping[str, Any]) -> tuple[str, ...]:
     return one["run"], one["wants"], clock(one["since_s"])
+
+
+def _stands(one: Mapping[str, Any]) -> tuple[str, ...]:
+    alive = "-" if one["alive_s"] is None else clock(one["alive_s"])
+    return (
+        one["run"],
+        printable("; ".join(text for text in (one["state"], one["why"]) if text)),
+        alive,
+        clock(one["since_s"]),
+    )

@@ -57,6 +57,11 @@ class Reaching(click.Command):
         if self._away.rides:
             return max(remote.ride(line, _path(ctx), found) for line in away)
         status = remote.carry_out(away, _path(ctx), found, self._together)
+        if self._away.ends and not status:
+            from holdfast.commands import failover
+
+            for line in away:
+                failover.end(line.host, line.runs, found.within_s)
         if self._away.removes and not status:
             for line in away:
                 remembered.forget(line.host, line.runs)

@@ -1,8 +1,8 @@
 """Runs that were started from here on other machines, so that the name alone finds them again.
 
-`$HOLDFAST_HOME/remote/<run>.json`: {"version": 1, "places": [{"host", "id", "when", "project", "link", "ports"}]}, the
-newest last; `when` is in unix seconds, `project` the folder here that the code came from, `link` and `ports` what the
-run file says.
+`$HOLDFAST_HOME/remote/<run>.json`: {"version": 1, "places": [{"host", "id", "when", "project", "link", "ports",
+"pool"}]}, the newest last; `when` is in unix seconds, `project` the folder here that the code came from, `link` and
+`ports` what the run file says, `pool` every host where the run may be.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from holdfast import fsio, runs
@@ -22,7 +22,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run was started."""
+    """Where a run was started, or was found last. `pool`: the hosts that may go on with it, this one among them."""
 
     host: str
     id: str
@@ -30,6 +30,12 @@ class Place:
     project: str
     link: Mapping[str, str] = field(default_factory=dict)  # settings of the connection, as text (`link.hosts`)
     ports: Sequence[int] = ()  # that lead there while somebody is attached
+    pool: tuple[str, ...] = ()
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The rest of the pool."""
+        return tuple(host for host in self.pool if host != self.host)
 
 
 def places(run: str) -> list[Place]:
@@ -38,7 +44,11 @@ def places(run: str) -> list[Place]:
         return []
     try:
         told = json.loads(_file(run).read_bytes())
-        return [Place(**place) for place in told["places"]] if told["version"] == VERSION else []
+        return (
+            [Place(**{**place, "pool": tuple(place.get("pool", ()))}) for place in told["places"]]
+            if told["version"] == VERSION
+            else []
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
@@ -49,10 +59,18 @@ def at(host: str, names: Sequence[str]) -> Place | None:
     return next(known, None)
 
 
-def remember(host: str, run: str, project: Path, link: Mapping[str, str], ports: Sequence[int]) -> None:
-    """A run was started there. Raises OSError."""
+def remember(
+    host: str, run: str, project: Path, link: Mapping[str, str], ports: Sequence[int], pool: Sequence[str] = ()
+) -> None:
+    """A run was started there, by choice of several or not. Raises OSError."""
     kept = [place for place in places(run) if place.host != host]
-    _write(run, [*kept, Place(host, run, round(time.time(), 3), str(project), link, ports)])
+    others = tuple(pool) if len(pool) > 1 else ()
+    _write(run, [*kept, Place(host, run, round(time.time(), 3), str(project), link, ports, others)])
+
+
+def move(run: str, place: Place, host: str) -> None:
+    """It was found on another host of its pool. Raises OSError."""
+    _write(run, [replace(each, host=host) if each == place else each for each in places(run) if each.host != host])
 
 
 def forget(host: str, names: Sequence[str]) -> None:

@@ -62,7 +62,7 @@ def _resume_elsewhere(given: Elsewhere, secrets: Sequence[str], argv: Sequence[s
     from holdfast.commands import resume_elsewhere
     from holdfast.process import start_shim
 
-    run, values = resume_elsewhere.resume(given, secrets=secrets, argv=argv)
+    run, values = resume_elsewhere.resume(given, secrets=secrets, argv=argv, environ=os.environ)
     start_shim(run, secrets=values)
     if detach:
         click.echo(run.id)
@@ -123,7 +123,9 @@ def _asked(run: RunDir, at: At, start: Callable[[], None], *, last: bool) -> boo
 
 
 def _resume_all() -> int:
-    return max((_resume_one(run) for run in runs.every()), default=0)
+    from holdfast.commands import standby
+
+    return max([standby.again(), *(_resume_one(run) for run in runs.every())])
 
 
 def _resume_one(run: RunDir) -> int:

@@ -31,8 +31,12 @@ if TYPE_CHECKING:
     from holdfast.stores import Store
 
 
-def resume(source: Elsewhere, *, secrets: Sequence[str], argv: Sequence[str]) -> tuple[RunDir, dict[str, str]]:
+def resume(
+    source: Elsewhere, *, secrets: Sequence[str], argv: Sequence[str], environ: Mapping[str, str]
+) -> tuple[RunDir, dict[str, str]]:
     """Make the run here, its checkpoint in place and the mirror taken over; its directory and its secrets.
+
+    `environ`: the caller's, of which the run gets what `run` would give it.
 
     Raises HeldElsewhere or Superseded (11), NoValidCheckpoint (12), StoreRefused (14), UsageError.
     """
@@ -40,8 +44,9 @@ def resume(source: Elsewhere, *, secrets: Sequence[str], argv: Sequence[str]) ->
     from holdfast.mirror.origin import Origin
     from holdfast.node import nvidia
 
-    origin = Origin(stores.connect(source.url, os.environ, stores.IMPATIENT))
-    store = stores.connect(source.url, os.environ)
+    known = {**environ, **{name: value for name, equals, value in (each.partition("=") for each in secrets) if equals}}
+    origin = Origin(stores.connect(source.url, known, stores.IMPATIENT))
+    store = stores.connect(source.url, known)
     with tempfile.TemporaryDirectory(prefix="holdfast-") as code:
         overrides = [f"checkpoint.mirror.url={source.url}", "workdir=."]
         if origin.has_code:
@@ -49,16 +54,14 @@ def resume(source: Elsewhere, *, secrets: Sequence[str], argv: Sequence[str]) ->
             overrides[-1] = f"workdir={code}"
         declared = spec.load(
             [spec.Source(f"{source.url}/run/holdfast.yaml", origin.spec)],
-            overrides=overrides, secrets=secrets, environ=os.environ, name=origin.plan.get("name"), argv=argv,
+            overrides=overrides, secrets=secrets, environ=environ, name=origin.plan.get("name"), argv=argv,
         )  # fmt: skip
-        order = creation.Order(
-            spec=declared, base=Path.cwd(), copy=origin.has_code, id=None, environ=callers(os.environ)
-        )
+        order = creation.Order(spec=declared, base=Path.cwd(), copy=origin.has_code, id=None, environ=callers(environ))
         name = str(origin.plan.get("run") or origin.plan.get("name") or "run")
         planned = creation.preview(order, name)
         if planned.accelerators:
             nvidia.must_have(planned.accelerators, planned.env.get("PATH"))
-        values = secret_values(declared, planned, secrets, os.environ)
+        values = secret_values(declared, planned, secrets, environ)
         run, _ = creation.create(order, name, lambda run, plan: _fill(run, plan, store, source.at, origin.plan))
     return run, values
 

@@ -20,14 +20,16 @@ from typing import Any
 import click
 
 from holdfast import creation, plan, spec
-from holdfast.commands import orders, placement, remembered, remote
+from holdfast.commands import failover, orders, placement, remembered, remote
 from holdfast.commands.arguments import say
+from holdfast.commands.placement import Choice
 from holdfast.commands.progress import bar
 from holdfast.commands.reach import Linked, linked
 from holdfast.commands.remote import Asked
 from holdfast.commands.secrets import secret_values
 from holdfast.link.hosts import Settings, from_run_file, write
 from holdfast.runs import RunDir
+from holdfast.units import write_accelerators
 
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -60,16 +62,30 @@ class Wanted:
         """The run file that crosses: no secret, nothing to be looked up here, and the code where it will be."""
         given = self.order.spec
         changed: dict[str, Any] = {"name": self.name, "workdir": ".", "secrets": dict.fromkeys(given.secrets)}
-        kept = {name: getattr(given, name) for name in given.model_fields_set - {"resources"}}
-        if given.resources.accelerators is not None:  # which machine it is need not be told there
-            changed["resources"] = type(given.resources).model_construct(accelerators=given.resources.accelerators)
+        kept = {name: getattr(given, name) for name in given.model_fields_set}
+        if resources := self._resources():
+            changed["resources"] = type(given.resources).model_construct(**resources)
+        else:
+            kept.pop("resources", None)
         return spec.dump(type(given).model_construct(**{**kept, **changed}))
+
+    def _resources(self) -> dict[str, Any]:
+        """What the machine needs to know of `resources`: not which machine it is."""
+        given = self.order.spec.resources
+        known = {name: getattr(given, name) for name in given.model_fields_set - {"infra", "failover"}}
+        return {**known, "failover": self.failover} if len(self.hosts) > 1 else known
+
+    @property
+    def failover(self) -> float | str:
+        """After how much silence another host goes on, in seconds; or off."""
+        given = self.order.spec.resources.failover
+        return failover.DEFAULT_S if given is None else given
 
 
 def show(wanted: Wanted, secrets: Sequence[str], *, as_json: bool) -> int:
     """The plan as the machine would make it. Nothing is started; the code is brought, for the plan looks at it."""
     workdir, values = _resolved(wanted, secrets)
-    with linked(_host(wanted, workdir), wanted.within_s, wanted.link()) as there:
+    with linked(_choice(wanted, workdir).taken, wanted.within_s, wanted.link()) as there:
         folder = _bring(there, workdir)
         return _run(there, wanted, ("--dry-run", *(("--json",) if as_json else ())), values, folder)
 
@@ -77,39 +93,66 @@ def show(wanted: Wanted, secrets: Sequence[str], *, as_json: bool) -> int:
 def start(wanted: Wanted, secrets: Sequence[str], *, detach: bool, as_json: bool) -> int:
     """Make the run there and start it; stay with it unless `detach`. Its exit code, or that of a `run` that failed."""
     workdir, values = _resolved(wanted, secrets)
-    host, link, ports = _host(wanted, workdir), wanted.link(), wanted.order.spec.ports
+    choice, link, ports = _choice(wanted, workdir), wanted.link(), wanted.order.spec.ports
+    host = choice.taken
     with linked(host, wanted.within_s, link) as there:
         folder = _bring(there, workdir)
         with orders.ordering(*_order(host, wanted, workdir)) as token:
             made = _made(there, wanted, ("-d", "--json", "--order", token), values, folder)
-            remembered.remember(host, made["run"], workdir, write(link), ports)
+            remembered.remember(host, made["run"], workdir, write(link), ports, wanted.hosts)
+        standing = _let_others_stand_by(wanted, choice, made["run"], workdir, values)
         if not detach:
             there.lead(ports)
             return remote.call(there, Asked(("attach", made["run"]), remote.looks()))
     name = f"{host}:{made['run']}"
     if as_json:
-        click.echo(json.dumps({**made, "host": host}))
+        click.echo(json.dumps({**made, "host": host, **({"standbys": standing} if len(wanted.hosts) > 1 else {})}))
     else:
         click.echo(name)
         say(f"{name} started", hint=f"holdfast attach {name}")
     return 0
 
 
-def _host(wanted: Wanted, workdir: Path) -> str:
+def _let_others_stand_by(
+    wanted: Wanted, choice: Choice, run: str, workdir: Path, secrets: Mapping[str, str]
+) -> list[str]:
+    """Ask the other hosts of the pool to go on with the run when `choice.host` is silent; those that will."""
+    given, silent_s = wanted.order.spec, wanted.failover
+    if len(wanted.hosts) < 2 or isinstance(silent_s, str):
+        return []
+    if given.checkpoint.mirror is None:
+        say(
+            f"no other host goes on with {run} should {choice.host} be lost: it has no mirror to continue from",
+            hint="checkpoint: {mirror: s3://bucket/runs/${run}}; resources.failover: off says that this is meant",
+        )
+        return []
+    facts = creation.facts_of(wanted.order, wanted.name, RunDir(Path("/") / run))
+    wants = given.resources.accelerators
+    return failover.order(
+        failover.Silence(
+            run=run, host=choice.taken, url=plan.references_of(given.checkpoint.mirror.url, given, facts),
+            failover_s=silent_s, accelerators=write_accelerators(wants) if wants else "",
+            env={name: value for name, value in given.envs.items() if value is not None},
+        ),
+        choice.able, secrets, wanted.within_s, lambda there: _bring(there, workdir),
+    )  # fmt: skip
+
+
+def _choice(wanted: Wanted, workdir: Path) -> Choice:
     """The host to take; of several the freest, or the one where this was ordered already. Raises NowhereToRun."""
     if len(wanted.hosts) == 1:
-        return wanted.hosts[0]
+        return Choice(host=wanted.hosts[0])
     for host in wanted.hosts:
         if orders.is_open(*_order(host, wanted, workdir)):
             say(f"{host} was told to make this run and has not confirmed it: it is asked again")
-            return host
+            return Choice(host=host, able=tuple(other for other in wanted.hosts if other != host))
     asked = remote.at_each(dict.fromkeys(wanted.hosts, ("queue", "--json")), wanted.within_s)
     wants = wanted.order.spec.resources.accelerators or placement.ANY
     choice = placement.choose({outcome.host: _answer(outcome) for outcome in asked}, wants)
     if choice.host is None:
         raise placement.NowhereToRun(choice)
     say(choice.told(wanted.name))
-    return choice.host
+    return choice
 
 
 def _answer(outcome: remote.VerbOutcome) -> placement.Answer:

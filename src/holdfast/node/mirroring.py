@@ -27,7 +27,7 @@ from holdfast.checkpoint.survey import CheckpointInfo
 from holdfast.errors import HoldfastError, StoreRefused
 from holdfast.goodput import Failures
 from holdfast.mirror import origin, pull
-from holdfast.mirror.fence import BEAT_S, Fence, Owner, Superseded, refuse_if_alive
+from holdfast.mirror.fence import BEAT_S, Fence, Owner, Superseded, alive, refuse_if_alive
 from holdfast.mirror.keeper import Keeper
 from holdfast.mirror.view import View
 from holdfast.node.eventlog import EventLog
@@ -108,8 +108,9 @@ class Mirroring:
         try:
             self._do(last=last)
         except Superseded as error:
-            self._note(superseded=str(error))
-            self._log.write("warning", id="mirror-superseded", message=str(error))
+            told = f"{error}{self._where()}"
+            self._note(superseded=told)
+            self._log.write("warning", id="mirror-superseded", message=told)
         except _TooLate:
             return False
         except (HoldfastError, OSError) as error:
@@ -139,6 +140,14 @@ class Mirroring:
         if self._mirror.logs:
             origin.send_logs(self._run, keeper.store, self._sent_logs)
         self._back()
+
+    def _where(self) -> str:
+        """Who goes on with the run, as far as the mirror says so."""
+        with suppress(HoldfastError, OSError):
+            found = alive(stores.connect(self._mirror.url, self._environ()))
+            if found is not None:
+                return f"; it goes on on {found.owner.host}, in {found.owner.dir}"
+        return ""
 
     def _connected(self) -> Keeper:
         if self._keeper is None:

@@ -566,6 +566,7 @@ class Supervisor:
             raise UsageError(str(error)) from None
         self.finish_at_s = None
         self._clear("restart-budget")
+        self._clear(lifecycle.SUPERSEDED)  # the mirror is asked anew
         self._apply(ev.ResumeRequested(t=time.time(), want=want))
         return {"attempt": self.state.next_attempt, "want": want}
 

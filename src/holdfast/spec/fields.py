@@ -20,6 +20,7 @@ from holdfast.spec.mistakes import quote
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 WRONG = "holdfast"  # the type of every pydantic error that already speaks for itself
+LEAST_FAILOVER_S = 90.0  # mirror.fence.GONE_S: nobody may take a mirror over before
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _FORMAT_SPEC = re.compile(r"0?\d{0,2}(\.\d{1,2})?[defgs]?", re.ASCII)
 _CHECKPOINT_NAME: Mapping[str, object] = {
@@ -60,6 +61,12 @@ def _reads(parse: Callable[[str], Any], what: str, hint: str, words: tuple[str, 
 
 def _writes(write: Callable[[Any], str]) -> PlainSerializer:
     return PlainSerializer(lambda value: value if isinstance(value, str) else write(value))
+
+
+def _long_enough(value: float | str) -> float | str:
+    if isinstance(value, float) and value < LEAST_FAILOVER_S:
+        raise wrong(f"a machine counts as gone after {LEAST_FAILOVER_S:.0f}s at the earliest", "10m, or off")
+    return value
 
 
 def _positive(value: float) -> float:
@@ -109,6 +116,13 @@ Persist = Annotated[
     _reads(units.parse_duration, "a duration or no", units.DURATION_EXAMPLE, ("no",)),
     _writes(units.write_duration),
     _schema(_DURATION, "30m", ("no",)),
+]
+Failover = Annotated[
+    float | str,
+    _reads(units.parse_duration, "a duration or off", units.DURATION_EXAMPLE, ("off",)),
+    AfterValidator(_long_enough),
+    _writes(units.write_duration),
+    _schema(_DURATION, "10m", ("off",)),
 ]
 Size = Annotated[
     int,

@@ -6,7 +6,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
-from holdfast.spec.fields import Accelerators, Command, Duration, Keepalive, Path, Persist, Section, Text, found, wrong
+from holdfast.spec.fields import (
+    Accelerators,
+    Command,
+    Duration,
+    Failover,
+    Keepalive,
+    Path,
+    Persist,
+    Section,
+    Text,
+    found,
+    wrong,
+)
 from holdfast.spec.mistakes import quote
 
 _KINDS = ("ssh", "slurm", "k8s")
@@ -63,6 +75,12 @@ class Resources(Section):
         description="GPUs of the machine that the run has for itself; it waits until that many are free, "
         "all of a type where one is named",
         examples=["A100:2", "2"],
+    )
+    failover: Failover | None = Field(
+        None,
+        description="how long the run's machine gives no sign of life on the mirror before another host goes on; 90s "
+        "at least, or off; with several hosts and a mirror 10m when not given",
+        examples=["10m"],
     )
 
 

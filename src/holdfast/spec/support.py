@@ -13,7 +13,7 @@ from holdfast.spec.shape import key_of
 SUPPORTED = frozenset(
     {
         "name", "workdir", "envs", "secrets", "setup", "run",
-        "resources.accelerators",
+        "resources.accelerators", "resources.failover",
         "environment.python",
         "checkpoint.dir", "checkpoint.every", "checkpoint.max_overhead", "checkpoint.timeout", "checkpoint.name",
         "checkpoint.memory", "checkpoint.memory_dir", "checkpoint.mirror", "checkpoint.keep",

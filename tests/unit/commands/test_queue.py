@@ -11,6 +11,7 @@ import pytest
 from holdfast import events, runs
 from holdfast.commands import queue
 from holdfast.node import gpus
+from holdfast.node.standby import Order, Standby
 from holdfast.turn import Waiting
 from holdfast.units import Accelerators
 from tests.fake_nvidia import FakeNvidia, attempt_of
@@ -34,6 +35,7 @@ FOUND = {
         device(3),
     ],
     "waiting": [{"run": "mnist", "wants": "A100:2", "since_s": NOW - 60}],
+    "standbys": [],
     "runs": 2,
     "load_ratio": 0.5,
 }
@@ -145,3 +147,26 @@ def test_a_machine_without_devices_says_how_it_looked(tmp_path: Path, monkeypatc
         0,
         f"this machine has no device: there is no program nvidia-smi on PATH\nhint: PATH is {tmp_path}\n",
     )
+
+
+def test_runs_of_others_that_this_machine_stands_by_for_are_a_table_of_their_own() -> None:
+    stands = {"run": "digits", "state": "watching", "why": "", "alive_s": NOW - 12, "since_s": NOW - 3600}
+
+    assert queue.table({"": {**FOUND, "devices": [], "waiting": [], "standbys": [stands]}}) == [
+        "STANDS BY FOR  STATE     LAST SIGN OF LIFE    SINCE",
+        "digits         watching  2025-11-24 15:59:48  2025-11-24 15:00:00",
+    ]
+
+
+def test_a_run_that_goes_on_elsewhere_is_not_here_and_the_queue_tells_of_it() -> None:
+    place = Standby("digits")
+    place.keep(Order(run="digits", url="/nas/digits", failover_s=90.0, cwd="/", env={}, since_s=NOW))
+
+    told = holdfast("status", "digits")
+    (found,) = json.loads(holdfast("queue", "--json").out)["standbys"]
+
+    assert (told.code, told.err.splitlines()[0]) == (
+        2,
+        "error: digits goes on elsewhere; this machine stands by for it",
+    )
+    assert (found["run"], found["state"], found["failover_s"]) == ("digits", "nobody looks", 90.0)

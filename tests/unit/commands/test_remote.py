@@ -35,6 +35,24 @@ def test_what_crosses_says_which_devices_and_not_which_machine() -> None:
     assert (there.infra, there.accelerators) == ("local", Accelerators(count=2, kind="A100"))
 
 
+@pytest.mark.parametrize(
+    ("hosts", "given", "told"),
+    [
+        (("gpu-a", "gpu-b"), "", 600.0),
+        (("gpu-a", "gpu-b"), "failover: 2m", 120.0),
+        (("gpu-a", "gpu-b"), "failover: off", "off"),
+        (("gpu-a",), "failover: 2m", None),
+    ],
+)
+def test_a_run_of_a_pool_is_told_that_another_host_may_go_on(hosts: tuple[str, ...], given: str, told: object) -> None:
+    declared = spec.load([spec.Source("run.yaml", f"run: x\nresources: {{{given}}}")], environ={})
+    order = creation.Order(spec=declared, base=Path(), copy=False, environ={})
+
+    crossing = Wanted(hosts, order, "digits", None, None, within_s=1.0).text()
+
+    assert spec.load([spec.Source("-", crossing)], environ={}).resources.failover == told
+
+
 def test_an_order_that_was_not_confirmed_is_the_same_order() -> None:
     with contextlib.suppress(ConnectionError), ordering("gpu-a", "run: x") as first:
         raise ConnectionError

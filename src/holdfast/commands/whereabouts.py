@@ -1,0 +1,53 @@
+"""Where a run of a pool is now: where it was last, unless nobody carries it there any more and another host does."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from holdfast.commands import remembered, remote
+from holdfast.commands.arguments import say
+from holdfast.commands.remembered import Place
+from holdfast.errors import HostUnreachable
+
+
+def host_of(run: str, place: Place, within_s: float) -> str:
+    """The host to ask; where that is another than before, it is said and remembered. Raises HostUnreachable."""
+    if not place.others:
+        return place.host
+    last, why = _asked(run, (place.host,), within_s)[place.host]
+    if last is not None and not _is_left(last):
+        return place.host
+    why = why or f"{place.host} says that it is {last['state'] if last else 'gone'}"
+    found = _asked(run, place.others, within_s)
+    there = {host: told for host, (told, _) in found.items() if told is not None}
+    on = [host for host, told in there.items() if not _is_left(told)]
+    if last is None and not there:
+        reasons = "; ".join([why, *(reason for _, reason in found.values())])
+        raise HostUnreachable(f"{run} cannot be found: {reasons}", hint="it goes on wherever it is; ask again later")
+    if not on:
+        return place.host if last is not None else next(iter(there))
+    newest = max(on, key=lambda host: float(there[host]["updated_s"]))
+    say(f"{run} is on {newest} now: {why}")
+    remembered.move(run, place, newest)
+    return newest
+
+
+def _asked(run: str, hosts: tuple[str, ...], within_s: float) -> dict[str, tuple[dict[str, Any] | None, str]]:
+    """What each host knows of it; None, and why, where it knows nothing or cannot be asked."""
+    outcomes = remote.at_each(dict.fromkeys(hosts, ("status", run, "--json")), within_s)
+    return {outcome.host: _told(outcome) for outcome in outcomes}
+
+
+def _told(outcome: remote.VerbOutcome) -> tuple[dict[str, Any] | None, str]:
+    if outcome.error is not None:
+        return None, str(outcome.error)
+    if outcome.status:
+        said = outcome.err.decode(errors="replace").partition("\n")[0].removeprefix("error: ")
+        return None, f"{outcome.host}: {said}"
+    return json.loads(outcome.out), ""
+
+
+def _is_left(told: dict[str, Any]) -> bool:
+    """Whether nobody carries it there: the host was lost meanwhile, or another one has gone on."""
+    return told["state"] == "lost" or bool((told.get("mirror") or {}).get("superseded"))

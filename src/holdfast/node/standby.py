@@ -1,0 +1,283 @@
+"""A run of a pool whose machine may go silent: what is kept here of it, and the process that looks after it.
+
+`$HOLDFAST_HOME/standbys/<run>/`: `standby.json` is the order, `state.json` what the last look brought, `lock` is held
+for as long as the process lives, `log` is what it says. Secrets come on its standard input and stay in its memory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from holdfast import fsio, process, runs
+from holdfast.errors import HoldfastError, LeaseHeld
+from holdfast.mirror import succession
+from holdfast.mirror.succession import LOOK_S, REST_S, Next
+from holdfast.runs import RunDir
+from holdfast.stores import Store
+
+VERSION = 1
+NEEDS_SECRETS = "needs secrets"  # the state of one that nobody could start again
+BLIND = "cannot read the mirror"
+_START_S = 30.0
+_END_S = 10.0
+_GLANCE_S = 0.5  # how long at most somebody who asks who holds the lock has it himself
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What somebody who placed the run elsewhere asked of this machine. No secret is in it."""
+
+    run: str
+    url: str  # of the mirror
+    failover_s: float
+    cwd: str  # where the code lies here, should it not be on the mirror
+    env: dict[str, str]  # `envs` of the run file, which the mirror may need
+    secret_names: tuple[str, ...] = ()
+    accelerators: str = ""  # as in the run file
+    since_s: float = 0.0
+
+    @classmethod
+    def decoded(cls, told: Mapping[str, Any]) -> Order:
+        """From `standby.json`. Raises KeyError, TypeError."""
+        fields = {name: value for name, value in told.items() if name != "version"}
+        return cls(**{**fields, "secret_names": tuple(fields["secret_names"])})
+
+
+Take = Callable[[Order, Mapping[str, str]], RunDir]  # takes the mirror over, starts the run. Raises HoldfastError
+Free = Callable[[Order], bool]  # whether this machine has the devices now
+
+
+class Standby:
+    """One folder of them."""
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+        self.root = folder() / run
+
+    @property
+    def log(self) -> Path:
+        """What its process says."""
+        return self.root / "log"
+
+    def order(self) -> Order:
+        """What was asked. Raises HoldfastError."""
+        file = self.root / "standby.json"
+        try:
+            return Order.decoded(json.loads(file.read_bytes()))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise HoldfastError(f"{file} cannot be read: {error}", hint=f"rm -r {self.root}") from error
+
+    def keep(self, order: Order) -> None:
+        """Write it down. Raises OSError."""
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        text = json.dumps({"version": VERSION, **asdict(order)}, indent=1)
+        fsio.replace(self.root / "standby.json", text.encode())
+
+    def note(self, state: str, **facts: Any) -> None:
+        """What `state` tells from now on. A disk that is full keeps what was told before."""
+        try:
+            fsio.replace(self.root / "state.json", json.dumps({"state": state, **facts}).encode())
+        except OSError as error:
+            _say(f"state.json: {error}")
+
+    def state(self) -> dict[str, Any]:
+        """Run, state, since when it stands by, and when the run gave a sign of life last, in unix seconds."""
+        try:
+            told: dict[str, Any] = json.loads((self.root / "state.json").read_bytes())
+        except (OSError, ValueError):
+            told = {"state": Next.WATCH.value}
+        if told["state"] != NEEDS_SECRETS and self.holder() is None:
+            told["state"] = "nobody looks"
+        order = self.order()
+        known = {"run": order.run, "url": order.url, "failover_s": order.failover_s, "since_s": order.since_s}
+        return {**known, "alive_s": None, "why": "", **told}
+
+    def holder(self) -> process.Identity | None:
+        """The process that looks after it, if there is one."""
+        try:
+            with (self.root / "lock").open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            told = json.loads((self.root / "lock").read_bytes() or b"{}")
+            return process.Identity(int(told.get("pid", 0)), int(told.get("start_ticks", 0)))
+        except FileNotFoundError:
+            pass
+        return None
+
+    def start(self, secrets: Mapping[str, str]) -> None:
+        """Leave a process behind that looks after it. Raises LeaseHeld when one does, HoldfastError."""
+        command = [sys.executable, "-m", "holdfast", "node", "standby", "serve", self.run]
+        with open(self.log, "ab", opener=_private) as log:
+            child = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd="/", env=process.node_environment(),
+                start_new_session=True,
+            )  # fmt: skip
+        try:
+            child.communicate(json.dumps(dict(secrets)).encode(), timeout=_START_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.communicate()
+            raise HoldfastError(f"what stands by for {self.run} did not start within {_START_S:g} s") from None
+        if child.returncode == LeaseHeld.exit_code:
+            holder = self.holder()
+            raise LeaseHeld(str(self.root), holder.pid if holder else 0)
+        if child.returncode:
+            raise HoldfastError(f"what stands by for {self.run} did not start", hint=f"see {self.log}")
+
+    def end(self) -> None:
+        """Stand by no more."""
+        deadline_s = time.monotonic() + _END_S
+        while (holder := self.holder()) is not None:
+            late = time.monotonic() > deadline_s
+            process.send_signal(holder, signal.SIGKILL if late else signal.SIGTERM)
+            time.sleep(0.05)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def serve(self, connect: Callable[[Order, Mapping[str, str]], Store], take: Take, free: Free) -> int:
+        """Be that process; 11 where another one is. Secrets are read from standard input."""
+        secrets = json.loads(sys.stdin.buffer.read() or b"{}")
+        if (lock := self._lock()) is None:
+            return LeaseHeld.exit_code
+        if os.fork():
+            os._exit(0)  # whoever started us sees that it stands
+        me = process.identity(os.getpid())
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, json.dumps({"pid": os.getpid(), "start_ticks": me.start_ticks if me else 0}).encode(), 0)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # by way of every `finally`
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        order = self.order()
+        Watch(self, order, lambda: connect(order, secrets), lambda: take(order, secrets), lambda: free(order)).run()
+        return 0
+
+    def _lock(self) -> int | None:
+        """Held for as long as this process lives; None while another one holds it, and not only looks at it."""
+        lock = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        deadline_s = time.monotonic() + _GLANCE_S
+        while not _taken(lock):
+            if time.monotonic() > deadline_s:
+                os.close(lock)
+                return None
+            time.sleep(0.02)
+        return lock
+
+
+class Watch:
+    """Looks at one mirror until the run goes on here, or nobody needs that any more."""
+
+    def __init__(
+        self,
+        place: Standby,
+        order: Order,
+        connect: Callable[[], Store],
+        take: Callable[[], RunDir],
+        free: Callable[[], bool],
+    ) -> None:
+        self._place, self._order = place, order
+        self._connect, self._take, self._free = connect, take, free
+        self._store: Store | None = None
+        self._blind_s = float("-inf")  # when the mirror could not be read last
+        self._lived_s = time.monotonic()  # when somebody claimed to live last
+        self._alive_s: float | None = None  # the same in unix seconds, by the sign itself
+
+    def run(self) -> None:
+        """Until the end of it."""
+        while (pause_s := self.once()) is not None:
+            time.sleep(pause_s)
+
+    def once(self) -> float | None:
+        """One look and what follows; seconds to the next one, None when there is none."""
+        try:
+            seen = self._look()
+        except Exception as error:  # whatever a store does, the next look may bring more
+            self._failed(error, "the mirror cannot be read")
+            self._blind_s = time.monotonic()
+            self._note(BLIND, str(error))
+            return LOOK_S
+        now_s, failover_s = time.monotonic(), self._order.failover_s
+        is_silent = seen.age_s is not None and seen.age_s >= failover_s
+        then = succession.decide(
+            seen, failover_s=failover_s, free=is_silent and self._free(), watched_s=now_s - self._blind_s,
+            rested_s=now_s - self._lived_s,
+        )  # fmt: skip
+        if then is Next.TAKE:
+            return self._go_on(seen.host)
+        if then is Next.LEAVE:
+            _say(f"{self._order.run} has been at rest for a day: nobody stands by here any more")
+            self._leave()
+            return None
+        self._note(then.value)
+        return REST_S if then is Next.REST else LOOK_S
+
+    def _look(self) -> succession.Look:
+        if self._store is None:
+            self._store = self._connect()
+        seen = succession.look(self._store)
+        if seen.age_s is not None:
+            self._lived_s, self._alive_s = time.monotonic(), time.time() - max(0.0, seen.age_s)
+        return seen
+
+    def _go_on(self, silent: str) -> float | None:
+        """Take the run over; who loses to another one, or cannot, stands by as before."""
+        _say(f"{silent} is silent: {self._order.run} is to go on here")
+        self._note(Next.TAKE.value)
+        try:
+            run = self._take()
+        except Exception as error:  # as above: somebody has to stand by
+            self._failed(error, f"{self._order.run} does not go on here")
+            self._note(Next.WATCH.value, str(error))
+            return LOOK_S
+        _say(f"{run.id} goes on here")
+        self._leave()
+        return None
+
+    def _failed(self, error: Exception, what: str) -> None:
+        """Say it, with the trace of what nobody foresaw."""
+        _say(f"{what}: {error}")
+        if not isinstance(error, (HoldfastError, OSError)):
+            traceback.print_exception(error)
+
+    def _note(self, state: str, why: str = "") -> None:
+        self._place.note(state, alive_s=self._alive_s, why=why, looked_s=time.time())
+
+    def _leave(self) -> None:
+        shutil.rmtree(self._place.root, ignore_errors=True)
+
+
+def folder() -> Path:
+    """Where they lie."""
+    return runs.home().absolute() / "standbys"
+
+
+def every() -> Iterator[Standby]:
+    """All of this machine, by the names of their runs."""
+    if folder().is_dir():
+        yield from (Standby(path.name) for path in sorted(folder().iterdir()) if (path / "standby.json").is_file())
+
+
+def _taken(lock: int) -> bool:
+    """Whether it is ours now."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _say(sentence: str) -> None:
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {sentence}", file=sys.stderr, flush=True)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

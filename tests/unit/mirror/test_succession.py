@@ -1,0 +1,64 @@
+"""Who goes on with a run, and when: decided without a store, and read from one."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast.checkpoint.lease import Lease
+from holdfast.mirror.fence import GONE_S, Fence, Owner
+from holdfast.mirror.succession import BUSY_S, LEAVE_S, Look, Next, decide, look
+from holdfast.spec.fields import LEAST_FAILOVER_S
+from holdfast.stores import connect
+
+FAILOVER_S = 600.0
+
+
+def after(age_s: float | None, *, begun: bool = True, **facts: Any) -> Next:
+    given = {"failover_s": FAILOVER_S, "free": True, "watched_s": math.inf, "rested_s": 0.0, **facts}
+    return decide(Look(begun=begun, age_s=age_s), **given)
+
+
+@pytest.mark.parametrize(("age_s", "then"), [(0.0, Next.WATCH), (599.9, Next.WATCH), (600.0, Next.TAKE)])
+def test_silence_for_as_long_as_was_said_is_an_end(age_s: float, then: Next) -> None:
+    assert after(age_s) is then
+
+
+def test_one_whose_devices_are_not_free_lets_the_others_go_first() -> None:
+    assert after(FAILOVER_S, free=False) is Next.WATCH
+    assert after(FAILOVER_S + BUSY_S, free=False) is Next.TAKE
+
+
+def test_after_a_store_was_away_the_machine_has_time_to_give_a_sign_again() -> None:
+    assert after(9999.0, watched_s=GONE_S - 1) is Next.WATCH
+    assert after(9999.0, watched_s=GONE_S) is Next.TAKE
+
+
+def test_a_run_at_rest_is_left_alone_and_given_up_after_a_day() -> None:
+    assert after(None) is Next.REST
+    assert after(None, begun=False) is Next.WATCH  # it may be about to begin
+    assert after(None, rested_s=LEAVE_S) is after(None, begun=False, rested_s=LEAVE_S) is Next.LEAVE
+
+
+def test_nobody_may_take_over_before_the_fence_lets_him() -> None:
+    assert LEAST_FAILOVER_S >= GONE_S
+
+
+def test_a_look_tells_a_run_that_lives_from_one_at_rest_and_from_none(tmp_path: Path) -> None:
+    store = connect(str(tmp_path / "mirror"), {})
+    fence, own = (
+        Fence(store, Owner("gpu-a", "/runs/x")),
+        Lease(term=1, claim="a", attempt=1, base=None, owner={}, time_s=1),
+    )
+
+    assert look(store) == Look(begun=False)
+    fence.hold(own, [])
+    fence.beat(own)
+    seen = look(store)
+    assert (seen.begun, seen.host) == (True, "gpu-a")
+    assert seen.age_s is not None and 0 <= seen.age_s < 60
+    fence.rest(own)
+    assert look(store) == Look(begun=True)

@@ -1,0 +1,174 @@
+"""What stands by for a run of another machine: one look and what follows, and the process that looks."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from holdfast import process, stores
+from holdfast.checkpoint.lease import Lease
+from holdfast.commands import standby as verbs
+from holdfast.errors import LeaseHeld
+from holdfast.mirror.fence import Fence, Owner, Superseded
+from holdfast.mirror.succession import LOOK_S, REST_S
+from holdfast.node.standby import BLIND, Order, Standby, Watch, every
+from holdfast.runs import RunDir
+from tests.labs.servers import BUCKET, Server
+
+SECRET = "hush-4711-hush"
+OWN = Lease(term=1, claim="a", attempt=1, base=None, owner={}, time_s=1.0)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Nothing that a test leaves standing by outlives it."""
+    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path / "home"))
+    yield tmp_path / "home"
+    for place in every():
+        place.end()
+
+
+def ordered(url: str, *secrets: str) -> tuple[Standby, Order]:
+    place = Standby("digits")
+    order = Order(run="digits", url=url, failover_s=90.0, cwd="/", env={}, secret_names=secrets, since_s=1.0)
+    place.keep(order)
+    return place, order
+
+
+def watching(mirror: Path, take: Callable[[], RunDir]) -> tuple[Standby, Watch]:
+    place, order = ordered(str(mirror))
+    return place, Watch(place, order, lambda: stores.connect(str(mirror), {}), take, lambda: True)
+
+
+def alive_on(mirror: Path, *, age_s: float = 0.0) -> Fence:
+    """Somebody holds the run there and gave a sign of life so long ago."""
+    fence = Fence(stores.connect(str(mirror), {}), Owner("gpu-a", "/runs/digits"))
+    fence.hold(OWN, [])
+    fence.beat(OWN)
+    sign = mirror / "leases" / "000001.alive"
+    os.utime(sign, (sign.stat().st_mtime - age_s,) * 2)
+    return fence
+
+
+def never() -> RunDir:
+    raise AssertionError("nobody is to take it over")
+
+
+def state(place: Standby) -> dict[str, object]:
+    found: dict[str, object] = json.loads((place.root / "state.json").read_text())
+    return found
+
+
+def test_while_there_are_signs_of_life_it_looks_and_tells_of_them(tmp_path: Path) -> None:
+    place, watch = watching(tmp_path / "nas", never)
+    alive_on(tmp_path / "nas", age_s=50)
+
+    assert watch.once() == LOOK_S
+    told = state(place)
+    assert told["state"] == "watching"
+    assert 49 < float(str(told["looked_s"])) - float(str(told["alive_s"])) < 60
+
+
+def test_who_loses_the_run_to_another_one_stands_by_as_before(tmp_path: Path) -> None:
+    def lose() -> RunDir:
+        raise Superseded("nas", "another machine has taken term 2 of this run")
+
+    place, watch = watching(tmp_path / "nas", lose)
+    alive_on(tmp_path / "nas", age_s=100)
+
+    assert watch.once() == LOOK_S
+    assert (state(place)["state"], "term 2" in str(state(place)["why"])) == ("watching", True)
+
+
+def test_once_the_run_goes_on_here_nobody_stands_by(tmp_path: Path) -> None:
+    place, watch = watching(tmp_path / "nas", lambda: RunDir(tmp_path / "digits"))
+    alive_on(tmp_path / "nas", age_s=100)
+
+    assert watch.once() is None
+    assert not place.root.exists()
+
+
+def test_a_mirror_that_cannot_be_read_proves_nothing_and_neither_does_its_return(tmp_path: Path) -> None:
+    mirror = tmp_path / "mount" / "nas"
+    place, watch = watching(mirror, never)
+
+    assert watch.once() == LOOK_S
+    assert state(place)["state"] == BLIND
+    mirror.parent.mkdir()
+    alive_on(mirror, age_s=9999)
+    assert watch.once() == LOOK_S
+    assert state(place)["state"] == "watching"
+
+
+def test_a_run_at_rest_is_looked_at_rarely(tmp_path: Path) -> None:
+    place, watch = watching(tmp_path / "nas", never)
+    alive_on(tmp_path / "nas", age_s=9999).rest(OWN)
+
+    assert watch.once() == REST_S
+    assert state(place)["state"] == "at rest"
+
+
+def test_its_process_is_one_has_the_secrets_in_memory_alone_and_ends_when_told(tmp_path: Path) -> None:
+    alive_on(tmp_path / "nas")
+    place, _ = ordered(str(tmp_path / "nas"), "TOKEN")
+
+    place.start({"TOKEN": SECRET})
+
+    holder = place.holder()
+    assert holder is not None and process.alive(holder)
+    with pytest.raises(LeaseHeld):
+        place.start({"TOKEN": SECRET})
+    needle = SECRET.encode()
+    for name in ("environ", "cmdline"):
+        assert needle not in Path(f"/proc/{holder.pid}/{name}").read_bytes()
+    assert [path for path in place.root.rglob("*") if needle in path.read_bytes()] == []
+    place.end()
+    assert not process.alive(holder)
+    assert not place.root.exists()
+
+
+def test_after_a_reboot_those_that_need_no_secret_stand_by_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alive_on(tmp_path / "nas")
+    place, _ = ordered(str(tmp_path / "nas"))
+
+    assert verbs.again() == 0
+    assert place.holder() is not None
+    assert verbs.again() == 0  # it does so already
+    place.end()
+    ordered(str(tmp_path / "nas"), "TOKEN")
+    assert verbs.again() == 1
+    assert "secrets are missing: TOKEN" in capsys.readouterr().err
+    assert (place.holder(), place.state()["state"]) == (None, "needs secrets")
+
+
+def begun(url: str, **env: str) -> dict[str, object]:
+    told = {"url": url, "failover_s": 90.0, "env": env, "secret_names": [], "accelerators": ""}
+    return verbs.begin(Standby("digits"), told)
+
+
+def test_where_a_store_does_not_enforce_creation_nobody_stands_by(rclone: Server, tmp_path: Path) -> None:
+    answer = begun(f"s3://{BUCKET}/standby", **rclone.environ(home=tmp_path))
+
+    assert (answer["standing"], answer["unfenced"]) == (False, True)
+    assert list(every()) == []
+
+
+def test_a_mirror_that_cannot_be_used_from_here_is_told(tmp_path: Path) -> None:
+    answer = begun(str(tmp_path / "no" / "nas"))
+
+    assert answer["standing"] is False
+    assert "it cannot use the mirror" in str(answer["why"])
+
+
+def test_one_name_stands_for_one_run(home: Path, tmp_path: Path) -> None:
+    assert begun(str(tmp_path / "nas"))["standing"] is True
+    assert begun(str(tmp_path / "nas"))["standing"] is True  # ordered again
+    assert "another run called digits" in str(begun(str(tmp_path / "other"))["why"])
+    (home / "runs" / "digits").mkdir(parents=True)
+    assert "there is a run digits already" in str(begun(str(tmp_path / "nas"))["why"])
