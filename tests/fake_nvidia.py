@@ -28,9 +28,9 @@ esac
 
 
 @contextmanager
-def attempt_of(run: str) -> Iterator[int]:
+def attempt_of(run: str, **more: str) -> Iterator[int]:
     """A process that bears the marks of an attempt of the run in that folder; its pid."""
-    env = {**os.environ, "HOLDFAST_RUN_DIR": run, "HOLDFAST_ATTEMPT": "1"}
+    env = {**os.environ, "HOLDFAST_RUN_DIR": run, "HOLDFAST_ATTEMPT": "1", **more}
     with subprocess.Popen(["sleep", "600"], env=env) as child:
         try:
             until(lambda: process.environment(child.pid))  # empty for a moment after it was started

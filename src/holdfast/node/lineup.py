@@ -44,7 +44,8 @@ class Lineup:
     """`waits`: it has asked and lacks devices."""
 
     def __init__(self, run: RunDir, plan: Plan) -> None:
-        self._run, self._path = str(run.root), plan.env.get("PATH")
+        self._run = str(run.root.resolve())  # whichever way it was reached: it must not wait for itself
+        self._path = plan.env.get("PATH")
         self._wants = parse_accelerators(plan.accelerators) if plan.accelerators else None
         self._written = plan.accelerators
         self._seen: Seen | None = None

@@ -72,9 +72,10 @@ def computing(path: str | None = None) -> list[Computing]:
 
 
 def run_of(pid: int) -> str:
-    """The directory of the run that a process belongs to; empty for none, and for what is not ours to see."""
+    """The real path of the run that a process belongs to; empty for none, and for what is not ours to see."""
     environ = environment(pid)
-    return environ.get("HOLDFAST_RUN_DIR", "") if "HOLDFAST_ATTEMPT" in environ else ""
+    run = environ.get("HOLDFAST_RUN_DIR", "") if "HOLDFAST_ATTEMPT" in environ else ""
+    return run and str(Path(run).resolve())
 
 
 def strangers(seen: Iterable[Computing], claims: dict[str, str]) -> dict[str, str]:

@@ -42,13 +42,13 @@ def members(run_dir: Path, *, session: int = 0) -> list[Identity]:
 
 
 def given() -> dict[str, str]:
-    """uuid → run directory, for each device that a living process of an attempt was started with."""
+    """uuid → real path of the run directory, for each device that a living process of an attempt was started with."""
     found: dict[str, str] = {}
     for entry in os.scandir("/proc"):
         environ = environment(int(entry.name)) if entry.name.isdigit() else {}
         if "HOLDFAST_ATTEMPT" in environ:
-            named = environ.get(VISIBLE, "").split(",")
-            found |= {uuid: environ.get("HOLDFAST_RUN_DIR", "") for uuid in named if uuid.startswith("GPU-")}
+            run = str(Path(environ.get("HOLDFAST_RUN_DIR", "")).resolve())
+            found |= {uuid: run for uuid in environ.get(VISIBLE, "").split(",") if uuid.startswith("GPU-")}
     return found
 
 

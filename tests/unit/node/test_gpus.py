@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from holdfast import fsio, process, runs
-from holdfast.node import gpus
+from holdfast.node import gpus, nvidia, sweep
 from holdfast.turn import Waiting
 from holdfast.units import Accelerators
 from tests.fake_nvidia import attempt_of
@@ -54,6 +54,16 @@ def test_the_dead_are_struck_out(living: str, tmp_path: Path) -> None:
     assert mine in gpus.look().claims
     assert theirs not in gpus.look().claims
     assert gone not in gpus.look().waiting
+
+
+def test_what_an_attempt_was_given_is_seen_by_its_process_whichever_way_its_folder_was_reached(tmp_path: Path) -> None:
+    mine, other = uuid(), uuid()
+    (tmp_path / "link").symlink_to(tmp_path)
+
+    with attempt_of(str(tmp_path / "link" / "digits"), CUDA_VISIBLE_DEVICES=f"{mine},{other}") as pid:
+        given, run = sweep.given(), nvidia.run_of(pid)
+
+    assert {given[mine], given[other], run} == {str(tmp_path / "digits")}
 
 
 @pytest.mark.parametrize("damage", ["boot", "version", "text", "gone"])
