@@ -119,13 +119,11 @@ class Agent:
                     place.tick(time.monotonic())
                 await self._drop_spent()
         finally:
-            accepting.cancel()
-            for task in self._clients.values():
+            leaving = [accepting, *self._clients.values()]
+            for task in leaving:
                 task.cancel()
-            for forward in list(self._forwards.values()):
-                await forward.close()
-            for place in self._places.values():
-                await place.end()
+            await asyncio.wait(leaving)  # each ends what it alone has used
+            await asyncio.gather(*[self._end_place(key) for key in list(self._places)])
 
     def _is_idle(self) -> bool:
         if self._clients or self._places:
@@ -189,6 +187,8 @@ class Agent:
             answer = await self._ops[message["op"]](message, client)
         except (ValueError, KeyError, TypeError) as error:
             answer = {"ok": False, "error": f"a message that nobody understands: {error}"}
+        except OSError as error:  # no descriptor is left, no memory for a process
+            answer = {"ok": False, "error": f"the link agent cannot do that: {error}"}
         except HoldfastError as error:
             answer = {"ok": False, "error": str(error), "hint": error.hint, "exit_code": error.exit_code}
         await client.tell(answer)
@@ -265,7 +265,8 @@ class Agent:
         return {"ok": True, **forward.told}
 
     async def _list_forwards(self, _message: Mapping[str, Any], _client: Client) -> Message:
-        told = [{**one.told, "state": self._at(one.key).link.state.value} for one in self._forwards.values()]
+        states = {key: place.link.state for key, place in self._places.items()}
+        told = [{**one.told, "state": states.get(one.key, State.DOWN).value} for one in self._forwards.values()]
         return {"ok": True, "forwards": told}
 
     async def _unforward(self, message: Mapping[str, Any], _client: Client) -> Message:

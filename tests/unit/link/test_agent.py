@@ -19,10 +19,11 @@ import pytest
 
 from holdfast import process, runs
 from holdfast.errors import HoldfastError, HostUnreachable, UsageError
-from holdfast.link import agent, client, messages, mux, target
+from holdfast.link import agent, client, hosts, messages, mux, target
 from holdfast.link.channels import Connection
 from holdfast.link.client import Links, NeedsAuthentication
 from holdfast.link.hosts import Chosen, Settings
+from holdfast.link.mux import End
 from holdfast.link.place import Place
 from tests.labs import sshd as lab
 from tests.labs.links import holder, kill_agent
@@ -202,6 +203,21 @@ def test_an_agent_leaves_nothing_behind(server: lab.Sshd) -> None:
     process.send_signal(who, signal.SIGTERM)
     until(lambda: not process.alive(who))
 
+    assert not target.folder().exists()
+
+
+def test_an_agent_that_is_told_to_end_ends_what_its_clients_hold(server: lab.Sshd) -> None:
+    """Each connection here ends with its client, which is ended at the same time."""
+    hosts.update("node", Settings(multiplex=False))
+    with Links() as one, Links() as other:
+        one.up("node")
+        other.forward(other.up("node").key, 0, End(port=1))
+        who = holder()
+        assert who is not None
+        process.send_signal(who, signal.SIGTERM)
+        until(lambda: not process.alive(who))
+
+    assert masters() == []
     assert not target.folder().exists()
 
 
