@@ -1,10 +1,15 @@
-"""A rank that saves or loads an FSDP2 model and its optimizer through every adapter. Arguments: save|load FOLDER."""
+"""Ranks that save or load an FSDP2 model and its optimizer through every adapter. RANKS save|load|preempted FOLDER.
+
+torch is imported once; the ranks are forked from here.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -105,12 +110,26 @@ def preempted(root: Path) -> None:
     dcp.save(sharded(2), checkpoint_id=f"holdfast://{root}/last", planner=Killed())
 
 
-def main() -> None:
-    warnings.simplefilter("ignore")
-    dist.init_process_group("gloo")
-    {"save": save, "load": load, "preempted": preempted}[sys.argv[1]](Path(sys.argv[2]))
+def rank(number: int, ranks: int, what: str, root: Path, store: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=number, world_size=ranks)
+    {"save": save, "load": load, "preempted": preempted}[what](root)
     dist.barrier()
     dist.destroy_process_group()
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    ranks, what, root = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+    fork = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as folder:
+        given = (ranks, what, root, f"{folder}/store")
+        started = [fork.Process(target=rank, args=(number, *given)) for number in range(ranks)]
+        for one in started:
+            one.start()
+        for one in started:
+            one.join()
+    sys.exit(any(one.exitcode for one in started))
 
 
 if __name__ == "__main__":
