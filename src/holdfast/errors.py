@@ -51,6 +51,7 @@ class RunNotFound(UsageError):
 
     def __init__(self, run: str, *, near: str = "", said: str = "", hint: str = "") -> None:
         """`said`: a sentence in place of one made here."""
+        self.is_explained = bool(near or said)
         guess = f"; did you mean {near!r}?" if near else ""
         super().__init__(said or f"no run named {run!r}{guess}", hint=hint or "holdfast ps --all lists every run")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from holdfast import runs
-from holdfast.errors import UsageError
+from holdfast.errors import RunNotFound, UsageError
 from holdfast.runs import RunDir
 
 Callback = TypeVar("Callback", bound=Callable[..., Any])
@@ -42,14 +43,33 @@ def complete_runs(context: click.Context, parameter: click.Parameter, incomplete
     return [CompletionItem(word) for word in found if word.startswith(incomplete)]
 
 
+def find(name: str) -> RunDir:
+    """The run of this machine. Raises RunNotFound, with the nearest name; UsageError for the name of a machine."""
+    from holdfast.commands import remembered
+    from holdfast.link import names, target
+
+    try:
+        return runs.find(name)
+    except RunNotFound as error:
+        if name in names.known(target.users_config()):
+            raise UsageError(
+                f"{name} is a machine, and no run", hint=f"name the run: {name}:RUN; holdfast ps --on {name} has them"
+            ) from None
+        known = {run: places[-1].host for run in remembered.every() if (places := remembered.places(run))}
+        near = difflib.get_close_matches(name, known, n=1)
+        if near and not error.is_explained:
+            raise RunNotFound(name, near=f"{known[near[0]]}:{near[0]}") from None
+        raise
+
+
 def run_argument(callback: Callback) -> Callback:
     """A RUN that must be given, by its id or its folder; becomes a RunDir. Raises RunNotFound with the nearest name."""
-    return click.argument("run", type=runs.find, cls=RunArgument)(callback)
+    return click.argument("run", type=find, cls=RunArgument)(callback)
 
 
 def optional_run(callback: Callback) -> Callback:
     """A RUN that may be left out: None then, for `chosen`."""
-    return click.argument("run", type=runs.find, cls=RunArgument, required=False)(callback)
+    return click.argument("run", type=find, cls=RunArgument, required=False)(callback)
 
 
 def duration_option(*names: str, **options: Any) -> Callable[[Callback], Callback]:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from holdfast import runs
+from holdfast.commands import remembered
 from holdfast.commands.arguments import fitted, json_option, print_json, say, takes_colours
 from holdfast.commands.liveness import ENDED, status_of
 from holdfast.commands.status import waits
@@ -90,7 +91,9 @@ def _tell_waits(statuses: list[dict[str, Any]]) -> None:
 
 
 def _tell(found: int, hidden: int) -> None:
-    if not found:
+    if not found and (hosts := remembered.hosts()):
+        say("no runs on this machine", hint=" ".join(["holdfast ps", *(f"--on {host}" for host in hosts)]))
+    elif not found:
         say("no runs yet", hint="holdfast run -- python train.py")
     elif hidden:
         say(f"{plural(hidden, 'ended run')} not shown", hint="holdfast ps --all")

@@ -90,6 +90,11 @@ def every() -> Iterator[str]:
     yield from sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else ()
 
 
+def hosts() -> list[str]:
+    """Every machine on which a run was started from here."""
+    return list(dict.fromkeys(place.host for run in every() for place in places(run)))
+
+
 def _write(run: str, kept: Sequence[Place]) -> None:
     _folder().mkdir(mode=0o700, parents=True, exist_ok=True)
     text = json.dumps({"version": VERSION, "places": [asdict(place) for place in kept]}, indent=1)

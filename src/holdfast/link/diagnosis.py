@@ -80,7 +80,7 @@ _ROWS = (
         Cause.NAME,
         r"Could not resolve hostname (?P<name>\S+):",
         "nobody knows an address of {name}",
-        "is {host} an alias of your ~/.ssh/config? is the network there?",
+        "is {name} an alias of your ~/.ssh/config? is the network there?",
     ),
     _Row(Cause.NETWORK, r"Connection refused", "{host} is there, and no SSH server listens", "is the port right?"),
     _Row(Cause.NETWORK, r"No route to host|Network is unreachable", "there is no way to {host}", "is the network up?"),
@@ -95,14 +95,21 @@ _ROWS = (
 )  # fmt: skip
 
 
+_NO_WAY = "UNKNOWN port 65535"  # what ssh calls the end of a jump host, or of a proxy, that has not let it through
+
+
 def diagnose(said: str, host: str) -> Why:
     """The cause, from all that ssh has said; of several the one that explains the others."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
+    is_short = any(_NO_WAY in line for line in lines) and not any("stdio forwarding failed" in line for line in lines)
     for row in _ROWS:
         for line in reversed(lines):
             found = re.search(row.pattern, line)
             if found:
                 words = {"host": host, **found.groupdict()}
-                return Why(row.cause, row.sentence.format(**words), row.hint.format(**words), line)
+                hint = row.hint.format(**words)
+                if is_short and row.cause is not Cause.NAME and "Connection closed by" not in line:
+                    words["host"], hint = f"a host on the way to {host}", f"ssh -v {host} shows which"
+                return Why(row.cause, row.sentence.format(**words), hint, line)
     last = lines[-1] if lines else ""
     return Why(Cause.UNKNOWN, f"ssh {host} ended{f': {last}' if last else ' and said nothing'}", said=last)

@@ -38,6 +38,8 @@ def send(
 ) -> Iterator[Outcome]:
     """Bring `root` to the other end: once, or for as long as it is watched, after each change."""
     with answering(frames):
+        if not root.exists():
+            raise UsageError(f"there is no folder {root}")
         if not root.is_dir():
             raise UsageError(f"{root} is not a folder", hint="name the folder that it lies in")
         sender = Sender(root, frames, progress)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.commands import attach, ps
+from holdfast.commands import attach, ps, remembered
 from holdfast.commands import status as status_verb
 from holdfast.commands.arguments import takes_colours
 from holdfast.events import RunEnded
@@ -209,6 +209,18 @@ def test_a_home_that_is_a_file_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path
     said = holdfast("ps")
 
     assert (said.code, "is not a folder" in said.err) == (2, True)
+
+
+def test_who_has_runs_on_other_machines_alone_is_told_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "config").write_text("Host gpu-a\n")
+    monkeypatch.setenv("HOLDFAST_SSH_CONFIG", str(tmp_path / "config"))
+    remembered.remember("gpu-a", "digits", tmp_path, {}, ())
+
+    assert holdfast("ps").err == "no runs on this machine\nhint: holdfast ps --on gpu-a\n"
+    assert "no run named 'digist'; did you mean 'gpu-a:digits'?" in holdfast("status", "digist").err
+    said = holdfast("status", "gpu-a")
+    assert said.code == 2
+    assert said.err.startswith("error: gpu-a is a machine, and no run\nhint: name the run: gpu-a:RUN; ")
 
 
 @pytest.mark.parametrize(("environ", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])

@@ -49,6 +49,27 @@ def test_a_key_that_is_not_taken(server: lab.Sshd, tmp_path: Path) -> None:
     assert why.sentence == "node takes none of our keys (it offers publickey)"
 
 
+def test_it_is_told_where_a_host_before_it_is_the_one_that_refuses(server: lab.Sshd, tmp_path: Path) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "other")], check=True)
+    node = server.config.read_text()
+    gate = node.replace("Host node", "Host gate")
+    refusing, deaf = (
+        gate.replace(f"{server.folder}/key", str(tmp_path / "other")),
+        gate.replace("  Port ", "  Port 1 #"),
+    )
+
+    def why(jump: str, target: str = node) -> tuple[str, str]:
+        (tmp_path / "config").write_text(f"{target}  ProxyJump gate\n{jump}")
+        found = diagnose(said(tmp_path / "config"), "node")
+        return found.sentence, found.hint
+
+    before = "a host on the way to node"
+    assert why(refusing) == (f"{before} takes none of our keys (it offers publickey)", "ssh -v node shows which")
+    assert why(deaf) == (f"{before} is there, and no SSH server listens", "ssh -v node shows which")
+    there = node.replace("  Port ", "  Port 1 #")
+    assert why(gate, there) == ("node is there, and no SSH server listens", "is the port right?")
+
+
 def test_a_host_key_that_has_changed(server: lab.Sshd, tmp_path: Path) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "host")], check=True)
     (tmp_path / "known").write_text(f"[127.0.0.1]:{server.port} {(tmp_path / 'host.pub').read_text()}")

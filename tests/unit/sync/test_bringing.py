@@ -228,7 +228,7 @@ def test_many_files(tmp_path: Path, count: int) -> None:
 def test_a_missing_folder_is_told_on_both_ends(tmp_path: Path) -> None:
     done = synced(tmp_path / "nowhere", tmp_path / "t")
 
-    assert str(done.sender_error) == f"{tmp_path}/nowhere is not a folder"
+    assert str(done.sender_error) == f"there is no folder {tmp_path}/nowhere"
     assert str(done.receiver_error) == str(done.sender_error)
 
 

@@ -112,7 +112,7 @@ def test_wrong_calls_get_a_sentence(tmp_path: Path, node: Node) -> None:
     assert said(source, str(tmp_path)) == (2, f"error: {source} and {tmp_path} are both here")
     assert said(source, "node:") == (2, "error: 'node:' names no folder of a host")
     assert said(f"{source}/a", "node:x") == (2, f"error: {source}/a is not a folder")
-    assert said("node:nowhere", source) == (2, "error: node: nowhere is not a folder")
+    assert said("node:nowhere", source) == (2, "error: node: there is no folder nowhere")
 
 
 def test_a_bundle_that_is_gone_is_sent_again(tmp_path: Path, node: Node) -> None:
