@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from holdfast.commands import remembered, remote
@@ -10,27 +11,40 @@ from holdfast.commands.arguments import say
 from holdfast.commands.remembered import Place
 from holdfast.errors import HostUnreachable
 
+Told = Mapping[str, Any]  # what `status --json` says
+
 
 def host_of(run: str, place: Place, within_s: float) -> str:
     """The host to ask; where that is another than before, it is said and remembered. Raises HostUnreachable."""
     if not place.others:
         return place.host
     last, why = _asked(run, (place.host,), within_s)[place.host]
-    if last is not None and not _is_left(last):
+    if last is not None and not is_left(last):
         return place.host
-    why = why or f"{place.host} says that it is {last['state'] if last else 'gone'}"
     found = _asked(run, place.others, within_s)
-    there = {host: told for host, (told, _) in found.items() if told is not None}
-    on = [host for host, told in there.items() if not _is_left(told)]
-    if last is None and not there:
+    host = newest(place.host, last, {name: told for name, (told, _) in found.items() if told is not None})
+    why = why or f"{place.host} says that it is {last['state'] if last else 'gone'}"
+    if host is None:
         reasons = "; ".join([why, *(reason for _, reason in found.values())])
         raise HostUnreachable(f"{run} cannot be found: {reasons}", hint="it goes on wherever it is; ask again later")
-    if not on:
-        return place.host if last is not None else next(iter(there))
-    newest = max(on, key=lambda host: float(there[host]["updated_s"]))
-    say(f"{run} is on {newest} now: {why}")
-    remembered.move(run, place, newest)
-    return newest
+    if host != place.host:
+        say(f"{run} is on {host} now: {why}")
+        remembered.move(run, place, host)
+    return host
+
+
+def newest(host: str, last: Told | None, others: Mapping[str, Told]) -> str | None:
+    """Where a run is that `host` had last, by what is said of it there and elsewhere; None where nobody knows. Pure."""
+    going_on = {name: told for name, told in others.items() if not is_left(told)}
+    known = going_on or ({} if last is not None else others)
+    if not known:
+        return host if last is not None else None
+    return max(known, key=lambda name: float(known[name]["updated_s"]))
+
+
+def is_left(told: Told) -> bool:
+    """Whether nobody carries it there: the host was lost meanwhile, or another one has gone on. Pure."""
+    return told["state"] == "lost" or bool((told.get("mirror") or {}).get("superseded"))
 
 
 def _asked(run: str, hosts: tuple[str, ...], within_s: float) -> dict[str, tuple[dict[str, Any] | None, str]]:
@@ -46,8 +60,3 @@ def _told(outcome: remote.VerbOutcome) -> tuple[dict[str, Any] | None, str]:
         said = outcome.err.decode(errors="replace").partition("\n")[0].removeprefix("error: ")
         return None, f"{outcome.host}: {said}"
     return json.loads(outcome.out), ""
-
-
-def _is_left(told: dict[str, Any]) -> bool:
-    """Whether nobody carries it there: the host was lost meanwhile, or another one has gone on."""
-    return told["state"] == "lost" or bool((told.get("mirror") or {}).get("superseded"))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from holdfast.commands import remembered
+from holdfast.commands.whereabouts import newest
 
 
 def test_a_place_knows_the_rest_of_its_pool(own_home: Path) -> None:
@@ -41,3 +43,25 @@ def test_an_index_without_pools_is_read(own_home: Path) -> None:
 
     assert '"pool"' not in file.read_text()
     assert remembered.places("digits")[0].pool == ()
+
+
+def said(state: str, updated_s: float = 1.0, *, superseded: bool = False) -> dict[str, Any]:
+    return {"state": state, "updated_s": updated_s, "mirror": {"superseded": superseded}}
+
+
+@pytest.mark.parametrize(
+    ("last", "others", "there"),
+    [
+        (None, {"b": said("running")}, "b"),
+        (said("lost"), {"b": said("running")}, "b"),
+        (said("stopped", superseded=True), {"b": said("succeeded")}, "b"),
+        (said("lost"), {"b": said("lost"), "c": said("queued")}, "c"),
+        (None, {"b": said("stopped", 5.0), "c": said("running", 9.0)}, "c"),
+        (said("lost"), {}, "a"),  # nobody has gone on yet
+        (said("lost"), {"b": said("stopped", superseded=True)}, "a"),
+        (None, {"b": said("lost", 5.0), "c": said("lost", 9.0)}, "c"),
+        (None, {}, None),
+    ],
+)
+def test_a_run_is_where_somebody_carries_it(last: Any, others: dict[str, Any], there: str | None) -> None:
+    assert newest("a", last, others) == there

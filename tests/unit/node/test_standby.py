@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from holdfast.mirror.fence import Fence, Owner, Superseded
 from holdfast.mirror.succession import LOOK_S, REST_S
 from holdfast.node.standby import BLIND, Order, Standby, Watch, every
 from holdfast.runs import RunDir
+from tests.fake_nvidia import FakeNvidia
 from tests.labs.servers import BUCKET, Server
 
 SECRET = "hush-4711-hush"
@@ -172,3 +174,16 @@ def test_one_name_stands_for_one_run(home: Path, tmp_path: Path) -> None:
     assert "another run called digits" in str(begun(str(tmp_path / "other"))["why"])
     (home / "runs" / "digits").mkdir(parents=True)
     assert "there is a run digits already" in str(begun(str(tmp_path / "nas"))["why"])
+
+
+def test_one_that_could_not_begin_at_once_has_no_free_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeNvidia(tmp_path / "driver")
+    monkeypatch.setenv("PATH", driver.env["PATH"])
+    order = Order(run="digits", url="", failover_s=90.0, cwd="/", env={}, accelerators=f"{driver.kind}:2")
+
+    assert verbs._is_free(order)
+    driver.compute({1: os.getpid()})
+    assert not verbs._is_free(order)
+    assert verbs._is_free(replace(order, accelerators=""))
+    driver.tell("fails", "the driver is not loaded")
+    assert not verbs._is_free(order)
