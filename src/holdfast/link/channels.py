@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 from holdfast.link import wire
-from holdfast.link.mux import ANSWER_S, MasterGone, Refused
+from holdfast.link.mux import HOST_ANSWER_S, MasterGone, Refused
 from holdfast.link.wire import FALSE, TRUE, Malformed, Reader, string, u32
 
 WINDOW_BYTES = 2 << 20  # what the other side may send ahead
@@ -76,7 +76,7 @@ class Connection:
         """Whether any channel is open, or about to be, besides the one that stays."""
         return any(channel is not self.steady for channel in self._channels.values())
 
-    async def ping(self, *, within_s: float = ANSWER_S) -> float:
+    async def ping(self, *, within_s: float = HOST_ANSWER_S) -> float:
         """Seconds to the server and back: a question to a session that stays, or else one in which nothing is started,
         closed at once. Raises MasterGone.
         """
@@ -88,7 +88,7 @@ class Connection:
                 (await self._open("session", b"", within_s)).give_up()
         return time.monotonic() - began_s
 
-    async def opens_two(self, *, within_s: float = ANSWER_S) -> bool:
+    async def opens_two(self, *, within_s: float = HOST_ANSWER_S) -> bool:
         """Whether the server opens more than one session at a time; nothing is started in them. Raises MasterGone."""
         both = [self._open("session", b"", within_s) for _ in range(2)]
         opened = await asyncio.gather(*both, return_exceptions=True)
@@ -111,18 +111,18 @@ class Connection:
         for _ in range(count):
             self.post(OPEN, string("none@holdfast") + u32(next(self._numbers), WINDOW_BYTES, PACKET_BYTES))
 
-    async def session(self, *, within_s: float = ANSWER_S) -> Channel:
+    async def session(self, *, within_s: float = HOST_ANSWER_S) -> Channel:
         """A channel for one command. Raises Refused where the server has too many, MasterGone."""
         return await self._open("session", b"", within_s)
 
-    async def unix(self, path: str, *, within_s: float = ANSWER_S) -> Channel:
+    async def unix(self, path: str, *, within_s: float = HOST_ANSWER_S) -> Channel:
         """A channel to a unix socket there. Raises Refused where nobody listens or it is not allowed, MasterGone."""
         try:
             return await self._open(STREAMLOCAL, string(path) + string("") + u32(0), within_s)
         except Refused as error:  # sshd says the same of both
             raise Refused(f"{error}: nobody listens at {path}, or the host forbids it", hint=_FORBIDS) from error
 
-    async def tcp(self, host: str, port: int, *, within_s: float = ANSWER_S) -> Channel:
+    async def tcp(self, host: str, port: int, *, within_s: float = HOST_ANSWER_S) -> Channel:
         """A channel to a port, `host` as the server knows it. Raises Refused where nobody listens, MasterGone."""
         origin = string("127.0.0.1") + u32(0)
         return await self._open("direct-tcpip", string(host) + u32(port) + origin, within_s)
@@ -287,7 +287,7 @@ class Channel:
         self._is_open = self._is_unwanted = self._closing = False
         self.requested: Callable[[str, Reader], bool] = lambda _request, _more: False  # whether it is granted
 
-    async def exec(self, command: str, *, within_s: float = ANSWER_S) -> None:
+    async def exec(self, command: str, *, within_s: float = HOST_ANSWER_S) -> None:
         """Run `command` in the user's shell. Raises Refused, MasterGone."""
         await self.ask("exec", string(command), within_s)
 

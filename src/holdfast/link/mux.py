@@ -22,7 +22,8 @@ from holdfast.link.descriptors import readable
 from holdfast.link.wire import Malformed, Reader, string, u32
 
 VERSION = 4
-ANSWER_S = 10.0
+ANSWER_S = 10.0  # of the master
+HOST_ANSWER_S = 30.0  # of the host, which may lie behind what others send over a slow way; a dead one is told before
 
 HELLO = 0x00000001
 NEW_SESSION, ALIVE_CHECK, TERMINATE = 0x10000002, 0x10000004, 0x10000005
@@ -108,7 +109,7 @@ async def close_forward(path: str, forward: Forward, *, within_s: float = ANSWER
 
 
 async def passenger(
-    path: str, command: str, stdio: Sequence[int], *, subsystem: bool = False, within_s: float = ANSWER_S
+    path: str, command: str, stdio: Sequence[int], *, subsystem: bool = False, within_s: float = HOST_ANSWER_S
 ) -> Passenger:
     """Run `command` in the user's shell there, on three descriptors of ours, which the caller may close afterwards.
 

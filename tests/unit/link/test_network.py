@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 
 from holdfast.bundle import probing as node_probing
 from holdfast.bundle.bootstrap import first_made
-from holdfast.link import hosts, mux, probing, target
+from holdfast.link import hosts, mux, probing, remote, target
 from holdfast.link.channels import Connection
 from holdfast.link.client import Links
 from holdfast.link.mux import MasterGone
@@ -85,35 +86,58 @@ def test_a_firewall_forgets_a_connection_that_is_silent_for_too_long(network: ne
         network.forget_after(432_000)
 
 
+@contextlib.contextmanager
+def slow_way(folder: Path, patch: pytest.MonkeyPatch, up_bytes_s: float) -> Iterator[tuple[netns.Network, Links]]:
+    """Also inside the client's namespace, with an agent that has a link to `node`."""
+    with (
+        netns.network(folder, up_bytes_s=up_bytes_s) as slow,
+        lab.person() as (user, home),
+        netns.sshd(slow, folder / "sshd", user, home) as server,
+        own_links(folder / "home", patch),
+        netns.entered(slow.client),
+        Links() as links,
+    ):
+        patch.setenv("HOLDFAST_SSH_CONFIG", str(server.config))
+        links.up("node")
+        yield slow, links
+
+
+@contextlib.contextmanager
+def uploading(folder: Path) -> Iterator[None]:
+    """More than there is time for."""
+    argv = [sys.executable, "-m", "holdfast", "exec", "--on", "node", "--", "cat >/dev/null"]
+    (folder / "data").write_bytes(os.urandom(3_000_000))
+    with (folder / "data").open("rb") as data, subprocess.Popen(argv, stdin=data) as sending:
+        yield
+        sending.kill()
+
+
 def test_an_upload_over_a_slow_way_is_not_death_and_death_in_it_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pings lie for seconds behind what a passenger sends: the master would be ended 9.6 s after its beginning."""
     seen = list[str]()
-    (tmp_path / "data").write_bytes(os.urandom(3_000_000))
-
-    async def upload(path: str, links: Links) -> None:
-        with (tmp_path / "data").open("rb") as data:
-            passenger = await mux.passenger(path, "cat >/dev/null", (data.fileno(), 1, 2))
-        for _ in range(100):
+    with slow_way(tmp_path, monkeypatch, 60_000) as (slow, links), uploading(tmp_path):
+        before, end_s = links.every()[0], time.monotonic() + 11
+        while time.monotonic() < end_s:
             seen.append(links.every()[0]["state"])
-            await asyncio.sleep(0.1)
-        passenger.close()
-
-    with (
-        netns.network(tmp_path, up_bytes_s=60_000) as slow,
-        lab.person() as (user, home),
-        netns.sshd(slow, tmp_path / "sshd", user, home) as server,
-        own_links(tmp_path / "home", monkeypatch),
-        netns.entered(slow.client),
-        Links() as links,
-    ):
-        up = links.up("node", config=str(server.config))
-        asyncio.run(upload(up.path, links))
-        assert (set(seen), links.every()[0]["path"]) == ({"up"}, up.path)
+            time.sleep(0.1)
+        assert (set(seen), links.every()[0]["path"]) == ({"up"}, before["path"])
         assert links.every()[0]["trip_s"] < 1
         with slow.is_cut():
             until(lambda: links.every()[0]["state"] == "suspect", within_s=5 + 1.5 + 1.5)
+
+
+@pytest.mark.soak
+def test_a_command_waits_for_its_turn_behind_an_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each answer of the host takes some 15 s: ssh and the system have taken 130 kB and more before."""
+    with slow_way(tmp_path, monkeypatch, 12_000) as (_, links), uploading(tmp_path):
+        before, end_s = links.every()[0], time.monotonic() + 8
+        until(lambda: time.monotonic() > end_s)
+        (done,) = remote.everywhere(["node"], "echo done", within_s=90)
+        assert (done.out, done.error) == (b"done\n", "")
+        assert done.seconds > 20
+        assert links.every()[0]["path"] == before["path"]
 
 
 def test_a_verb_on_a_link_that_died_in_silence_ends_in_time_and_says_how_the_link_stands(

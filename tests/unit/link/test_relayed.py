@@ -14,6 +14,7 @@ import pytest
 from holdfast.link import hosts, target
 from holdfast.link.client import Links
 from holdfast.link.hosts import Settings
+from holdfast.link.master import Master
 from holdfast.relay.server import Settings as Relaying
 from holdfast.units import Keepalive
 from tests.labs import relays
@@ -83,4 +84,6 @@ def test_ssh_waits_for_longer_than_a_relay_keeps_a_session_unless_somebody_says_
     ],
 )
 def test_what_a_relay_is_known_by(command: str, is_relayed: bool) -> None:
-    assert target.Target("a", "me", "host", 22, proxy_command=command).is_relayed == is_relayed
+    to = target.Target("a", "me", "host", 22, proxy_command=command)
+
+    assert (to.is_relayed, Master(to, lambda _: None).link.resumes) == (is_relayed, is_relayed)
