@@ -100,7 +100,7 @@ def start(wanted: Wanted, secrets: Sequence[str], *, detach: bool, as_json: bool
         with orders.ordering(*_order(host, wanted, workdir)) as token:
             made = _made(there, wanted, ("-d", "--json", "--order", token), values, folder)
             remembered.remember(host, made["run"], workdir, write(link), ports, wanted.hosts)
-        standing = _let_others_stand_by(wanted, choice, made["run"], workdir, values)
+            standing = _let_others_stand_by(wanted, choice, made["run"], workdir, values)
         if not detach:
             there.lead(ports)
             return remote.call(there, Asked(("attach", made["run"]), remote.looks()))
