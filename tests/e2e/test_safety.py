@@ -34,10 +34,8 @@ def harness(engine: str, names: str, trials: int, folder: Path) -> list[dict[str
 @pytest.mark.parametrize(
     ("names", "trials"),
     [
-        ("kill,kill_all", 1),
-        ("flip,truncate", 4),
-        ("audit,power_model", 4),
-        ("power_ext4,full_disk", 1),
+        ("kill,kill_all,power_ext4,full_disk", 1),
+        ("flip,truncate,audit,power_model", 4),
         ("prune", 2),
     ],
 )
