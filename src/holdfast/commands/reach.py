@@ -50,16 +50,17 @@ def linked(host: str, within_s: float, run_file: Settings | None = None) -> Iter
 
     run_file: what the run file of the run in question says of the connection.
     """
-    from holdfast.link.client import Links
+    from holdfast.link.client import Links, telling
     from holdfast.link.target import users_config
 
     with Links() as links:
         up = links.up(host, config=users_config(), within_s=within_s, run_file=run_file)
-        there = reached(links, up, run_file=run_file)
-        try:
-            yield there
-        finally:
-            there.close()
+        with telling(up):
+            there = reached(links, up, run_file=run_file)
+            try:
+                yield there
+            finally:
+                there.close()
 
 
 def reached(

@@ -117,7 +117,7 @@ def _outcomes(job: _Job, progress: Progress) -> Iterator[Outcome]:
     from holdfast.bundle.probing import Unfit
     from holdfast.commands.conversation import NotStarted, conversation
     from holdfast.commands.reach import reached
-    from holdfast.link.client import Links, NeedsAuthentication
+    from holdfast.link.client import Links, NeedsAuthentication, telling
 
     cuts, again = 0, False
 
@@ -130,10 +130,11 @@ def _outcomes(job: _Job, progress: Progress) -> Iterator[Outcome]:
         with Links() as links:
             up = _reached(links, job)
             try:
-                there = reached(links, up, again=again, progress=progress)
-                with conversation(there.up, there.starting("node", *_end(job))) as frames:
-                    again = False
-                    yield from _rounds(job, frames, moved)
+                with telling(up):
+                    there = reached(links, up, again=again, progress=progress)
+                    with conversation(there.up, there.starting("node", *_end(job))) as frames:
+                        again = False
+                        yield from _rounds(job, frames, moved)
                 return
             except (NeedsAuthentication, Unfit):
                 raise

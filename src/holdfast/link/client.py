@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NoReturn
@@ -19,7 +20,7 @@ from holdfast.errors import HoldfastError, HostUnreachable, LeaseHeld, UsageErro
 from holdfast.link import asking, clock, hosts, messages
 from holdfast.link.agent import PROTOCOL, socket_path
 from holdfast.link.hosts import Settings
-from holdfast.link.mux import End
+from holdfast.link.mux import End, MasterGone
 from holdfast.link.states import PERSON_S, State
 from holdfast.link.target import make_folder, users_config
 
@@ -167,6 +168,18 @@ def held() -> list[dict[str, Any]]:
     except OSError:
         return []
     return list(told["links"])
+
+
+@contextlib.contextmanager
+def telling(up: Up) -> Iterator[None]:
+    """A master that goes meanwhile is told by its link: how that stands now, and why. Raises HostUnreachable."""
+    try:
+        yield
+    except MasterGone as error:
+        link = next((one for one in held() if one["key"] == up.key), {"state": State.DOWN.value, "why": "", "hint": ""})
+        raise HostUnreachable(
+            f"{up.alias}: the link is {link['state']}: {link['why'] or error}", hint=link["hint"]
+        ) from error
 
 
 def _connected() -> socket.socket:

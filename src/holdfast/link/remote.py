@@ -14,7 +14,7 @@ from holdfast.deadline import within
 from holdfast.errors import HoldfastError, HostUnreachable
 from holdfast.link import clock, mux
 from holdfast.link.channels import Channel, Connection, session_when_free, when_free
-from holdfast.link.client import Links, Up
+from holdfast.link.client import Links, Up, telling
 from holdfast.link.hosts import Settings
 from holdfast.link.mux import Passenger
 
@@ -50,7 +50,8 @@ def run(up: Up, command: str, stdio: Sequence[int], *, within_s: float | None = 
         finally:
             ridden.close()
 
-    return asyncio.run(ride())
+    with telling(up):
+        return asyncio.run(ride())
 
 
 async def passenger(up: Up, command: str, stdio: Sequence[int]) -> Passenger:
@@ -98,7 +99,8 @@ def _one(
     try:
         with Links() as links:
             up = links.up(host, config=config, within_s=within_s, asked_s=asked_s, said=said)
-            with free.setdefault(up.key, threading.Semaphore(SESSIONS)):  # one step, whatever other threads do
+            slots = free.setdefault(up.key, threading.Semaphore(SESSIONS))  # one step, whatever other threads do
+            with telling(up), slots:
                 left_s = within_s - (time.monotonic() - began_s)
                 return asyncio.run(_kept(up, command, b"", left_s, began_s))
     except HoldfastError as error:

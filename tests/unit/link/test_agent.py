@@ -21,7 +21,7 @@ from holdfast import process, runs
 from holdfast.errors import HoldfastError, HostUnreachable, UsageError
 from holdfast.link import agent, client, hosts, messages, mux, target
 from holdfast.link.channels import Connection
-from holdfast.link.client import Links, NeedsAuthentication
+from holdfast.link.client import Links, NeedsAuthentication, telling
 from holdfast.link.hosts import Chosen, Settings
 from holdfast.link.mux import End
 from holdfast.link.place import Place
@@ -111,6 +111,14 @@ def test_dropping_ends_the_connection(server: lab.Sshd) -> None:
         links.drop(up.key)
         assert masters() == []
         assert links.every() == []
+
+
+def test_a_master_that_goes_is_told_as_the_state_of_its_link(server: lab.Sshd) -> None:
+    with Links() as links:
+        up = links.up("node", config=str(server.config))
+        links.drop(up.key)
+        with pytest.raises(HostUnreachable, match=r"node: the link is down: the master at .* is gone"), telling(up):
+            asyncio.run(mux.alive(up.path))
 
 
 def test_nonsense_is_answered(server: lab.Sshd) -> None:
