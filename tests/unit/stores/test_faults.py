@@ -18,6 +18,7 @@ from tests.labs import faultproxy
 from tests.labs.servers import BUCKET, SECRET, Server, free_port
 
 QUICK = Patience(deadline_s=2.0, first_s=0.01, most_s=0.05)
+ONCE = Patience(deadline_s=0.0)  # a resolver that waits for its own servers makes each try a long one
 
 
 @pytest.mark.parametrize("fault", faultproxy.FAULTS)
@@ -57,9 +58,9 @@ def test_an_upload_that_arrived_damaged_is_sent_again(server: Server, tmp_path: 
         assert proxy.requests["PUT"] == 2
 
 
-def refused(url: str, environ: dict[str, str]) -> StoreRefused:
+def refused(url: str, environ: dict[str, str], patience: Patience = QUICK) -> StoreRefused:
     with pytest.raises(StoreRefused) as caught:
-        stores.connect(url, environ, QUICK).list("manifests/")
+        stores.connect(url, environ, patience).list("manifests/")
     assert 14 == caught.value.exit_code
     assert SECRET not in f"{caught.value} {caught.value.hint}"
     return caught.value
@@ -78,7 +79,9 @@ def test_a_wrong_secret_is_told_without_it(rclone: Server, tmp_path: Path) -> No
 
 
 def test_a_name_that_does_not_resolve_is_told(tmp_path: Path, moto: Server) -> None:
-    said = refused(f"s3://{BUCKET}/x", {**moto.environ(home=tmp_path), "AWS_ENDPOINT_URL": "http://store.invalid"})
+    said = refused(
+        f"s3://{BUCKET}/x", {**moto.environ(home=tmp_path), "AWS_ENDPOINT_URL": "http://store.invalid"}, IMPATIENT
+    )
     assert "cannot be resolved" in str(said)
 
 
