@@ -257,11 +257,9 @@ class Master:
             await mux.terminate(str(self.path), within_s=END_S)
         except (MasterGone, Refused):  # it does not answer, or was told to take nobody new
             child.terminate()
-        deadline_s = time.monotonic() + END_S
-        while child.poll() is None and time.monotonic() < deadline_s:
-            await asyncio.sleep(OPEN_POLL_S)
-        if child.poll() is None:
+        if not await _has_ended(child):
             child.kill()
+            await _has_ended(child)
 
     async def _ended(self, child: subprocess.Popen[bytes]) -> None:
         self._child = None
@@ -279,6 +277,14 @@ class Master:
     @property
     def _said(self) -> Path:
         return self.path.with_name(f"{self.path.name}.log")
+
+
+async def _has_ended(child: subprocess.Popen[bytes]) -> bool:
+    """Whether it has, some time from now at the latest."""
+    deadline_s = time.monotonic() + END_S
+    while child.poll() is None and time.monotonic() < deadline_s:
+        await asyncio.sleep(OPEN_POLL_S)
+    return child.poll() is not None
 
 
 async def remove_stale(path: Path) -> None:

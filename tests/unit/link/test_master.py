@@ -88,6 +88,19 @@ def test_it_comes_up_when_wanted_and_ends_when_dropped(server: lab.Sshd) -> None
     asyncio.run(work())
 
 
+def test_a_master_that_hangs_is_killed_when_it_should_end(server: lab.Sshd) -> None:
+    async def work() -> process.Identity:
+        async with serving(server) as (master, _):
+            await until(lambda: master.link.state is State.UP)
+            who = process.identity(await mux.alive(str(master.path)))
+            assert who is not None
+            os.kill(who.pid, signal.SIGSTOP)
+        return who
+
+    hung = asyncio.run(work())
+    assert not process.alive(hung)
+
+
 def test_a_master_that_is_killed_is_replaced(server: lab.Sshd) -> None:
     async def work() -> None:
         async with serving(server) as (master, seen):

@@ -53,6 +53,15 @@ def test_silence_is_death_within_a_bound(busy: bool, within_s: float) -> None:
     assert "nothing came for" in dead.why.sentence
 
 
+def test_a_ping_that_was_sent_again_on_its_way_counts_as_lost() -> None:
+    link = up()
+    for trip_s, lost in ((0.05, False), (0.2, False), (0.3, True), (0.1, False)):
+        before = link.loss_ratio
+        link = states.answered(states.doubted(link, 10)[0], 10 + trip_s)
+        assert (link.loss_ratio > before) is lost
+    assert 0 < link.loss_ratio < 1 / 16
+
+
 def test_who_comes_asks_a_link_that_is_silent_and_not_one_that_was_just_heard() -> None:
     asked, done = states.sought(up(), 2)
 

@@ -46,6 +46,15 @@ def test_bytes_come_once_and_in_order_whatever_is_cut(steps: list[tuple[bytes, i
     assert out.total == into.received == len(came) + 1
 
 
+def test_nothing_comes_after_the_end() -> None:
+    into = Incoming()
+    into.arrived(Frame(Kind.END, 0))
+
+    for late in (Frame(Kind.DATA, 1, b"x"), Frame(Kind.END, 1)):
+        with pytest.raises(BadFrame, match="where 1 is next"):
+            into.arrived(late)
+
+
 def test_the_end_is_sent_again_like_a_byte() -> None:
     out = Outgoing()
     out.add(b"abc")
