@@ -190,6 +190,7 @@ def test_a_clock_that_is_hours_off_is_told_and_misleads_nobody(
         assert laptop.said("kill", "skewed")[0] == 0
 
 
+@pytest.mark.soak
 def test_a_laptop_with_a_newer_holdfast_touches_no_run_and_the_older_one_is_told(
     laptop: Laptop, server: tuple[lab.Sshd, Path], fetched: Path, tmp_path: Path
 ) -> None:

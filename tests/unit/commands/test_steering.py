@@ -35,6 +35,18 @@ def test_save_asks_the_supervisor() -> None:
     assert (said.code, said.err) == (0, "digits saves at its next step\n")
 
 
+@pytest.mark.parametrize("verb", ["save", "stop", "kill"])
+def test_a_run_of_a_newer_version_is_asked_nothing(verb: str) -> None:
+    run = make_run()
+    run.plan.write_text(json.dumps({**json.loads(run.plan.read_text()), "version": 99}))
+
+    with supervised(run, status()) as fake:
+        said = holdfast(verb, "digits")
+
+    assert (said.code, fake.asked) == (1, [])
+    assert "its plan has version 99, this holdfast reads" in said.err
+
+
 def test_save_wait_comes_back_with_the_step() -> None:
     run = make_run()
 

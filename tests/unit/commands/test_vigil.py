@@ -27,7 +27,7 @@ class Wire:
         raise ConnectionResetError("nothing came for 5 s")
 
     async def hang_up(self) -> None:
-        self.state = "hung up"
+        """There is nothing."""
 
     def standing(self) -> str:
         self.looks += 1
@@ -78,6 +78,19 @@ def test_a_cut_that_is_over_at_once_is_not_told(
     asyncio.run(watch())
 
     assert capsys.readouterr().err == ""
+
+
+class Deaf(Wire):
+    """One that takes what is said to it, and never answers."""
+
+    async def connect(self) -> Stream:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+def test_a_call_ends_with_the_patience_though_nothing_tells_that_the_connection_is_gone() -> None:
+    with pytest.raises(HostUnreachable, match="gpu-a: the link is suspect, away for 0 s: nothing came from it"):
+        remote.call(Deaf("suspect"), Asked(("ps",), patience_s=0.1))
 
 
 def test_patience_ends_and_what_lasts_has_no_end() -> None:

@@ -140,6 +140,7 @@ def test_a_command_waits_for_its_turn_behind_an_upload(tmp_path: Path, monkeypat
         assert links.every()[0]["path"] == before["path"]
 
 
+@pytest.mark.soak
 def test_a_verb_on_a_link_that_died_in_silence_ends_in_time_and_says_how_the_link_stands(
     network: netns.Network, server: lab.Sshd, fetched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
