@@ -179,7 +179,7 @@ def test_a_clock_that_is_hours_off_is_told_and_misleads_nobody(
             output = server[1] / ".holdfast" / "runs" / "skewed" / "output.log"
             until(lambda: output.exists() and output.read_text() == "begun\n")
             assert laptop.holdfast("logs", "skewed", "--since", "1m").stdout == "begun\n"
-            assert re.search(r"^attempt 1  .*, [\d.]+ s so far,", laptop.holdfast("explain", "skewed").stdout)
+            assert re.search(r"^attempt 1  .*, [\d.]+ m?s so far,", laptop.holdfast("explain", "skewed").stdout)
             moved = [
                 json.loads(laptop.holdfast("sync", ".", "node:skewed", "--json").stdout)["moved_bytes"]
                 for _ in range(2)
@@ -271,20 +271,24 @@ def test_a_noexec_home_that_is_full_loses_nothing(
         assert f"node: {home}/.holdfast is mounted noexec: our code lies in {code} instead\n" in first.stderr
 
         fill(home)
-        told = laptop.said(*order("second")), laptop.said("sync", ".", "node:there"), laptop.said("ps", "--on", "node")
+        runs = home / ".holdfast" / "runs"
+        hint = "hint: free some space, or set HOLDFAST_HOME to another disk"
+        assert laptop.said(*order("second")) == (1, f"error: {runs / 'second'}: No space left on device\n{hint}\n")
         full = f"error: node: the disk of {home}/.holdfast is full; what has arrived whole stays"
-        assert told[0] == told[1] == (1, f"{full}\nhint: free some space there\n")
-        assert told[2] == (0, "1 ended run not shown\nhint: holdfast ps --all\n")
-        assert [run.name for run in (home / ".holdfast" / "runs").iterdir()] == ["first"]
+        assert laptop.said("sync", ".", "node:there") == (1, f"{full}\nhint: free some space there\n")
+        assert laptop.said("ps", "--on", "node") == (0, "1 ended run not shown\nhint: holdfast ps --all\n")
+        assert [run.name for run in runs.iterdir()] == ["first"]
 
         (home / "all").unlink()
         assert laptop.holdfast(*order("second")).stdout == "node:second\n"
         assert laptop.said("sync", ".", "node:there") == (0, "")
         fill(home)
-        third = home / ".holdfast" / "runs" / "third"
-        hint = "hint: free some space, or set HOLDFAST_HOME to another disk"
-        assert laptop.said(*order("third")) == (1, f"error: {third}: No space left on device\n{hint}\n")
-        assert not third.exists()
+        (laptop.project / "new.py").write_text("new = True\n")
+        (there,) = (home / ".holdfast" / "workspaces").iterdir()
+        lacking = f"error: node: 11 B are to come, and {there} has 0 B free\n"
+        hint = "hint: free some space there, or leave something out by .holdfastignore\n"
+        assert laptop.said(*order("third")) == (1, lacking + hint)
+        assert not (runs / "third").exists()
         assert laptop.holdfast("logs", "node:first").stdout == "done\n"
 
 

@@ -9,6 +9,7 @@ lock          flock of the sync that writes to the folder
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -32,6 +33,7 @@ _AGAIN_S = 0.1
 _READ_BYTES = 1 << 20
 _TRIES = 3
 _VERSION = 1
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Signature: TypeAlias = tuple[int, int, int, int]
 
@@ -120,9 +122,15 @@ class Hashes:
             self._used[path] = [*signature(status), digest]
 
     def save(self) -> None:
-        """Keep what was of use now."""
-        if self._used != self._known:
+        """Keep what was of use now. On a full disk nothing new is kept: files are then read again the next time."""
+        if self._used == self._known:
+            return
+        try:
             fsio.replace(self._path, _written(self._used))
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+        else:
             self._known = self._used
 
 

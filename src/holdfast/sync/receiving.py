@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,7 +15,7 @@ from holdfast.sync.decide import Do, Options, Step
 from holdfast.sync.frames import SILENT_S, Frames, decoded
 from holdfast.sync.ground import Ground
 from holdfast.sync.incoming import Incoming, Staging
-from holdfast.sync.known import Brought, locked, place_of, signature
+from holdfast.sync.known import FULL, Brought, locked, place_of, signature
 from holdfast.sync.manifest import FILE, FOLDER, Entry, Hostile, Intake
 from holdfast.sync.scan import Line
 from holdfast.sync.sending import BROKEN, LAST, PART, SIZE, ZEROS, Outcome, Progress
@@ -24,7 +23,6 @@ from holdfast.sync.tree import Tree
 from holdfast.units import show_size
 from holdfast.workspace.ignore import STAGING
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _FRESH = (Do.BRING, Do.MAKE, Do.LINK)
 
 
@@ -68,7 +66,7 @@ def _telling_full(folder: Path, clear: Callable[[], None] = lambda: None) -> Ite
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             raise
         clear()
         raise NoRoom(
@@ -324,7 +322,7 @@ class _Round:
         try:
             yield
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise
             self._tell("kept", path, error.strerror or str(error))
 

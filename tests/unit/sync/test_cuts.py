@@ -176,3 +176,25 @@ def test_a_full_disk_is_told_before_and_while_it_fills(tmp_path: Path) -> None:
         f"the disk of {target}/x is full; what has arrived whole stays",
         "True True",
     ], done.stderr
+
+
+def test_hashes_that_a_full_disk_does_not_keep_cost_nothing_but_time(tmp_path: Path) -> None:
+    need(os.geteuid() == 0, "mounts need root")
+    source, home = tree(tmp_path / "s", a="one"), tree(tmp_path / "home")
+    script = (
+        "import os, sys; from pathlib import Path; from holdfast.sync import known; from tests.unit.sync import ends\n"
+        "source, home, target = map(Path, sys.argv[1:])\n"
+        "os.environ['HOLDFAST_HOME'], known.RECENT_NS = str(home), -(1 << 60)\n"
+        "place = known.place_of(source)\n"
+        "print(os.system(f'head -c 9M /dev/zero >{home}/all 2>/dev/null') != 0)\n"
+        "hashes = known.Hashes(place)\n"
+        "with known.Tree(source) as opened:\n"
+        "    hashes.read(opened, 'a', os.stat(source / 'a'))\n"
+        "hashes.save()\n"
+        "print(sorted(os.listdir(place)), known.Hashes(place)._known)\n"
+    )
+    argv = ["sh", "-c", FULL, "sh", str(home), sys.executable, "-c", script, str(source), str(home), str(tmp_path)]
+
+    done = subprocess.run([*apart(), *argv], capture_output=True, text=True, cwd=Path(__file__).parents[3], timeout=60)
+
+    assert done.stdout.splitlines() == ["True", "[] {}"], done.stderr
