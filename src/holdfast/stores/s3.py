@@ -24,8 +24,10 @@ _VARIABLES = {key: f"AWS_{key.upper()}" for key in _KEYS}
 
 
 def connect(url: str, environ: Mapping[str, str], patience: Patience) -> Store:
-    """A bucket. Raises StoreRefused when a file of credentials cannot be read."""
-    return connect_with(url, settings(environ), patience)
+    """A bucket. Raises StoreRefused when a file of credentials cannot be read, or half of a key pair is missing."""
+    config = settings(environ)
+    _check_pair(url, config)
+    return connect_with(url, config, patience)
 
 
 def connect_with(url: str, config: Mapping[str, str | bool], patience: Patience) -> Store:
@@ -45,6 +47,14 @@ def connect_with(url: str, config: Mapping[str, str | bool], patience: Patience)
         retry_config=NO_RETRIES,
     )
     return RemoteStore(url, client, patience)
+
+
+def _check_pair(url: str, config: Mapping[str, str | bool]) -> None:
+    has, lacks = sorted(_KEYS[:2], key=lambda key: key not in config)
+    if has in config and lacks not in config:
+        raise StoreRefused(
+            f"{url}: {_VARIABLES[has]} is given, {_VARIABLES[lacks]} is not", hint="give both, or neither"
+        )
 
 
 def _check_endpoint(url: str, endpoint: str) -> None:

@@ -67,6 +67,16 @@ def test_missing_credentials_are_told_at_once(url: str, tmp_path: Path) -> None:
     assert caught.value.hint.startswith("set ")
 
 
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID")],
+)
+def test_half_of_a_key_pair_is_told(given: str, missing: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreRefused) as caught:
+        connect("s3://runs/x", {"HOME": str(tmp_path), given: "k3y"})
+    assert str(caught.value) == f"s3://runs/x: {given} is given, {missing} is not"
+
+
 def test_azure_and_google_are_built_from_their_variables(tmp_path: Path) -> None:
     account = {"AZURE_STORAGE_ACCOUNT_NAME": "holdfast", "AZURE_STORAGE_ACCOUNT_KEY": "aGVsbG8="}
     assert "az://runs/x" == connect("az://runs/x", account).url
