@@ -262,7 +262,7 @@ class RealDisk:
     def lock(self, path: Path, *, shared: bool = False) -> Lock | None:
         descriptor = os.open(path, _lockable(path, shared=shared) | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            free = _flock(descriptor, shared=shared)
+            free = flock(descriptor, shared=shared)
             if free and not os.path.samestat(os.fstat(descriptor), path.stat()):
                 raise FileNotFoundError(errno.ENOENT, "it was replaced meanwhile", str(path))
         except BaseException:
@@ -279,8 +279,8 @@ def _lockable(path: Path, *, shared: bool) -> int:
     return os.O_RDONLY if shared or path.is_dir() else os.O_RDWR
 
 
-def _flock(descriptor: int, *, shared: bool) -> bool:
-    """False while somebody else's lock stands against it.
+def flock(descriptor: int, *, shared: bool = False) -> bool:
+    """Lock an open file, without waiting; False while somebody else's lock stands against it. Raises OSError.
 
     A file system without locks gives every shared one and no exclusive one: then nothing is collected on it.
     """

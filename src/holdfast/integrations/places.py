@@ -7,7 +7,6 @@ unless there are other files in it: nobody wants packs among his sources.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from holdfast.checkpoint.folder import FOLDERS, Folder, FolderInUse, make_folders
 from holdfast.errors import UsageError
-from holdfast.fsio import DISK
+from holdfast.fsio import DISK, flock
 
 STAGING = "staging"
 RESERVED = frozenset({*FOLDERS, STAGING, "format.json", "latest.json"})
@@ -72,7 +71,7 @@ def owned(root: Path) -> Iterator[Folder]:
     make_folders(DISK, root / STAGING)
     folder, until_s = Folder(root), time.monotonic() + PATIENCE_S
     with (root / STAGING / "lock").open("ab") as file:
-        while not (_locked(file.fileno()) and _owned(folder)):
+        while not (flock(file.fileno()) and _owned(folder)):
             if time.monotonic() > until_s:
                 raise FolderInUse(f"{root} has been in use by another process for {PATIENCE_S:.0f} s")
             time.sleep(_POLL_S)
@@ -83,14 +82,6 @@ def owned(root: Path) -> Iterator[Folder]:
             yield folder
         finally:
             folder.leave()
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _owned(folder: Folder) -> bool:

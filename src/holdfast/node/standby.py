@@ -6,7 +6,6 @@ for as long as the process lives, `log` is what it says. Secrets come on its sta
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -108,13 +107,12 @@ class Standby:
         """The process that looks after it, if there is one."""
         try:
             with (self.root / "lock").open("rb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            told = json.loads((self.root / "lock").read_bytes() or b"{}")
-            return process.Identity(int(told.get("pid", 0)), int(told.get("start_ticks", 0)))
+                if fsio.flock(lock.fileno(), shared=True):
+                    return None
+                told = json.loads(lock.read() or b"{}")
         except FileNotFoundError:
-            pass
-        return None
+            return None
+        return process.Identity(int(told.get("pid", 0)), int(told.get("start_ticks", 0)))
 
     def start(self, secrets: Mapping[str, str]) -> None:
         """Leave a process behind that looks after it. Raises LeaseHeld when one does, HoldfastError."""
@@ -165,7 +163,7 @@ class Standby:
         """Held for as long as this process lives; None while another one holds it, and not only looks at it."""
         lock = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         deadline_s = time.monotonic() + _GLANCE_S
-        while not _taken(lock):
+        while not fsio.flock(lock):
             if time.monotonic() > deadline_s:
                 os.close(lock)
                 return None
@@ -264,15 +262,6 @@ def every() -> Iterator[Standby]:
     """All of this machine, by the names of their runs."""
     if folder().is_dir():
         yield from (Standby(path.name) for path in sorted(folder().iterdir()) if (path / "standby.json").is_file())
-
-
-def _taken(lock: int) -> bool:
-    """Whether it is ours now."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _say(sentence: str) -> None:

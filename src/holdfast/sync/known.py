@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -68,7 +67,7 @@ def locked(place: Path, root: Path) -> Iterator[None]:
     descriptor = os.open(place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline_s = time.monotonic() + LOCK_S
     try:
-        while not _flock(descriptor):
+        while not fsio.flock(descriptor):
             if time.monotonic() > deadline_s:
                 holder = int(os.pread(descriptor, 20, 0) or 0)
                 raise LeaseHeld(str(root), holder, hint="another sync writes there: let it end")
@@ -78,14 +77,6 @@ def locked(place: Path, root: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _flock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 class Hashes:
