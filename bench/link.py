@@ -120,10 +120,7 @@ def _nodes(amount: Amount, bundles: Path | None) -> Iterator[dict[float, Node]]:
         server = stack.enter_context(lab.sshd(folder / "ssh", user, home, options={"Subsystem": "sftp internal-sftp"}))
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("HOLDFAST_SSH_CONFIG", str(server.config))
-        (folder / "home").mkdir()
-        if bundles is not None:
-            (folder / "home" / "bundles").symlink_to(bundles)
-        stack.enter_context(own_links(folder / "home", patch))
+        stack.enter_context(own_links(folder / "home", patch, bundles))
         payload, tree = _written(folder, amount)
         nodes = {}
         for trip_s in amount.trips_s:

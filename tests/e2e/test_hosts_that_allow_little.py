@@ -72,11 +72,9 @@ def laptop(tmp_path_factory: pytest.TempPathFactory, servers: dict[str, lab.Sshd
     (root / "config").write_text("\n".join(blocks))
     (root / "project").mkdir()
     (root / "project" / "train.py").write_text(SCRIPT)
-    (root / "home").mkdir()
-    (root / "home" / "bundles").symlink_to(fetched)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOLDFAST_SSH_CONFIG", str(root / "config"))
-        with own_links(root / "home", patch):
+        with own_links(root / "home", patch, fetched):
             yield root
 
 

@@ -62,9 +62,7 @@ def laptop(
     (root / "project" / "train.py").write_text(SCRIPT)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOLDFAST_SSH_CONFIG", str(server[0].config))
-        (root / "home").mkdir()
-        (root / "home" / "bundles").symlink_to(fetched)
-        with own_links(root / "home", patch), contextlib.ExitStack() as stack:
+        with own_links(root / "home", patch, fetched), contextlib.ExitStack() as stack:
             with netns.entered(network.client):
                 stack.enter_context(Links())
             yield Laptop(root, server[0].config, server[1])

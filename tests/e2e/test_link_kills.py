@@ -35,9 +35,7 @@ def node(tmp_path: Path, fetched: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     """A server, and the home there."""
     with lab.person() as (user, home), lab.sshd(tmp_path / "sshd", user, home) as running:
         monkeypatch.setenv("HOLDFAST_SSH_CONFIG", str(running.config))
-        (tmp_path / "home").mkdir()
-        (tmp_path / "home" / "bundles").symlink_to(fetched)
-        with own_links(tmp_path / "home", monkeypatch):
+        with own_links(tmp_path / "home", monkeypatch, fetched):
             yield running, home
 
 

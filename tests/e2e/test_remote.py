@@ -158,9 +158,7 @@ def laptop(tmp_path_factory: pytest.TempPathFactory, server: tuple[lab.Sshd, Pat
     (root / "project" / "train.py").write_text(SCRIPT)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOLDFAST_SSH_CONFIG", str(server[0].config))
-        (root / "home").mkdir()
-        (root / "home" / "bundles").symlink_to(fetched)
-        with own_links(root / "home", patch):
+        with own_links(root / "home", patch, fetched):
             yield Laptop(root, server[0].config, server[1])
 
 

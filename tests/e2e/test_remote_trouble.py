@@ -78,9 +78,7 @@ def laptop_of(root: Path, fetched: Path, **more: str) -> Iterator[Laptop]:
     made = Laptop(root, more)
     made.project.mkdir(parents=True)
     (made.project / "train.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
-    made.home.mkdir()
-    (made.home / "bundles").symlink_to(fetched)
-    with pytest.MonkeyPatch.context() as patch, own_links(made.home, patch):
+    with pytest.MonkeyPatch.context() as patch, own_links(made.home, patch, fetched):
         yield made
 
 

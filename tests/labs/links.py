@@ -23,8 +23,14 @@ from tests.waiting import until
 
 
 @contextlib.contextmanager
-def own_links(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """HOLDFAST_HOME is `home`; whatever agent was started under it is ended afterwards."""
+def own_links(home: Path, monkeypatch: pytest.MonkeyPatch, bundles: Path | None = None) -> Iterator[None]:
+    """HOLDFAST_HOME is `home`; whatever agent was started under it is ended afterwards.
+
+    bundles: wheels for nodes, so that nothing need be fetched.
+    """
+    home.mkdir(exist_ok=True)
+    if bundles is not None:
+        (home / "bundles").symlink_to(bundles)
     monkeypatch.setenv("HOLDFAST_HOME", str(home))
     try:
         yield
