@@ -110,6 +110,8 @@ def server(wall: Clock, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
             "changed": node.replace("known_hosts", "known_before"),
             "stranger": node.replace("known_hosts", "known_nobody"),
             "denied": node.replace(f"{folder}/key", f"{folder}/other"),
+            "far": f"{node}  ProxyJump gate\n",
+            "gate": f"{node}  ControlPath /tmp/{LONG}\n",
         }
         text = "\n".join(block.replace("Host node", f"Host {name}") for name, block in wrong.items())
         running.config.write_text(text)
@@ -133,6 +135,11 @@ def laptop(server: tuple[lab.Sshd, Path], fetched: Path, tmp_path_factory: pytes
             "ask who looks after it; ssh changed then says which line of known_hosts to remove",
         ),
         ("stranger", "the host key of stranger is not known", "ssh stranger once"),
+        (
+            "far",
+            "your ssh configuration has too long a ControlPath on the way to far",
+            "shorten it there, for example ~/.ssh/%C",
+        ),
         ("denied", "denied takes none of our keys (it offers publickey)", "ssh-copy-id denied, or ssh-add your key"),
         (
             "node_b.invalid",
@@ -150,7 +157,7 @@ def test_a_host_that_a_person_must_mend_is_a_sentence_and_nothing_is_left(
     said = laptop.said("run", "--on", host, "-d", "--", "python3", "train.py")
 
     assert said == (10, f"error: {sentence}\nhint: {hint}\n")
-    assert server[0].log.count("Connection from") - logins == (0 if "invalid" in host else 1)
+    assert server[0].log.count("Connection from") - logins == (0 if host in ("far", "node_b.invalid") else 1)
     assert (server[0].folder / "known_before").read_text() == known
     assert not (laptop.home / "remote").exists()
     assert sorted(server[1].rglob("*")) == there

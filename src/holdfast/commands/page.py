@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import webbrowser
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,6 +38,7 @@ fail() {{ say "$1"; exit 0; }}
 {find}
 folder=`mktemp -d /tmp/holdfast-{name}.XXXXXX` || fail folder
 {begin} >"$folder/log" 2>&1 </dev/null &
+trap '' PIPE
 left={tries}
 until test -S "$folder/s"; do
   left=$((left - 1))
@@ -45,7 +48,7 @@ until test -S "$folder/s"; do
   fi
   sleep 0.1
 done
-say "running $! $folder"
+say "running $! $folder" 2>/dev/null || {{ kill $!; rm -rf "$folder"; }}
 """
 _STOP = """
 case "`ps -o args= -p {pid}`" in *{name}*) kill {pid};; esac
@@ -107,11 +110,29 @@ def look(host: str, name: str, server: Server, port: int, url: Callable[[int], s
     from holdfast.link.mux import End
 
     try:
-        with going_on(f"the {name} of {host} is being ended"):
+        with going_on(f"the {name} of {host} is being ended"), _like_ctrl_c():
             wanted = [Wanted(port, End(path=f"{server.folder}/s"))]
             stay(host, wanted, ready=lambda had: _show(url(had[0].listen), browser))
     finally:
         _end(host, name, server)
+
+
+@contextmanager
+def _like_ctrl_c() -> Iterator[None]:
+    """A terminal that is closed, or `kill`, ends us as Ctrl-C does: nobody else knows the way to what runs there.
+
+    Once, and what comes after it is passed over: a terminal tells its shell, which tells us a second time.
+    """
+    signals = [each for each in (signal.SIGHUP, signal.SIGTERM) if signal.getsignal(each) is signal.SIG_DFL]
+
+    def told(_number: int, _frame: object) -> None:
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for each in signals:
+        signal.signal(each, told)
+    yield
 
 
 def _show(url: str, browser: bool) -> None:

@@ -75,7 +75,12 @@ _ROWS = (
     ),
     _Row(Cause.CONFIGURATION, r"Bad configuration option: (?P<what>\S+)", "ssh does not know the option {what}"),
     _Row(Cause.CONFIGURATION, r"Bad owner or permissions on (?P<what>\S+)", "ssh refuses {what}", "chmod 600 {what}"),
-    _Row(Cause.CONFIGURATION, r"too long for Unix domain socket", "the path of the control socket is too long"),
+    _Row(
+        Cause.CONFIGURATION,
+        r"ControlPath too long|too long for Unix domain socket",
+        "your ssh configuration has too long a ControlPath on the way to {host}",
+        "shorten it there, for example ~/.ssh/%C",
+    ),
     _Row(
         Cause.NAME,
         r"Could not resolve hostname (?P<name>\S+):",
@@ -108,7 +113,8 @@ def diagnose(said: str, host: str) -> Why:
             if found:
                 words = {"host": host, **found.groupdict()}
                 hint = row.hint.format(**words)
-                if is_short and row.cause is not Cause.NAME and "Connection closed by" not in line:
+                elsewhere = row.cause not in (Cause.NAME, Cause.CONFIGURATION)
+                if is_short and elsewhere and "Connection closed by" not in line:
                     words["host"], hint = f"a host on the way to {host}", f"ssh -v {host} shows which"
                 return Why(row.cause, row.sentence.format(**words), hint, line)
     last = lines[-1] if lines else ""

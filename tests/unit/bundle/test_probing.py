@@ -175,26 +175,44 @@ def test_the_laptops_own_version_is_chosen_before_others() -> None:
     assert list(probing.choose("gpu-a", found, (3, 12)).values()) == [GOOD, other]
 
 
-@pytest.mark.parametrize(("changed", "sentence"), [
-    ({"pythons": ()}, "gpu-a has no python3: 3.10 or newer is needed"),
+SET_HOME = "set HOLDFAST_HOME at the top of ~/.bashrc there to a folder that "
+
+
+@pytest.mark.parametrize(("changed", "sentence", "hint"), [
+    ({"pythons": ()}, "gpu-a has no python3: 3.10 or newer is needed", "install one for yourself, no root is needed"),
     (
         {"pythons": (Python("/usr/bin/python3", (3, 6, 8), fits=True), Python("/opt/pypy3"))},
         r"3.10 or newer for 64 bits: found /usr/bin/python3 \(3.6.8\), /opt/pypy3 \(which does not answer\)",
+        "install one for yourself, no root is needed",
     ),
-    ({"system": "Darwin"}, "gpu-a is a Darwin: runs are for Linux"),
-    ({"libc": ""}, "gpu-a has neither glibc nor musl"),
-    ({"place": "", "trials": {"home": "noexec", "/tmp": "noexec"}}, r"is mounted noexec, .* \(/tmp: noexec\)"),
-    ({"trials": {"home": "Permission denied"}}, "/home/u/.holdfast cannot be written: Permission denied"),
-    ({"trials": {"home": "x"}, "home_free_bytes": 4096}, "the disk of /home/u/.holdfast is full: 4.0 KiB are free"),
+    ({"system": "Darwin"}, "gpu-a is a Darwin: runs are for Linux", ""),
+    ({"libc": ""}, "gpu-a has neither glibc nor musl", "wheels are made for these two"),
+    (
+        {"place": "", "trials": {"home": "noexec", "/tmp": "noexec"}},
+        r"is mounted noexec, .* \(/tmp: noexec\)",
+        f"{SET_HOME}is not mounted noexec",
+    ),
+    (
+        {"trials": {"home": "Permission denied"}},
+        "/home/u/.holdfast cannot be written: Permission denied",
+        f"{SET_HOME}can be written",
+    ),
+    (
+        {"trials": {"home": "x"}, "home_free_bytes": 4096},
+        "the disk of /home/u/.holdfast is full: 4.0 KiB are free",
+        f"free some space there, or {SET_HOME}has some",
+    ),
 ])  # fmt: skip
-def test_a_node_where_nothing_of_ours_runs_is_a_sentence(changed: dict[str, object], sentence: str) -> None:
-    with pytest.raises(Unfit, match=sentence):
+def test_a_node_where_nothing_of_ours_runs_is_a_sentence(changed: dict[str, object], sentence: str, hint: str) -> None:
+    with pytest.raises(Unfit, match=sentence) as refused:
         probing.choose("gpu-a", dataclasses.replace(FACTS, **changed), (3, 11))  # type: ignore[arg-type]
+    assert refused.value.hint.startswith(hint)
 
 
 def test_too_little_space_is_told_before_anything_is_sent() -> None:
-    with pytest.raises(Unfit, match=r"gpu-a: 5\.0 MiB are free at /home/u/.holdfast, 60\.0 MiB are needed"):
+    with pytest.raises(Unfit, match=r"gpu-a: 5\.0 MiB are free at /home/u/.holdfast, 60\.0 MiB are needed") as refused:
         probing.check_space("gpu-a", dataclasses.replace(FACTS, free_bytes=5 << 20), 60 << 20)
+    assert refused.value.hint.startswith("free some space there, or set HOLDFAST_HOME")
 
 
 def test_a_clock_that_is_far_off_is_a_warning() -> None:

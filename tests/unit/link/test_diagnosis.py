@@ -107,6 +107,22 @@ def test_an_option_that_ssh_does_not_know(server: lab.Sshd, tmp_path: Path) -> N
         target.resolve("node", config=str(config))
 
 
+@pytest.mark.parametrize("size_bytes", [120, 100])  # too long as it is, and with what ssh puts behind it at first
+def test_a_control_path_of_the_user_that_is_too_long(server: lab.Sshd, tmp_path: Path, size_bytes: int) -> None:
+    """Ours is short wherever it lies; one of a jump host is as the user has configured it."""
+    node = server.config.read_text()
+    gate = node.replace("Host node", "Host gate")
+    path = f"/tmp/{'c' * (size_bytes - 5)}"
+    text = f"{node}  ProxyJump gate\n{gate}  ControlMaster auto\n  ControlPersist 60\n  ControlPath {path}\n"
+    (tmp_path / "config").write_text(text)
+
+    why = diagnose(said(tmp_path / "config"), "node")
+
+    assert (why.cause, why.cause.is_retried) == (Cause.CONFIGURATION, False)
+    assert why.sentence == "your ssh configuration has too long a ControlPath on the way to node"
+    assert why.hint == "shorten it there, for example ~/.ssh/%C"
+
+
 def test_a_server_that_hangs_up_at_once(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 

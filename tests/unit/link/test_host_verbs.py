@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,25 @@ def test_printing_a_block_writes_nothing(users: Path) -> None:
     assert "ServerAliveInterval 40" in shown.stdout
     assert not include.own_file().exists()
     assert "nothing is known of node" in holdfast("host", "rm", "node").stderr
+
+
+def test_who_lives_too_deep_for_control_sockets_is_told(users: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="hf-", dir="/tmp") as folder:
+        deep = Path(folder) / ("d" * 80)
+        deep.mkdir()
+
+        def said(below: Path, *words: str) -> str:
+            (below / "config").write_text(users.read_text())
+            monkeypatch.setenv("HOLDFAST_SSH_CONFIG", str(below / "config"))
+            done = holdfast("host", "config", "node", *words)
+            assert done.returncode == 0
+            return done.stderr
+
+        told = f"below {deep} the path of its control socket would be too long"
+        hint = "hint: holdfast shares its own all the same\n"
+        assert f"plain ssh shares no connection to node: {told}\n{hint}" in said(deep)
+        assert "shares no connection" not in said(Path(folder))
+        assert "shares no connection" not in said(deep, "--multiplex", "off")
 
 
 def test_listing_starts_no_agent() -> None:

@@ -48,7 +48,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Sshd]:
         (folder / "bin").mkdir()
         (folder / "bin" / "jupyter").write_text(STAND_IN)
         (folder / "bin" / "jupyter").chmod(0o755)
-        for name, script in (("labless", "exit 1"), ("broken", 'test "$2" = --version || { echo boom; exit 1; }')):
+        scripts = {
+            "labless": "exit 1",
+            "broken": 'test "$2" = --version || { echo boom; exit 1; }',
+            "slow": f'test "$2" = --version || {{ until test -e {folder}/now; do sleep 0.1; done; '
+            f'exec {folder}/bin/jupyter "$@"; }}',
+        }
+        for name, script in scripts.items():
             (folder / name).mkdir()
             (folder / name / "jupyter").write_text(f"#!/bin/sh\n{script}\n")
             (folder / name / "jupyter").chmod(0o755)
@@ -78,9 +84,14 @@ def fetched(port: int, path: str) -> tuple[int, bytes]:
         return answer.status, answer.read()
 
 
+def listed(words: str) -> list[str]:
+    """Pid and command line of each process with these words in it."""
+    argv = ["pgrep", "-af", words]
+    return subprocess.run(argv, capture_output=True, text=True, check=False).stdout.splitlines()
+
+
 def servers(home: Path) -> list[str]:
-    listed = subprocess.run(["pgrep", "-af", f"{home}/bin/jupyter"], capture_output=True, text=True, check=False).stdout
-    return [line for line in listed.splitlines() if "ServerApp.sock" in line]
+    return [line for line in listed(f"{home}/bin/jupyter") if "ServerApp.sock" in line]
 
 
 def folder_of(server: str) -> Path:
@@ -111,6 +122,31 @@ def test_it_is_started_there_opened_here_and_ended_with_ctrl_c(home: Path) -> No
     assert seen.exit_code() == 130
     assert servers(home) == []
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_it_ends_with_a_command_whose_terminal_is_closed_or_that_is_killed(home: Path, number: signal.Signals) -> None:
+    seen = Terminal("jupyter", "node", "--python", f"{home}/bin/python3")
+    seen.await_text(b"?token=")
+    (server,) = servers(home)
+
+    os.kill(seen.pid, number)
+
+    assert seen.exit_code() == 130
+    assert servers(home) == []
+    assert not folder_of(server).exists()
+
+
+def test_one_that_nobody_waits_for_any_more_is_not_left_there(home: Path) -> None:
+    seen = Terminal("jupyter", "node", "--python", f"{home}/slow/python3")
+    (begun,) = until(lambda: listed(f"{home}/slow/jupyter lab --no-browser"))
+    os.kill(seen.pid, signal.SIGKILL)
+    seen.exit_code()
+
+    (home / "now").touch()
+
+    until(lambda: listed("ServerApp.sock=") == [])
+    until(lambda: not folder_of(begun).exists())
 
 
 @pytest.mark.parametrize(

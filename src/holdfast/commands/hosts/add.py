@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from holdfast.commands.arguments import say
-from holdfast.commands.hosts.options import offer_include, settings_options
+from holdfast.commands.hosts.options import offer_include, settings_options, tell_written
 from holdfast.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,5 +54,5 @@ def command(
     host = hosts.update(name, said)
     kept = include.kept(host)
     include.put(name, {**{keyword: value for keyword, value in way.items() if value is not None}, **kept})
-    say(f"{name} is in {include.own_file()}")
+    tell_written(name, host)
     offer_include(yes)

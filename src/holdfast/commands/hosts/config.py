@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from holdfast.commands.arguments import say
-from holdfast.commands.hosts.options import host_argument, offer_include, settings_options
+from holdfast.commands.hosts.options import host_argument, offer_include, settings_options, tell_written
 
 if TYPE_CHECKING:
     from holdfast.link.hosts import Settings
@@ -29,6 +28,7 @@ def command(host: str, said: Settings, only_print: bool, yes: bool) -> None:
         block = include.block(host, hosts.with_settings(known, said))
         click.echo(include.text({host: block}), nl=False)
         return
-    include.put(host, include.block(host, hosts.update(host, said)))
-    say(f"{host} is in {include.own_file()}")
+    changed = hosts.update(host, said)
+    include.put(host, include.block(host, changed))
+    tell_written(host, changed)
     offer_include(yes)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from holdfast.commands.arguments import Callback, say
 from holdfast.commands.reaching import complete_hosts
+
+if TYPE_CHECKING:
+    from holdfast.link.hosts import Host
 
 _OPTIONS = {
     "keepalive": ("30x5", "A question every 30 s, dead after 5 unanswered; or auto, off."),
@@ -42,6 +45,19 @@ def settings_options(callback: Callback) -> Any:
     for name, (example, explained) in reversed(_OPTIONS.items()):
         made = click.option(f"--{name.replace('_', '-')}", name, metavar=example, help=explained)(made)
     return made
+
+
+def tell_written(name: str, host: Host) -> None:
+    """Where the block of `name` lies, and what plain ssh does not get by it."""
+    from holdfast.link import include
+
+    say(f"{name} is in {include.own_file()}")
+    if host.settings.multiplex is not False and not include.control_path():
+        say(
+            f"plain ssh shares no connection to {name}: below {include.own_file().parent} the path of its control "
+            "socket would be too long",
+            hint="holdfast shares its own all the same",
+        )
 
 
 def offer_include(yes: bool) -> None:
