@@ -36,6 +36,22 @@ print("last", flush=True)
 sys.exit(int(os.environ.get("EXIT", "0")))
 """
 
+PARTS = """\
+import os, pathlib, signal, sys, time
+over, kept = [], pathlib.Path(os.environ["HOLDFAST_RUN_DIR"], "number")
+signal.signal(signal.SIGTERM, lambda *_: over.append(True))
+number = int(kept.read_text()) if kept.exists() else 0
+print(f"begins at {number}", flush=True)
+while not os.path.exists(os.environ["STOP"]):
+    print(f"step {number} " + "x" * 10_000, flush=True)
+    number += 1
+    kept.write_text(str(number))
+    if over:
+        sys.exit(75)
+    time.sleep(0.02)
+print("last", flush=True)
+"""
+
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[netns.Network]:
@@ -59,7 +75,8 @@ def laptop(
     """Its agent is in the client's namespace, and is spoken to from outside."""
     root = tmp_path_factory.mktemp("laptop")
     (root / "project").mkdir()
-    (root / "project" / "train.py").write_text(SCRIPT)
+    for name, script in (("train.py", SCRIPT), ("parts.py", PARTS)):
+        (root / "project" / name).write_text(script)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOLDFAST_SSH_CONFIG", str(server[0].config))
         with own_links(root / "home", patch, fetched), contextlib.ExitStack() as stack:
@@ -163,6 +180,37 @@ def test_a_server_that_ends_every_session_is_borne(
         assert [one["listen"] for one in links.forwards()] == [port]
 
     assert digest(tmp_path / "logs" / "out") == digest(laptop.output("short"))
+
+
+def test_segments_follow_one_another_where_every_session_is_ended(
+    laptop: Laptop, server: tuple[lab.Sshd, Path], tmp_path: Path
+) -> None:
+    patient = ("--set", "restart.max_no_progress=1000")  # nothing tells what a program without the library has reached
+    run = laptop.start("parts", "--set", "segment=1s", *patient, script="parts.py")
+    journal = laptop.output("parts").with_name("journal.jsonl")
+
+    def segments() -> int:
+        return journal.read_text().count('"event":"segment_over"')
+
+    for name in ("logs", "wait"):
+        (tmp_path / name).mkdir()
+    with contextlib.ExitStack() as stack:
+        ended = stack.enter_context(ending_sessions(server[0], 2.0))
+        follower = stack.enter_context(laptop.following(tmp_path / "logs", "logs", "-f", run))
+        waiting = stack.enter_context(laptop.following(tmp_path / "wait", "wait", run))
+        until(lambda: len(ended) >= 2, 40)
+        before = segments()
+        until(lambda: segments() >= max(2, before + 1), 40, what=journal.read_text)
+        grown(tmp_path / "logs" / "out")
+        laptop.stop("parts")
+        assert (waiting.wait(60), follower.wait(60)) == (0, 0)
+
+    assert digest(tmp_path / "logs" / "out") == digest(laptop.output("parts"))
+    begun = [
+        int(found) for found in re.findall(rb"^begins at (\d+)$", laptop.output("parts").read_bytes(), re.MULTILINE)
+    ]
+    assert len(begun) >= 3
+    assert begun == sorted(set(begun))  # each went on where the one before it had left
 
 
 def test_a_connection_that_is_renewed_in_time_is_ended_by_nobody(laptop: Laptop, server: tuple[lab.Sshd, Path]) -> None:

@@ -105,7 +105,7 @@ class Laptop:
     def argv(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "holdfast", *words]
 
-    def start(self, name: str, *options: str, **env: str) -> str:
+    def start(self, name: str, *options: str, script: str = "train.py", **env: str) -> str:
         """Start a run that prints until `stop(name)`; `node:NAME`."""
         given = [
             word for key, value in {"STOP": str(self.flag(name)), **env}.items() for word in ("-e", f"{key}={value}")
@@ -123,7 +123,7 @@ class Laptop:
             *given,
             "--",
             "python3",
-            "train.py",
+            script,
         )
         done = self.holdfast(*words)
         assert (done.returncode, done.stdout) == (0, f"node:{name}\n"), done.stderr
