@@ -107,6 +107,11 @@ CATALOGUE: Mapping[str, Kind] = {
         meaning="another machine has gone on from this run's mirror; nothing more is sent there",
         hint="stop this run, or give it another checkpoint.mirror",
     ),
+    "mirror-stop": Kind(
+        severity="warning",
+        meaning="somebody told this run to stop through its mirror, when its machine could not be reached",
+        hint="holdfast resume continues it",
+    ),
     "mirror-unfenced": Kind(
         severity="info",
         meaning="the store overwrites what it was asked to create only; two machines are told apart by listing",

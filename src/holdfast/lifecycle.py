@@ -37,7 +37,7 @@ __all__ = ["ExitClass", "State", "decide", "describe", "fold"]
 SETTLED_S = 600.0  # a program of unknown progress that ran this long counts as having come up
 SEGMENT = (ExitClass.SEGMENT_END, ExitClass.SEGMENT_CUT)
 MEANT = (ExitClass.SUCCEEDED, ExitClass.STOPPED, ExitClass.PREEMPTED, *SEGMENT)  # there was time to save before them
-SUPERSEDED = "mirror-superseded"  # the finding
+SUPERSEDED, TOLD_TO_STOP = YIELDS = ("mirror-superseded", "mirror-stop")  # findings
 HISTORY = 20  # attempts that a state remembers
 
 
@@ -356,14 +356,16 @@ def _committed(state: State, event: ev.CheckpointCommitted, _policy: Policy) -> 
 def _finding(state: State, event: ev.FindingRaised, policy: Policy) -> Step:
     others = tuple(finding for finding in state.findings if finding.id != event.id)
     state = replace(state, findings=(*others, event))
-    return state, _yields(state, event.t, policy) if event.id == SUPERSEDED else ()
+    return state, _yields(state, event.t, policy) if event.id in YIELDS else ()
 
 
 def _yields(state: State, now_s: float, policy: Policy) -> Actions:
-    """A run of a pool stops when another machine goes on with it: two must not compute the same."""
-    if not policy.yields or state.stop is not None or state.phase in OVER or _superseded(state) is None:
+    """A run of a pool stops when another machine goes on with it, two must not compute the same; or when told so."""
+    known = {finding.id for finding in state.findings}
+    if not policy.yields or state.stop is not None or state.phase in OVER or known.isdisjoint(YIELDS):
         return ()
-    return (Emit(ev.StopRequested(t=now_s, how="superseded", grace_s=policy.stop_grace_s)),)
+    how = "superseded" if SUPERSEDED in known else "stop"
+    return (Emit(ev.StopRequested(t=now_s, how=how, grace_s=policy.stop_grace_s)),)
 
 
 def _superseded(state: State) -> str | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.stores import connect
 from tests.labs import sshd as lab
 from tests.labs.links import own_links
 from tests.labs.servers import BUCKET, Server, free_port, timeless
@@ -34,6 +35,7 @@ class Pool:
 
     root: Path
     homes: dict[str, Path]
+    servers: dict[str, lab.Sshd]
 
     def holdfast(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -56,6 +58,18 @@ class Pool:
             with contextlib.suppress(OSError):
                 if entry.stat().st_uid == self.homes[host].stat().st_uid:
                     os.kill(int(entry.name), signal.SIGKILL)
+
+    @contextlib.contextmanager
+    def away(self, host: str) -> Iterator[None]:
+        """The host answers nobody, and all on it goes on."""
+        server = self.servers[host].pid
+        os.kill(server, signal.SIGSTOP)
+        try:
+            for connection in lab.children(server):
+                lab.kill_connection(connection)
+            yield
+        finally:
+            os.kill(server, signal.SIGCONT)
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +99,11 @@ def pool(tmp_path_factory: pytest.TempPathFactory, fetched: Path) -> Iterator[Po
     need(os.geteuid() == 0, "needs root, for users with empty homes")
     root = tmp_path_factory.mktemp("laptop")
     with contextlib.ExitStack() as held:
-        homes, blocks = {}, []
+        homes, servers, blocks = {}, {}, []
         for name in ("node-a", "node-b"):
             user, homes[name] = held.enter_context(lab.person())
             server = held.enter_context(lab.sshd(tmp_path_factory.mktemp(name), user, homes[name]))
+            servers[name] = server
             blocks.append(server.config.read_text().replace("Host node", f"Host {name}"))
         blocks.append(f"Host nowhere\n  HostName 127.0.0.1\n  Port {free_port()}\n")
         for folder in ("project", "home"):
@@ -98,7 +113,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory, fetched: Path) -> Iterator[Po
         patch = held.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("HOLDFAST_SSH_CONFIG", str(root / "config"))
         held.enter_context(own_links(root / "home", patch))
-        made = Pool(root, homes)
+        made = Pool(root, homes, servers)
         named = made.holdfast("host", "pool", "gpus", "node-a", "node-b")
         assert named.returncode == 0, named.stderr
         yield made
@@ -203,6 +218,30 @@ def test_what_stands_by_is_seen_has_no_secret_in_a_file_and_ends_with_the_run(
     stopped = pool.holdfast("stop", "brief", "--grace", "1s")
     assert stopped.returncode == 0, stopped.stderr
     assert not folder.exists()
+
+
+def test_a_run_that_is_stopped_while_its_host_is_away_is_taken_over_by_nobody_and_stops_once_it_hears(
+    pool: Pool, store: tuple[Server, Callable[[str, float], int]], python: list[str]
+) -> None:
+    server, _ = store
+    shutil.copy(TINY, pool.root / "project" / "tiny.py")
+    here, there = order(pool, server, "told", "exec $TINY tiny.py", *python, "-e", "EPOCHS=1000", "-e", "STEP_S=0.1")
+    run = pool.run_of(here, "told")
+    until(lambda: b'"mirrored"' in _bytes(run / "archiver.jsonl"), 60, what=lambda: _bytes(run / "output.log"))
+
+    with pool.away(here):
+        stopped = pool.holdfast("stop", "told", "--timeout", "3s")
+
+    assert stopped.returncode == 10
+    assert "told was told to stop through its mirror" in stopped.stderr
+    assert not standby(pool, there, "told").exists()
+    over = pool.holdfast("wait", "told")
+    assert over.returncode == 75, over.stderr
+    told = pool.holdfast("status", "told").stdout
+    assert "stopped on request" in told, told
+    mirror = json.loads((run / "plan.json").read_text())["checkpoint"]["mirror"]["url"]
+    left = connect(mirror, server.environ(home=pool.root)).list("leases/")
+    assert [key for key in left if key.endswith((".alive", ".stop"))] == []
 
 
 @pytest.mark.timeout(300)

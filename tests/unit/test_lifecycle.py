@@ -489,6 +489,15 @@ def test_a_supervisor_that_died_over_it_is_followed_by_one_that_stops_the_run() 
     assert [action.event.how for action in actions if isinstance(action, Emit)] == ["superseded"]
 
 
+def test_a_run_of_a_pool_that_is_told_to_stop_through_its_mirror_stops_as_on_request() -> None:
+    told = ev.FindingRaised(t=5.0, id="mirror-stop", severity="warning", message="")
+    running = after(started(1, 2.0), rules=YIELDS)
+
+    stop = verdict(running, told, YIELDS)
+    assert (stop.how, stop.grace_s) == ("stop", 60.0)
+    assert verdict(decide(running, told, YIELDS)[0], SUPERSEDED, YIELDS).how == "superseded"  # the graver one
+
+
 def test_what_was_superseded_may_be_tried_again() -> None:
     stop = ev.StopRequested(t=5.0, how="superseded", grace_s=60.0)
     over = ev.RunEnded(t=6.0, state="stopped", exit_code=11, reason="")

@@ -35,8 +35,8 @@ VERBS: Table = {
     },
     "Steer": {
         "save": Verb("save", "write a checkpoint at the next step", THERE),
-        "stop": Verb("stop", "save, then stop", Away(ends=True)),
-        "kill": Verb("kill", "stop at once, without saving", Away(ends=True)),
+        "stop": Verb("stop", "save, then stop", Away(ends=True, halts=True)),
+        "kill": Verb("kill", "stop at once, without saving", Away(ends=True, halts=True)),
         "wait": Verb("wait", "until it ends; exits as the run did", Away(lasts="*")),
         "rm": Verb("rm", "delete ended runs, checkpoints included", Away(removes=True, ends=True)),
         "ckpt": Verb("ckpt", "its checkpoints: look, verify, move, remove"),

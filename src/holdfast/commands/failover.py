@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from holdfast.commands import reach, remembered, remote
+from holdfast.commands import reach, remembered, remote, whereabouts
 from holdfast.commands.arguments import say
 from holdfast.commands.reach import Linked
 from holdfast.commands.remote import Asked
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, HostUnreachable
 from holdfast.units import show_duration
 
 DEFAULT_S = 600.0
@@ -84,6 +84,34 @@ def _ask(
         raise HoldfastError(said or f"exit code {outcome.status}")
     found: dict[str, Any] = json.loads(outcome.out)
     return found
+
+
+def stop(run: str, host: str, within_s: float, why: str = "") -> None:
+    """Let the hosts that stand by for a run of `host` tell it to stop through its mirror, and stand by no more.
+
+    why: it could not be stopped there; without it, nothing is done unless `host` has lost the run.
+    Raises HostUnreachable with what came of it, unless no other host may go on with that run.
+    """
+    others = next((place.others for place in remembered.places(run) if place.host == host), ())
+    if not others or not (why or whereabouts.is_lost(run, host, within_s)):
+        return
+    outcomes = remote.at_each(dict.fromkeys(others, (*_PROGRAM, "stop", run)), within_s)
+    failed = {outcome.host: reason for outcome in outcomes if (reason := _why_not(outcome))}
+    why = why or f"{run} is lost on {host}"
+    if len(failed) == len(others):
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        raise HostUnreachable(f"{why}; nobody could tell {run} to stop: {reasons}", hint="try again later")
+    hint = f"nobody else goes on with it; should {host} still compute, it saves and stops once it sees its mirror"
+    raise HostUnreachable(f"{why}; {run} was told to stop through its mirror", hint=hint)
+
+
+def _why_not(outcome: remote.VerbOutcome) -> str:
+    """Why a host could not tell a run to stop; empty where it did."""
+    if outcome.error is not None:
+        return str(outcome.error)
+    if outcome.status:
+        return outcome.err.decode(errors="replace").partition("\n")[0].removeprefix("error: ")
+    return str(json.loads(outcome.out)["why"])
 
 
 def end(host: str, names: Sequence[str], within_s: float) -> None:

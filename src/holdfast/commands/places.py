@@ -17,7 +17,7 @@ from holdfast import runs
 from holdfast.commands import remembered
 from holdfast.commands.arguments import RunArgument
 from holdfast.commands.table import Away
-from holdfast.errors import UsageError
+from holdfast.errors import HostUnreachable, UsageError
 
 ON, WITHIN = "--on", "--timeout"
 WITHIN_S = 30.0
@@ -53,6 +53,14 @@ class _Named:
     at: int
     host: str
     run: str
+
+
+class Nowhere(HostUnreachable):
+    """No host of the pool says that it has the run. `host`: where it was last."""
+
+    def __init__(self, run: str, host: str, within_s: float, why: str) -> None:
+        super().__init__(f"{run} cannot be found: {why}", hint="it goes on wherever it is; ask again later")
+        self.run, self.host, self.within_s = run, host, within_s
 
 
 class _Word(str):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import click
@@ -11,6 +11,7 @@ from click.shell_completion import CompletionItem
 
 from holdfast.commands import places, remembered
 from holdfast.commands.table import Away
+from holdfast.errors import HostUnreachable
 
 Together: TypeAlias = Callable[[Mapping[str, Any], bool], None]  # what each machine said with --json; is it asked for?
 _JOURNEY = "holdfast.journey"
@@ -41,10 +42,17 @@ class Reaching(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click's, unless the words go elsewhere: then that machine reads them."""
-        if ctx.resilient_parsing or (found := places.journey(self, self._away, ctx, args)) is None:
+        if ctx.resilient_parsing or (found := self._journey(ctx, args)) is None:
             return super().parse_args(ctx, args)
         ctx.meta[_JOURNEY] = found
         return []
+
+    def _journey(self, ctx: click.Context, args: list[str]) -> places.Journey | None:
+        try:
+            return places.journey(self, self._away, ctx, args)
+        except places.Nowhere as error:
+            self._halt([places.Line(error.host, (), (error.run,))], error.within_s, str(error))
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         """The verb's exit status, of several machines the highest."""
@@ -56,7 +64,7 @@ class Reaching(click.Command):
         away = [line for line in found.lines if line.host]
         if self._away.rides:
             return max(remote.ride(line, _path(ctx), found) for line in away)
-        status = remote.carry_out(away, _path(ctx), found, self._together)
+        status = self._carry_out(away, _path(ctx), found)
         if self._away.ends and not status:
             from holdfast.commands import failover
 
@@ -69,6 +77,30 @@ class Reaching(click.Command):
             with self.make_context(ctx.info_name, list(line.words), parent=ctx.parent) as here:
                 status = max(status, super().invoke(here) or 0)
         return status
+
+    def _carry_out(self, away: Sequence[places.Line], path: tuple[str, ...], found: places.Journey) -> int:
+        from holdfast.commands import remote
+
+        try:
+            status = remote.carry_out(away, path, found, self._together)
+        except HostUnreachable as error:
+            self._halt(away, found.within_s, str(error))
+            raise
+        if status:
+            self._halt(away, found.within_s, "")
+        return status
+
+    def _halt(self, away: Sequence[places.Line], within_s: float, why: str) -> None:
+        """Where this verb ends runs and could not: let no other host of a pool go on with them. Raises HostUnreachable.
+
+        `why`: the machine is away; empty where it has answered, and only may have lost the run.
+        """
+        if self._away.halts:
+            from holdfast.commands import failover
+
+            for line in away:
+                for run in line.runs:
+                    failover.stop(run, line.host, within_s, why)
 
 
 def _options(verb: click.Command) -> list[click.Parameter]:

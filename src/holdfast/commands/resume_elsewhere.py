@@ -32,15 +32,17 @@ if TYPE_CHECKING:
 
 
 def resume(
-    source: Elsewhere, *, secrets: Sequence[str], argv: Sequence[str], environ: Mapping[str, str]
+    source: Elsewhere, *, secrets: Sequence[str], argv: Sequence[str], environ: Mapping[str, str], by_hand: bool = True
 ) -> tuple[RunDir, dict[str, str]]:
     """Make the run here, its checkpoint in place and the mirror taken over; its directory and its secrets.
 
-    `environ`: the caller's, of which the run gets what `run` would give it.
+    `environ`: the caller's, of which the run gets what `run` would give it. `by_hand`: a person wants it, whoever told
+    the run to stop before.
 
     Raises HeldElsewhere or Superseded (11), NoValidCheckpoint (12), StoreRefused (14), UsageError.
     """
     from holdfast import creation, spec, stores
+    from holdfast.mirror import fence
     from holdfast.mirror.origin import Origin
     from holdfast.node import nvidia
 
@@ -63,6 +65,8 @@ def resume(
             nvidia.must_have(planned.accelerators, planned.env.get("PATH"))
         values = secret_values(declared, planned, secrets, environ)
         run, _ = creation.create(order, name, lambda run, plan: _fill(run, plan, store, source.at, origin.plan))
+        if by_hand:
+            fence.revoke_stop(store)
     return run, values
 
 

@@ -1,7 +1,8 @@
-"""`holdfast node standby begin|end|serve RUN`: how a laptop makes this machine stand by for a run of another one.
+"""`holdfast node standby begin|stop|end|serve RUN`: how a laptop makes this machine stand by for a run of another one.
 
 `begin` reads the order as JSON from standard input and secrets from its environment, and answers in one JSON object:
-{"standing", "unfenced", "why"}. `serve` is the process that it leaves behind.
+{"standing", "unfenced", "why"}. `serve` is the process that it leaves behind. `stop` ends that, and before lets it tell
+the run to stop through its mirror; it answers {"told", "why"}.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ from holdfast.stores import Store
 
 def main(argv: Sequence[str]) -> int:
     """One of the three. Raises HoldfastError."""
-    if len(argv) != 2 or argv[0] not in ("begin", "end", "serve"):
-        raise UsageError(f"holdfast node standby {' '.join(argv)}: expected begin|end|serve RUN")
+    if len(argv) != 2 or argv[0] not in ("begin", "stop", "end", "serve"):
+        raise UsageError(f"holdfast node standby {' '.join(argv)}: expected begin|stop|end|serve RUN")
     place = Standby(argv[1])
     if argv[0] == "serve":
         return place.serve(_connect, _take, _is_free)
     if argv[0] == "end":
         place.end()
         return 0
-    sys.stdout.write(json.dumps(begin(place, json.load(sys.stdin))))
+    sys.stdout.write(json.dumps(stop(place) if argv[0] == "stop" else begin(place, json.load(sys.stdin))))
     return 0
 
 
@@ -58,6 +59,14 @@ def begin(place: Standby, told: Mapping[str, Any]) -> dict[str, object]:
     place.keep(order)
     place.start(secrets)
     return {"standing": True, "unfenced": False, "why": ""}
+
+
+def stop(place: Standby) -> dict[str, object]:
+    """Tell the run to stop through its mirror, and stand by no more. Raises HoldfastError."""
+    why = place.stop(_connect)
+    if (runs.home() / "runs" / place.run).exists():  # it has been taken over meanwhile
+        why = "it goes on there now"
+    return {"told": not why, "why": why}
 
 
 def again() -> int:
@@ -101,7 +110,7 @@ def _take(order: Order, secrets: Mapping[str, str]) -> RunDir:
         os.chdir(order.cwd)
     run, values = resume_elsewhere.resume(
         Elsewhere(order.url, None), secrets=[f"{name}={value}" for name, value in secrets.items()], argv=(),
-        environ=environment(order, {}),
+        environ=environment(order, {}), by_hand=False,
     )  # fmt: skip
     start_shim(run, secrets=values)
     return run

@@ -19,6 +19,7 @@ class Away(NamedTuple):
     leads: bool = False  # while it lasts the run's `ports` of this machine lead there
     removes: bool = False  # the runs that it names are no more when it has succeeded
     ends: bool = False  # once it has succeeded no other machine of a pool is to go on with these runs
+    halts: bool = False  # runs of a pool whose machine is away are told through their mirror
     rides: bool = False  # it needs a terminal of its own: through ssh, and not as a call
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from holdfast.commands import remembered, remote
 from holdfast.commands.arguments import say
+from holdfast.commands.places import Nowhere
 from holdfast.commands.remembered import Place
-from holdfast.errors import HostUnreachable
 
 Told = Mapping[str, Any]  # what `status --json` says
 
 
 def host_of(run: str, place: Place, within_s: float) -> str:
-    """The host to ask; where that is another than before, it is said and remembered. Raises HostUnreachable."""
+    """The host to ask; where that is another than before, it is said and remembered. Raises Nowhere."""
     if not place.others:
         return place.host
     last, why = _asked(run, (place.host,), within_s)[place.host]
@@ -26,7 +26,7 @@ def host_of(run: str, place: Place, within_s: float) -> str:
     why = why or f"{place.host} says that it is {last['state'] if last else 'gone'}"
     if host is None:
         reasons = "; ".join([why, *(reason for _, reason in found.values())])
-        raise HostUnreachable(f"{run} cannot be found: {reasons}", hint="it goes on wherever it is; ask again later")
+        raise Nowhere(run, place.host, within_s, reasons)
     if host != place.host:
         say(f"{run} is on {host} now: {why}")
         remembered.move(run, place, host)
@@ -40,6 +40,12 @@ def newest(host: str, last: Told | None, others: Mapping[str, Told]) -> str | No
     if not known:
         return host if last is not None else None
     return max(known, key=lambda name: float(known[name]["updated_s"]))
+
+
+def is_lost(run: str, host: str, within_s: float) -> bool:
+    """Whether that host answers, and nobody carries the run there though it has not ended."""
+    told, _ = _asked(run, (host,), within_s)[host]
+    return told is not None and told["state"] == "lost"
 
 
 def is_left(told: Told) -> bool:

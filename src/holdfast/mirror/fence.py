@@ -7,6 +7,9 @@ the same instant on a store without conditions may both yield; both never go on.
 
 Whoever writes rewrites `leases/TTTTTT.alive` every 20 s. By the store's own clock: one that is older than 90 s belongs
 to a machine that is gone.
+
+`leases/TTTTTT.stop` is word for whoever holds the run and cannot be reached otherwise: it is to stop. It binds until
+that one has stopped, or a person resumes the run elsewhere.
 """
 
 from __future__ import annotations
@@ -121,10 +124,17 @@ class Fence:
         self._store.put(_alive_key(own.term), canonical.encode_checked(told))
 
     def rest(self, own: Lease) -> None:
-        """Say that it has ended: another machine need not wait."""
-        for key in self._store.list("leases/"):
-            if key.endswith(".alive") and key <= _alive_key(own.term):
-                self._store.delete(key)
+        """Say that it has ended: another machine need not wait, and who told it to stop was heard."""
+        there = list(self._store.list("leases/"))
+        for last in (_alive_key(own.term), _stop_key(own.term)):  # in this order: an old sign of life means nothing
+            for key in there:
+                if Path(key).suffix == Path(last).suffix and key <= last:
+                    self._store.delete(key)
+
+    def has_word(self, own: Lease) -> bool:
+        """Whether somebody has told us to stop, or has taken the run: `hold` knows for certain."""
+        there = self._store.list("leases/")
+        return any(_is_stop(key) or _term(key.removeprefix("leases/")) > own.term for key in there)
 
 
 def leases_on(store: Store) -> list[str]:
@@ -156,6 +166,24 @@ def refuse_if_alive(store: Store, me: Owner) -> None:
         )
 
 
+def tell_to_stop(store: Store) -> None:
+    """Leave word for whoever holds the run. Raises StoreRefused."""
+    newest = max(map(_term, leases_on(store)), default=0)
+    store.put(_stop_key(newest), canonical.encode_checked({"host": socket.gethostname()}))
+
+
+def is_told_to_stop(store: Store) -> bool:
+    """Whether there is such word. Raises StoreRefused."""
+    return any(map(_is_stop, store.list("leases/")))
+
+
+def revoke_stop(store: Store) -> None:
+    """A person wants the run to go on. Raises StoreRefused."""
+    for key in list(store.list("leases/")):
+        if _is_stop(key):
+            store.delete(key)
+
+
 def _owner_in(store: Store, key: str) -> Owner:
     try:
         told: dict[str, Any] = canonical.decode_checked(store.get(key), key)
@@ -166,6 +194,14 @@ def _owner_in(store: Store, key: str) -> Owner:
 
 def _alive_key(term: int) -> str:
     return f"leases/{term:06d}.alive"
+
+
+def _stop_key(term: int) -> str:
+    return f"leases/{term:06d}.stop"
+
+
+def _is_stop(key: str) -> bool:
+    return key.endswith(".stop")
 
 
 def _term(name: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from holdfast.mirror.fence import GONE_S, alive, leases_on
+from holdfast.mirror.fence import GONE_S, alive, is_told_to_stop, leases_on
 from holdfast.stores import Store
 
 LOOK_S = 20.0
@@ -25,6 +25,7 @@ class Look:
     begun: bool  # somebody holds it, or has held it
     age_s: float | None = None
     host: str = ""
+    stopped: bool = False  # somebody has told the run to stop
 
 
 class Next(Enum):
@@ -38,6 +39,8 @@ class Next(Enum):
 
 def look(store: Store) -> Look:
     """Ask the mirror. Raises StoreRefused."""
+    if is_told_to_stop(store):
+        return Look(begun=True, stopped=True)
     found = alive(store)
     if found is not None:
         return Look(begun=True, age_s=found.age_s, host=found.owner.host)
@@ -50,6 +53,8 @@ def decide(seen: Look, *, failover_s: float, free: bool, watched_s: float, reste
     failover_s: silence after which another machine goes on. free: this one has the devices now. watched_s: since the
     mirror could not be read last. rested_s: since somebody claimed to live last.
     """
+    if seen.stopped:
+        return Next.LEAVE
     if seen.age_s is None:
         if rested_s >= LEAVE_S:
             return Next.LEAVE

@@ -27,7 +27,7 @@ from holdfast.checkpoint.survey import CheckpointInfo
 from holdfast.errors import HoldfastError, StoreRefused
 from holdfast.goodput import Failures
 from holdfast.mirror import origin, pull
-from holdfast.mirror.fence import BEAT_S, Fence, Owner, Superseded, alive, refuse_if_alive
+from holdfast.mirror.fence import BEAT_S, Fence, Owner, Superseded, alive, is_told_to_stop, refuse_if_alive
 from holdfast.mirror.keeper import Keeper
 from holdfast.mirror.view import View
 from holdfast.node.eventlog import EventLog
@@ -86,13 +86,16 @@ class Mirroring:
             rounds.submit(self._round, self._after, failed=False)
         if now_s >= self._beat_s + BEAT_S and not pulse.outstanding:
             self._beat_s = now_s
-            pulse.submit(self._beat, lambda _: None)
+            pulse.submit(self._beat, self._beaten, failed=False)
 
     def _after(self, done: bool) -> None:
         first_s, most_s = RETRY_S
         self._retry_s = 0.0 if done else min(most_s, max(first_s, 2 * self._retry_s))
         self._wanted = self._wanted or not done
         self._due_s = time.monotonic() + self._retry_s
+
+    def _beaten(self, has_word: bool) -> None:
+        self._wanted = self._wanted or has_word
 
     def finish(self, then: Callable[[None], None]) -> None:
         """Send what is due and is not there yet, within bounds; then say that this run is over."""
@@ -125,6 +128,7 @@ class Mirroring:
         keeper = self._connected()
         keeper.hold()
         self._tell_unfenced(keeper)
+        self._tell_stop(keeper)
         if not self._sent_origin:
             told = origin.send(self._run, keeper.store)
             self._sent_origin = True
@@ -187,6 +191,12 @@ class Mirroring:
             told = f"{self._mirror.url} overwrites where it was asked to create; machines are told apart by listing"
             self._log.write("warning", id="mirror-unfenced", message=told)
 
+    def _tell_stop(self, keeper: Keeper) -> None:
+        """Pass on that the run is to stop, once. Only runs of a pool are told so."""
+        if self._plan.yields and not self._state.get("told_to_stop") and is_told_to_stop(keeper.store):
+            self._note(told_to_stop=True)
+            self._log.write("warning", id="mirror-stop", message=f"{self._mirror.url} says that this run is to stop")
+
     def _away(self, error: Exception) -> None:
         if self._state.get("unreachable_since_s") is None:
             self._note(unreachable_since_s=time.time(), problem=str(error))
@@ -198,11 +208,15 @@ class Mirroring:
             self._note(unreachable_since_s=None, problem="")
             self._log.write("cleared", id="mirror-unreachable")
 
-    def _beat(self) -> None:
+    def _beat(self) -> bool:
+        """Say that we live; whether the mirror has word for us, which a round looks at."""
         keeper = self._keeper
         if keeper is not None and keeper.lease is not None:
             with suppress(HoldfastError, OSError):  # the round tells of a store that is away
-                Fence(keeper.store, Owner.here(self._root)).beat(keeper.lease)
+                fence = Fence(keeper.store, Owner.here(self._root))
+                fence.beat(keeper.lease)
+                return self._plan.yields and fence.has_word(keeper.lease)
+        return False
 
     def _drain(self) -> None:
         assert self._stop_s is not None
@@ -340,11 +354,11 @@ def _candidate(info: CheckpointInfo, *, whole: bool, pinned: bool) -> Candidate:
 
 
 def _read(path: Path, url: str) -> dict[str, Any]:
-    """mirror.json as an earlier archiver left it, of this mirror. `superseded` is asked anew."""
+    """mirror.json as an earlier archiver left it, of this mirror. What others have said there is asked anew."""
     try:
         found: Mapping[str, Any] = json.loads(path.read_bytes())
     except (OSError, ValueError):
         found = {}
     if not isinstance(found, dict) or found.get("url") != url:
         return {"url": url}
-    return {name: value for name, value in found.items() if name != "superseded"}
+    return {name: value for name, value in found.items() if name not in ("superseded", "told_to_stop")}

@@ -1,7 +1,9 @@
 """A run of a pool whose machine may go silent: what is kept here of it, and the process that looks after it.
 
 `$HOLDFAST_HOME/standbys/<run>/`: `standby.json` is the order, `state.json` what the last look brought, `lock` is held
-for as long as the process lives, `log` is what it says. Secrets come on its standard input and stay in its memory.
+for as long as the process lives, `log` is what it says. Secrets come on its standard input and stay in its memory, so
+that it alone may be able to tell a run to stop through the mirror: where `stop` lies it does so before it ends, and
+then takes that away, or leaves there why it could not.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 
 from holdfast import fsio, process, runs
 from holdfast.errors import HoldfastError, LeaseHeld
-from holdfast.mirror import succession
+from holdfast.mirror import fence, succession
 from holdfast.mirror.succession import LOOK_S, REST_S, Next
 from holdfast.runs import RunDir
 from holdfast.stores import Store
@@ -31,6 +33,7 @@ NEEDS_SECRETS = "needs secrets"  # the state of one that nobody could start agai
 BLIND = "cannot read the mirror"
 _START_S = 30.0
 _END_S = 10.0
+_STOP_S = 30.0  # a store is told meanwhile
 _GLANCE_S = 0.5  # how long at most somebody who asks who holds the lock has it himself
 
 
@@ -54,6 +57,7 @@ class Order:
         return cls(**{**fields, "secret_names": tuple(fields["secret_names"])})
 
 
+Connect = Callable[[Order, Mapping[str, str]], Store]  # to the mirror, with these secrets. Raises HoldfastError
 Take = Callable[[Order, Mapping[str, str]], RunDir]  # takes the mirror over, starts the run. Raises HoldfastError
 Free = Callable[[Order], bool]  # whether this machine has the devices now
 
@@ -136,14 +140,43 @@ class Standby:
 
     def end(self) -> None:
         """Stand by no more."""
-        deadline_s = time.monotonic() + _END_S
-        while (holder := self.holder()) is not None:
-            late = time.monotonic() > deadline_s
-            process.send_signal(holder, signal.SIGKILL if late else signal.SIGTERM)
-            time.sleep(0.05)
+        self._end_process(_END_S)
         shutil.rmtree(self.root, ignore_errors=True)
 
-    def serve(self, connect: Callable[[Order, Mapping[str, str]], Store], take: Take, free: Free) -> int:
+    def stop(self, connect: Connect) -> str:
+        """Tell the run to stop, through its mirror, and stand by no more; why it could not be told, or empty."""
+        try:
+            self._word.write_text(f"it did not do so within {_STOP_S:g} s")
+        except FileNotFoundError:
+            return "it does not stand by"
+        if not self._end_process(_STOP_S):
+            self._tell(lambda: connect(self.order(), {}))
+        why = self._word.read_text() if self._word.exists() else ""
+        shutil.rmtree(self.root, ignore_errors=True)
+        return why
+
+    @property
+    def _word(self) -> Path:
+        return self.root / "stop"
+
+    def _tell(self, connect: Callable[[], Store]) -> None:
+        try:
+            fence.tell_to_stop(connect())
+        except Exception as error:  # whoever asked is told, whatever a store does
+            self._word.write_text(str(error))
+        else:
+            self._word.unlink()
+
+    def _end_process(self, within_s: float) -> bool:
+        """Whether there was one; one that does not end is killed."""
+        deadline_s, was_there = time.monotonic() + within_s, False
+        while (holder := self.holder()) is not None:
+            late, was_there = time.monotonic() > deadline_s, True
+            process.send_signal(holder, signal.SIGKILL if late else signal.SIGTERM)
+            time.sleep(0.05)
+        return was_there
+
+    def serve(self, connect: Connect, take: Take, free: Free) -> int:
         """Be that process; 11 where another one is. Secrets are read from standard input."""
         secrets = json.loads(sys.stdin.buffer.read() or b"{}")
         if (lock := self._lock()) is None:
@@ -153,10 +186,15 @@ class Standby:
         me = process.identity(os.getpid())
         os.ftruncate(lock, 0)
         os.pwrite(lock, json.dumps({"pid": os.getpid(), "start_ticks": me.start_ticks if me else 0}).encode(), 0)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # by way of every `finally`
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         order = self.order()
-        Watch(self, order, lambda: connect(order, secrets), lambda: take(order, secrets), lambda: free(order)).run()
+        watch = Watch(self, order, lambda: connect(order, secrets), lambda: take(order, secrets), lambda: free(order))
+        try:
+            signal.signal(signal.SIGTERM, _leave)
+            watch.run()
+        finally:
+            if self._word.exists():
+                self._tell(lambda: connect(order, secrets))
         return 0
 
     def _lock(self) -> int | None:
@@ -212,7 +250,8 @@ class Watch:
         if then is Next.TAKE:
             return self._go_on(seen.host)
         if then is Next.LEAVE:
-            _say(f"{self._order.run} has been at rest for a day: nobody stands by here any more")
+            why = "was told to stop" if seen.stopped else "has been at rest for a day"
+            _say(f"{self._order.run} {why}: nobody stands by here any more")
             self._leave()
             return None
         self._note(then.value)
@@ -262,6 +301,12 @@ def every() -> Iterator[Standby]:
     """All of this machine, by the names of their runs."""
     if folder().is_dir():
         yield from (Standby(path.name) for path in sorted(folder().iterdir()) if (path / "standby.json").is_file())
+
+
+def _leave(*_: object) -> None:
+    """By way of every `finally`, none of which is disturbed by whoever asks again."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(0)
 
 
 def _say(sentence: str) -> None:

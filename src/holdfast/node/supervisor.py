@@ -566,7 +566,8 @@ class Supervisor:
             raise UsageError(str(error)) from None
         self.finish_at_s = None
         self._clear("restart-budget")
-        self._clear(lifecycle.SUPERSEDED)  # the mirror is asked anew
+        for said in lifecycle.YIELDS:  # the mirror is asked anew
+            self._clear(said)
         self._apply(ev.ResumeRequested(t=time.time(), want=want))
         return {"attempt": self.state.next_attempt, "want": want}
 

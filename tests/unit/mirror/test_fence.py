@@ -11,7 +11,18 @@ import pytest
 from holdfast.checkpoint.lease import Lease
 from holdfast.checkpoint.lineage import Position
 from holdfast.mirror import pull
-from holdfast.mirror.fence import Alive, Fence, HeldElsewhere, Owner, Superseded, alive, refuse_if_alive
+from holdfast.mirror.fence import (
+    Alive,
+    Fence,
+    HeldElsewhere,
+    Owner,
+    Superseded,
+    alive,
+    is_told_to_stop,
+    refuse_if_alive,
+    revoke_stop,
+    tell_to_stop,
+)
 from holdfast.mirror.view import View
 from holdfast.stores import Store, connect
 from tests.mirrors import Machine, Place
@@ -196,3 +207,46 @@ def test_what_the_old_machine_had_on_its_way_is_set_aside(moto_place: Place, our
     found = pull.checkpoints(View(moto_place(), {}))
     assert [(10, True), (20, False)] == [(info.step, info.live) for info in found]
     assert taken.term == 2
+
+
+def test_word_to_stop_binds_whoever_goes_on_and_is_gone_once_that_one_rests(connected: Place) -> None:
+    store, first, second = connected(), lease_of(1, "a"), lease_of(2, "a2")
+    ours = Fence(store, HERE)
+    ours.hold(first, [])
+    assert not ours.has_word(first)
+
+    tell_to_stop(store)
+    ours.beat(first)
+
+    assert ours.has_word(first)
+    ours.hold(second, [first.file_name])  # another attempt of the same run
+    assert ours.has_word(second) and is_told_to_stop(store)
+    ours.rest(second)
+    assert not is_told_to_stop(store)
+    assert alive(store) is None
+
+
+def test_word_for_the_one_that_has_the_run_is_not_taken_away_by_one_that_lost_it(connected: Place) -> None:
+    store, first, second = connected(), lease_of(1, "a"), lease_of(2, "b")
+    ours, theirs = Fence(store, HERE), Fence(store, THERE)
+    ours.hold(first, [])
+    theirs.hold(second, [first.file_name])
+    theirs.beat(second)
+    assert ours.has_word(first) and not theirs.has_word(second)
+    tell_to_stop(store)
+
+    ours.rest(first)
+
+    assert is_told_to_stop(store)
+    assert alive(store) is not None
+
+
+def test_word_may_come_before_anybody_has_the_run_and_is_taken_back(connected: Place) -> None:
+    store = connected()
+    tell_to_stop(store)
+    assert is_told_to_stop(store)
+    Fence(store, HERE).hold(lease_of(1, "a"), [])
+
+    revoke_stop(store)
+
+    assert not is_told_to_stop(store)

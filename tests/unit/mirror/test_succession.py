@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from holdfast.checkpoint.lease import Lease
-from holdfast.mirror.fence import GONE_S, Fence, Owner
+from holdfast.mirror.fence import GONE_S, Fence, Owner, tell_to_stop
 from holdfast.mirror.succession import BUSY_S, LEAVE_S, Look, Next, decide, look
 from holdfast.spec.fields import LEAST_FAILOVER_S
 from holdfast.stores import connect
@@ -62,3 +62,17 @@ def test_a_look_tells_a_run_that_lives_from_one_at_rest_and_from_none(tmp_path: 
     assert seen.age_s is not None and 0 <= seen.age_s < 60
     fence.rest(own)
     assert look(store) == Look(begun=True)
+
+
+def test_a_run_that_was_told_to_stop_is_nobodys_however_silent_it_is(tmp_path: Path) -> None:
+    store, own = (
+        connect(str(tmp_path / "mirror"), {}),
+        Lease(term=1, claim="a", attempt=1, base=None, owner={}, time_s=1),
+    )
+    Fence(store, Owner("gpu-a", "/runs/x")).hold(own, [])
+    Fence(store, Owner("gpu-a", "/runs/x")).beat(own)
+
+    tell_to_stop(store)
+
+    assert look(store).stopped
+    assert decide(look(store), failover_s=0.0, free=True, watched_s=math.inf, rested_s=0.0) is Next.LEAVE

@@ -15,12 +15,14 @@ from holdfast.checkpoint.folder import Folder
 from holdfast.checkpoint.lineage import Position
 from holdfast.errors import HoldfastError
 from holdfast.goodput import Costs, Failures, interval
-from holdfast.mirror.fence import HeldElsewhere
+from holdfast.mirror import fence
+from holdfast.mirror.fence import BEAT_S, HeldElsewhere
 from holdfast.node.eventlog import EventLog
 from holdfast.node.mirroring import RETRY_S, Mirroring
 from holdfast.node.mishaps import Mishaps
 from holdfast.plan import CheckpointPlan, Every, Keep, MirrorPlan, Plan
 from holdfast.runs import RunDir
+from holdfast.stores import connect
 from tests.mirrors import Machine
 
 
@@ -40,14 +42,22 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def mirroring_of(
-    run: RunDir, machine: Machine, *, keep: Keep | None = None, timeout_s: float = 60.0, **mirror: Any
+    run: RunDir,
+    machine: Machine,
+    *,
+    keep: Keep | None = None,
+    timeout_s: float = 60.0,
+    yields: bool = False,
+    **mirror: Any,
 ) -> Mirroring:
     """What an archiver of this run has, with `every: auto`."""
     to = MirrorPlan(**{"url": str(run.root.parent / "mirror"), **mirror})
     checkpoint = CheckpointPlan(
         dir=str(machine.root), every=Every(auto=True), mirror=to, keep=keep or Keep(), timeout_s=timeout_s
     )
-    plan = Plan(run="digits", name="digits", dir=str(run.root), argv=("true",), cwd="/", checkpoint=checkpoint)
+    plan = Plan(
+        run="digits", name="digits", dir=str(run.root), argv=("true",), cwd="/", checkpoint=checkpoint, yields=yields
+    )
     log = EventLog(run.archiver_log)
     return Mirroring(run, plan, log, Mishaps(log))
 
@@ -151,6 +161,46 @@ def test_who_is_superseded_stays_so_until_the_next_archiver_asks(run: RunDir, ma
     one_round(mirroring_of(run, machine))
 
     assert [10] == [line["step"] for line in told(run, "mirrored")]
+
+
+def test_a_run_of_a_pool_hears_that_it_is_to_stop_once_and_sends_what_it_has_all_the_same(
+    run: RunDir, machine: Machine
+) -> None:
+    store = connect(str(run.root.parent / "mirror"), {})
+    fence.tell_to_stop(store)
+    alone, mirroring = mirroring_of(run, machine), mirroring_of(run, machine, yields=True)
+    one_round(alone)
+    assert [] == told(run, "warning")
+
+    one_round(mirroring)
+    mirroring.wake()
+    one_round(mirroring)
+
+    assert ["mirror-stop"] == [line["id"] for line in told(run, "warning")]
+    assert [10] == [line["step"] for line in told(run, "mirrored")]
+    mirroring.finish(lambda _: None)
+    settled(mirroring)
+    assert not fence.is_told_to_stop(store)
+
+
+def test_a_run_of_a_pool_that_saves_rarely_hears_of_it_with_its_next_sign_of_life(
+    run: RunDir, machine: Machine
+) -> None:
+    mirroring = mirroring_of(run, machine, yields=True)
+    rounds, pulse = mirroring.workers
+    one_round(mirroring)
+    assert select.select([pulse.wake], [], [], 30)[0]  # the first sign of life
+    pulse.collect()
+
+    fence.tell_to_stop(connect(str(run.root.parent / "mirror"), {}))
+    mirroring.tick(time.monotonic() + 2 * BEAT_S)
+    assert not rounds.outstanding, "there is nothing to send"
+    assert select.select([pulse.wake], [], [], 30)[0]
+    pulse.collect()
+    mirroring.tick(time.monotonic())
+    settled(mirroring)
+
+    assert ["mirror-stop"] == [line["id"] for line in told(run, "warning")]
 
 
 def test_what_is_known_of_another_mirror_does_not_count(run: RunDir, machine: Machine) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from holdfast import process, stores
 from holdfast.checkpoint.lease import Lease
 from holdfast.commands import standby as verbs
 from holdfast.errors import LeaseHeld
+from holdfast.mirror import fence
 from holdfast.mirror.fence import Fence, Owner, Superseded
 from holdfast.mirror.succession import LOOK_S, REST_S
 from holdfast.node.standby import BLIND, Order, Standby, Watch, every
@@ -187,3 +189,50 @@ def test_one_that_could_not_begin_at_once_has_no_free_devices(tmp_path: Path, mo
     assert verbs._is_free(replace(order, accelerators=""))
     driver.tell("fails", "the driver is not loaded")
     assert not verbs._is_free(order)
+
+
+def test_whoever_is_told_to_stop_a_run_tells_its_mirror_with_the_secrets_that_it_alone_has(
+    moto: Server, tmp_path: Path
+) -> None:
+    url, environ = f"s3://{BUCKET}/{uuid.uuid4()}", moto.environ(home=tmp_path)
+    secret = {"AWS_SECRET_ACCESS_KEY": environ.pop("AWS_SECRET_ACCESS_KEY")}
+    place, order = ordered(url, *secret)
+    place.keep(replace(order, env=environ))
+    place.start(secret)
+
+    assert verbs.stop(place) == {"told": True, "why": ""}
+
+    assert fence.is_told_to_stop(stores.connect(url, {**environ, **secret}))
+    assert (place.holder(), place.root.exists()) == (None, False)
+    assert verbs.stop(place) == {"told": False, "why": "it does not stand by"}
+
+
+def test_where_nobody_looks_any_more_the_mirror_is_told_all_the_same(tmp_path: Path) -> None:
+    place, _ = ordered(str(tmp_path / "nas"))
+
+    assert verbs.stop(place) == {"told": True, "why": ""}
+    assert fence.is_told_to_stop(stores.connect(str(tmp_path / "nas"), {}))
+
+
+@pytest.mark.parametrize("runs_already", [False, True])
+def test_who_cannot_tell_the_mirror_says_why_and_stands_by_no_more(tmp_path: Path, runs_already: bool) -> None:
+    mirror = tmp_path / "nas" if runs_already else tmp_path / "no" / "nas"
+    place, _ = ordered(str(mirror))
+    place.start({})
+    if runs_already:
+        (tmp_path / "home" / "runs" / "digits").mkdir(parents=True)
+
+    answer = verbs.stop(place)
+
+    assert answer["told"] is False
+    assert ("it goes on there now" if runs_already else str(mirror)) in str(answer["why"])
+    assert list(every()) == []
+
+
+def test_a_run_that_was_told_to_stop_has_nobody_who_stands_by(tmp_path: Path) -> None:
+    place, watch = watching(tmp_path / "nas", never)
+    alive_on(tmp_path / "nas", age_s=9999)
+    fence.tell_to_stop(stores.connect(str(tmp_path / "nas"), {}))
+
+    assert watch.once() is None
+    assert not place.root.exists()
