@@ -14,6 +14,7 @@ import pytest
 
 from holdfast.checkpoint import load
 from holdfast.errors import LeaseHeld, NoValidCheckpoint, RunFileError, StoreRefused, UsageError
+from holdfast.mirror import fence
 from holdfast.mirror.view import ROOT, View
 from holdfast.runs import RunDir
 from holdfast.stores import connect
@@ -165,7 +166,10 @@ def test_a_step_and_the_best_of_a_bucket_are_where_another_machine_begins(
     assert "succeeded" == other.wait_for(first, "succeeded", "failed")["state"], other.tail(first)
     assert (20, expected) == (restored(first), final(first))
     until(lambda: other.process(first, "shim") is None, 60, what="the end of the mirror")
+    store = connect(url, environ)
+    fence.tell_to_stop(store)
     assert 0 == other.holdfast("resume", f"{url}@20", "-d", **environ).returncode
+    assert not fence.is_told_to_stop(store), "whoever resumes it wants it to go on"
     assert 20 == until(lambda: restored(second), 60)
 
 
