@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def until(
-    condition: Callable[[], T], within_s: float = 20.0, *, every_s: float = 0.02, what: str | Callable[[], str] = ""
+    condition: Callable[[], T], within_s: float = 60.0, *, every_s: float = 0.02, what: str | Callable[[], str] = ""
 ) -> T:
     """The first truthy value of `condition`; fails after `within_s` with `what` and the last value."""
     deadline = time.monotonic() + within_s

@@ -28,6 +28,7 @@ from holdfast.link.target import Target, control_path, make_folder
 
 TICK_S = 0.1
 OPEN_POLL_S = 0.02
+STILL_S = 1.0  # between two looks, beyond what lies between them anyway: the machine slept, or others had it
 NUMBERS = 128  # channels at a time on one connection, before two of them could be taken for each other
 END_S = 2.0  # for a master to end by itself before it is killed
 MOVED_BYTES = 4096  # that show a way that works: more than a jump's own signs of life come to
@@ -83,6 +84,7 @@ class Master:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None  # of one of them
         self._slept_s, self._heard_s = clock.asleep_s(), 0.0
+        self._looked_s = clock.now_s()
         self._carried: int | None = None  # bytes, when that last showed something about the ping that waits
 
     def want(self) -> None:
@@ -139,6 +141,7 @@ class Master:
         try:
             while self._failure is None:
                 await self._turn()
+                self._looked_s = clock.now_s()
                 await asyncio.sleep(TICK_S)
             raise self._failure
         finally:
@@ -148,6 +151,8 @@ class Master:
 
     async def _turn(self) -> None:
         slept_s, now_s = clock.asleep_s(), clock.now_s()
+        if now_s > self._looked_s + TICK_S + STILL_S:
+            self._become(states.stood_still(self.link, now_s))
         if slept_s > self._slept_s + 1.0:
             self.doubt()
         self._slept_s = slept_s

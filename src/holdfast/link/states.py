@@ -180,6 +180,12 @@ def doubted(link: Link, now_s: float) -> tuple[Link, tuple[Do, ...]]:
     return link, ()
 
 
+def stood_still(link: Link, now_s: float) -> Link:
+    """Nobody looked for a while: what has come meanwhile is still to be read, so a ping that waits gets its time anew."""
+    waits = link.asked_s is not None and link.state in (State.UP, State.SUSPECT)
+    return replace(link, asked_s=now_s, excused=True) if waits else link
+
+
 def sought(link: Link, now_s: float) -> tuple[Link, tuple[Do, ...]]:
     """Somebody comes who will wait for it: whether it still leads anywhere is asked now, not at the next silence."""
     return doubted(link, now_s) if now_s - link.heard_s > FRESH_S else (link, ())

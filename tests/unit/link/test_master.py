@@ -10,6 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from holdfast import process
 from holdfast.link import mux, target
 from holdfast.link.diagnosis import Cause
 from holdfast.link.master import Master
-from holdfast.link.states import Link, State
+from holdfast.link.states import MORE_PATIENCE_S, Link, State
 from tests.labs import sshd as lab
 
 pytestmark = pytest.mark.e2e
@@ -121,16 +123,38 @@ def test_silence_is_noticed_and_another_connection_made(server: lab.Sshd) -> Non
             silent = ours(server)
             assert silent
             for pid in silent:
-                os.kill(pid, signal.SIGSTOP)
+                with contextlib.suppress(ProcessLookupError):  # of a connection of the test before
+                    os.kill(pid, signal.SIGSTOP)
             try:
                 master.doubt()
                 await until(lambda: State.SUSPECT in seen)
                 await until(lambda: seen.count(State.UP) == 2)
-                assert seen[-4:] == [State.DEAD, State.DOWN, State.CONNECTING, State.UP]
+                after = seen[seen.index(State.DEAD) :]
+                assert after[:4] == [State.DEAD, State.DOWN, State.CONNECTING, State.UP]
             finally:
                 for pid in silent:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
+
+    asyncio.run(work())
+
+
+def test_a_machine_that_stood_still_does_not_take_that_for_silence(server: lab.Sshd) -> None:
+    """Neither we nor ssh had the processor while a ping was under way, and ssh gets it back somewhat later."""
+
+    async def work() -> None:
+        async with serving(server) as (master, seen):
+            await until(lambda: master.link.state is State.UP)
+            pid = await mux.alive(str(master.path))
+            await until(lambda: master.link.asked_s is None)
+            os.kill(pid, signal.SIGSTOP)
+            master.doubt()
+            await asyncio.sleep(0)
+            time.sleep(master.link.patience_s + MORE_PATIENCE_S + 0.5)
+            threading.Timer(0.5, os.kill, (pid, signal.SIGCONT)).start()
+            await until(lambda: master.link.asked_s is None)
+            assert set(seen) <= {State.CONNECTING, State.UP, State.SUSPECT}
+            assert await mux.alive(str(master.path)) == pid
 
     asyncio.run(work())
 
@@ -169,7 +193,8 @@ def test_dropped_before_ssh_was_started_it_is_down_and_comes_when_wanted(server:
             await until(lambda: State.DEAD in seen and master.link.state is State.DOWN)
             master.want()
             await until(lambda: master.link.state is State.UP)
-            assert len(ours(server)) == 2  # one connection: its process with rights and its process without
+            # one connection, its process with rights and its process without, once those of the test before are gone
+            await until(lambda: len(ours(server)) == 2)
 
     asyncio.run(work())
 

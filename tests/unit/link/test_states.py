@@ -124,6 +124,15 @@ def test_after_sleep_it_is_asked_at_once() -> None:
     assert tick(states.doubted(waiting, 5.001)[0], 5.001)[1] == (Do.CONNECT,)
 
 
+def test_a_ping_that_waits_while_nobody_looks_is_no_silence_of_the_other_end() -> None:
+    before = up()
+    link = states.stood_still(states.doubted(before, 10)[0], 30)
+    assert tick(link, 30.1) == (link, ())
+    assert run(link, 30, 35.5)[0].state is State.DEAD
+    assert states.answered(link, 30.2).trip_s == before.trip_s  # of that one nobody knows how long it took
+    assert states.stood_still(before, 30) == before
+
+
 def test_what_a_person_must_mend_is_not_tried_again() -> None:
     link = states.gone(up(), 5, DENIED, 1.0)
 
