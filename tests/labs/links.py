@@ -18,6 +18,7 @@ from holdfast import process
 from holdfast.link import mux, remote, target
 from holdfast.link.agent import socket_path
 from holdfast.link.client import held
+from holdfast.link.mux import MasterGone
 from tests.labs.sshd import Sshd
 from tests.waiting import until
 
@@ -63,9 +64,17 @@ def holder() -> process.Identity | None:
 
 
 def kill_master(alias: str = "node") -> None:
-    """SIGKILL, of the link to `alias`."""
-    (link,) = (link for link in held() if link["alias"] == alias)
-    os.kill(master_of(link["path"]), signal.SIGKILL)
+    """SIGKILL, of the link to `alias`, as soon as that is up."""
+
+    def killed() -> bool:
+        paths = [link["path"] for link in held() if link["alias"] == alias and link["state"] == "up"]
+        with contextlib.suppress(MasterGone, ProcessLookupError):  # it is just going
+            for path in paths:
+                os.kill(master_of(path), signal.SIGKILL)
+                return True
+        return False
+
+    until(killed)
 
 
 def no_slot_is_taken(server: Sshd) -> None:

@@ -181,7 +181,7 @@ def doubted(link: Link, now_s: float) -> tuple[Link, tuple[Do, ...]]:
 
 
 def stood_still(link: Link, now_s: float) -> Link:
-    """Nobody looked for a while: what has come meanwhile is still to be read, so a ping that waits gets its time anew."""
+    """Nobody looked for a while: what has come is still to be read, so a ping that waits gets its time anew."""
     waits = link.asked_s is not None and link.state in (State.UP, State.SUSPECT)
     return replace(link, asked_s=now_s, excused=True) if waits else link
 

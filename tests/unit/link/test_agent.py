@@ -91,7 +91,7 @@ def test_nobody_there_is_told_within_the_time(server: lab.Sshd, tmp_path: Path) 
     config.write_text(server.config.read_text().replace(f"Port {server.port}", f"Port {free_port()}"))
 
     with Links() as links, pytest.raises(HostUnreachable, match="no SSH server listens"):
-        links.up("node", config=str(config), within_s=5)
+        links.up("node", config=str(config))
 
 
 def test_an_agent_that_is_killed_is_replaced_and_its_master_ended(server: lab.Sshd) -> None:
@@ -242,7 +242,7 @@ def test_what_a_killed_agent_has_left_goes_when_another_one_starts_a_day_later(
             os.utime(folder, (0, 0))
         argv = ["ssh", "-F", str(server.config), "-N", "-T", "-M", "-S", str(old / "0123456789ab.0"), "node"]
         with running(argv, server.folder / "left.log") as child:
-            until((old / "0123456789ab.0").exists)
+            until(lambda: {path.name for path in old.iterdir()} == {"agent.log", "0123456789ab.0"})  # ssh renames it
             os.utime(old, (0, 0))
             with Links():
                 until(lambda: not old.exists())
@@ -288,7 +288,7 @@ def test_who_waits_for_a_link_in_vain_waits_for_a_bounded_time(tmp_path: Path) -
         finally:
             await place.end()
 
-    assert 0.9 < asyncio.run(wait()) < 5.0
+    assert 0.9 < asyncio.run(wait()) < 30.0
 
 
 def test_another_key_is_another_link(server: lab.Sshd, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_who_does_not_answer_is_not_asked_for_ever(server: lab.Sshd) -> None:
 @pytest.mark.usefixtures("locked")
 def test_where_nobody_can_be_asked_it_is_told_at_once() -> None:
     argv = [sys.executable, "-m", "holdfast", "exec", "--on", "node", "--", "true"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, start_new_session=True)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, start_new_session=True)
 
     assert done.returncode == 10
     assert "takes none of our keys" in done.stderr
@@ -147,7 +147,7 @@ def test_ssh_without_anybody_to_ask_shows_each_key_once(server: lab.Sshd, tmp_pa
     shutil.move(tmp_path / "other", tmp_path / "key")
     refused = server.log.count("Failed publickey")
     argv = [sys.executable, "-m", "holdfast", "exec", "--on", "node", "--", "true"]
-    subprocess.run(argv, capture_output=True, timeout=30, start_new_session=True)
+    subprocess.run(argv, capture_output=True, timeout=60, start_new_session=True)
 
     assert server.log.count("Failed publickey") <= refused + 1
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
-from holdfast.link import include, mux
+from holdfast.link import include
 from holdfast.link.client import Links, held
 from tests.labs import sshd as lab
+from tests.labs.links import kill_master
+from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
 
@@ -106,25 +108,24 @@ def test_reuse_is_proved_and_the_shared_connection_stays() -> None:
         told = json.loads(checked.stdout)
         assert links.up("node").path == up.path
 
-    cold, shared, ours = (way["median_s"] for way in told["ways"])
+    cold, shared, ours = (min(way["times_s"]) for way in told["ways"])
     assert ours < cold / 3 and shared < cold
     assert told["ways"][0]["sshd_cpu_s"] is not None
     assert (told["state"], told["keepalive"]) == ("up", "15x3")
 
 
 def test_the_connection_is_watched() -> None:
-    import asyncio
-
     argv = [sys.executable, "-m", "holdfast", "host", "check", "node", "--watch", "--json"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, bufsize=1) as watching:
         assert watching.stdout is not None
         first = json.loads(watching.stdout.readline())
-        os.kill(asyncio.run(mux.alive(held()[0]["path"])), signal.SIGKILL)
+        until(lambda: time.time() > first["since_s"] + 1.5)  # younger than that, its successor may be taken for it
+        kill_master()
         seen = [json.loads(watching.stdout.readline())]
-        while seen[-1]["state"] != "up":
+        while seen[-1]["state"] != "up" or seen[-1]["since_s"] < first["since_s"] + 1:
             seen.append(json.loads(watching.stdout.readline()))
         watching.send_signal(signal.SIGINT)
-        assert watching.wait(10) == 130
+        assert watching.wait(60) == 130
 
     assert (first["state"], first["keepalive"], first["host"]) == ("up", "15x3", "node")
     assert seen[-1]["since_s"] > first["since_s"]

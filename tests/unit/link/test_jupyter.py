@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -101,7 +102,7 @@ def folder_of(server: str) -> Path:
 def test_it_is_started_there_opened_here_and_ended_with_ctrl_c(home: Path) -> None:
     seen = Terminal("jupyter", "node", "--python", f"{home}/bin/python3", "--dir", "work")
     seen.await_text(b"?token=")
-    url = until(lambda: next((word for word in seen.read().split() if word.startswith(b"http://")), b"")).decode()
+    url = until(lambda: re.search(rb"(http://\S+)\s", seen.read()))[1].decode()
     port, path = int(url.split(":")[2].split("/")[0]), url.split(str(url.split(":")[2].split("/")[0]), 1)[1]
     token = url.rpartition("=")[2]
 

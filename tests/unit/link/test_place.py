@@ -127,7 +127,7 @@ def test_a_connection_that_is_not_kept_ends_with_its_last_user() -> None:
         with Links() as one, Links() as other:
             one.up("node")
             other.up("node")
-        until(lambda: not watching.every(), within_s=5)
+        until(lambda: not watching.every())
     until(lambda: not masters())
 
 

