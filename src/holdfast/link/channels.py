@@ -26,6 +26,7 @@ from holdfast.link.wire import FALSE, TRUE, Malformed, Reader, string, u32
 
 WINDOW_BYTES = 2 << 20  # what the other side may send ahead
 PACKET_BYTES = 32 << 10
+READ_BYTES = 64 << 10  # taken from the master at a time
 UNSENT_BYTES = 256 << 10  # with more to be sent, those who write wait
 LAST_WORDS_S = 2.0  # for the server to close the channels of a connection that is closed here
 GREETING = b"\0holdfast channels 1\n"  # before the messages of `holdfast node channels`
@@ -60,7 +61,7 @@ class Connection:
         self.steady: Channel | None = None  # a session that stays: pings go through it, and need none of their own
         self._channels: dict[int, Channel] = {}
         self._numbers = itertools.count()
-        self._unsent = bytearray()
+        self._have, self._unsent = bytearray(), bytearray()
         self._has_room = asyncio.Event()
         self._has_room.set()
         self._is_empty = asyncio.Event()
@@ -228,14 +229,17 @@ class Connection:
             self._end(MasterGone(f"the master has hung up: {getattr(error, 'strerror', None) or error}"))
 
     async def _exactly(self, size: int) -> bytes:
-        loop, parts = asyncio.get_running_loop(), bytearray()
-        while len(parts) < size:
-            part = await loop.sock_recv(self._socket, size - len(parts))
+        """What comes at once is taken at once: a message is mostly whole, with others behind it."""
+        loop = asyncio.get_running_loop()
+        while len(self._have) < size:
+            part = await loop.sock_recv(self._socket, READ_BYTES)
             if not part:
                 raise ConnectionResetError("closed")
             self.heard_s = time.monotonic()
-            parts += part
-        return bytes(parts)
+            self._have += part
+        taken = bytes(memoryview(self._have)[:size])
+        del self._have[:size]
+        return taken
 
     async def _take(self, kind: int, message: Reader) -> None:
         if kind == GLOBAL_REQUEST:

@@ -64,6 +64,7 @@ class Service:
         self._connections: set[asyncio.Task[None]] = set()
         self._children = asyncio.Semaphore(MOST_CHILDREN)
         self._began_s = self._used_s = time.monotonic()
+        self._pong = told(_facts())
 
     async def serve(self, listener: socket.socket) -> None:
         """Until idle for long enough; then calls get SIGHUP, should there be any."""
@@ -143,22 +144,12 @@ class Service:
         if request.method != "GET":
             return refused(UsageError(f"{request.method[:20]} is not understood", hint="GET or POST"), 405)
         if request.path == "/ping":
-            return told(self._facts())
+            return self._pong
         if request.path == "/runs" or request.path.startswith("/runs/"):
             return await self._from_child(request)
         if request.path.startswith("/calls/"):
             return self._known(request)
         return nothing_at(request.path)
-
-    def _facts(self) -> dict[str, Any]:
-        return {
-            "ok": True,
-            "pid": os.getpid(),
-            "version": __version__,
-            "bundle": places.own(),
-            "home": os.path.realpath(runs.home()),
-            "protocol": PROTOCOL,
-        }
 
     def _begun(self, request: Request) -> Answer | tuple[str, int]:
         """Begin a call, unless it is one that has begun already and whose answer was lost."""
@@ -221,6 +212,18 @@ class Service:
                     child.signal(signal.SIGKILL)
 
 
+def _facts() -> dict[str, Any]:
+    """Who answers: the same for as long as the process lives."""
+    return {
+        "ok": True,
+        "pid": os.getpid(),
+        "version": __version__,
+        "bundle": places.own(),
+        "home": os.path.realpath(runs.home()),
+        "protocol": PROTOCOL,
+    }
+
+
 def _object(raw: bytes) -> dict[str, Any]:
     try:
         body = json.loads(raw)
@@ -270,7 +273,7 @@ class _Http:
         """
         if self._protocol.trailing_data == (b"", False):
             await self._receive()
-        return await within(self._whole(), REQUEST_S)
+        return await self._whole(time.monotonic() + REQUEST_S)
 
     async def say(self, answer: Answer) -> bool:
         """Whether another request may follow. Raises OSError, TimeoutError."""
@@ -294,13 +297,13 @@ class _Http:
     async def _receive(self) -> None:
         self._protocol.receive_data(await self.reader.read(_PIECE_BYTES))
 
-    async def _whole(self) -> Request | None:
+    async def _whole(self, until_s: float) -> Request | None:
         head: h11.Request | None = None
         body = bytearray()
         while True:
             event = self._protocol.next_event()
             if event is h11.NEED_DATA:
-                await self._receive()
+                await within(self._receive(), until_s - time.monotonic())
             elif isinstance(event, h11.Request):
                 head = event
             elif isinstance(event, h11.Data):
