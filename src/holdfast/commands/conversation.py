@@ -23,7 +23,8 @@ class NotStarted(HostUnreachable):
 
 @contextlib.contextmanager
 def conversation(up: Up, words: Sequence[str]) -> Iterator[Frames]:
-    """Speak with one end of a sync that `words` start there; it ends when we hang up.
+    """Speak with one end of a sync that `words` start there; it ends when we hang up. What we have to say is made
+    ready while it starts.
 
     Raises NotStarted with the last line of its standard error, Told by that end, MasterGone, Refused.
     """
@@ -40,14 +41,14 @@ def conversation(up: Up, words: Sequence[str]) -> Iterator[Frames]:
             os.close(theirs_in)
             os.close(theirs_out)
         held.callback(passenger.close)
-        frames = Frames(ours_in, ours_out)
-        try:
-            frames.await_greeting()
-        except Cut as cut:
-            lines = os.pread(said.fileno(), _MOST_SAID_BYTES, 0).decode(errors="replace").strip().splitlines()
-            why = f"holdfast did not start there: {printable(lines[-1])}" if lines else str(cut)
-            raise NotStarted(f"{up.alias}: {why}", hint=f"what was started: {shlex.join(words)}") from None
+        frames = Frames(ours_in, ours_out, awaits=True)
         try:
             yield frames
         except Told as error:
             raise Told(f"{up.alias}: {error}", hint=error.hint, exit_code=error.exit_code) from None
+        except Cut as cut:
+            if not frames.awaits:
+                raise
+            lines = os.pread(said.fileno(), _MOST_SAID_BYTES, 0).decode(errors="replace").strip().splitlines()
+            why = f"holdfast did not start there: {printable(lines[-1])}" if lines else str(cut)
+            raise NotStarted(f"{up.alias}: {why}", hint=f"what was started: {shlex.join(words)}") from None

@@ -133,8 +133,9 @@ def _outcomes(job: _Job, progress: Progress) -> Iterator[Outcome]:
                 with telling(up):
                     there = reached(links, up, again=again, progress=progress)
                     with conversation(there.up, there.starting("node", *_end(job))) as frames:
-                        again = False
-                        yield from _rounds(job, frames, moved)
+                        for outcome in _rounds(job, frames, moved):
+                            again = False
+                            yield outcome
                 return
             except (NeedsAuthentication, Unfit):
                 raise

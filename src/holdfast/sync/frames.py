@@ -52,8 +52,10 @@ class Told(HoldfastError):
 class Frames:
     """One end of a conversation on two descriptors, which stay the caller's."""
 
-    def __init__(self, reading: int, writing: int) -> None:
+    def __init__(self, reading: int, writing: int, *, awaits: bool = False) -> None:
+        """awaits: the other end is about to begin; nothing is written, and what it says not taken, before it greets."""
         self._reading, self._writing = reading, writing
+        self.awaits = awaits
         os.set_blocking(writing, False)
         for descriptor in (reading, writing):
             _widen(descriptor)
@@ -65,8 +67,10 @@ class Frames:
         self._out += GREETING
         self.flush()
 
-    def await_greeting(self) -> None:
-        """Pass over what is said before. Raises Cut with its last line when nothing else comes."""
+    def _begin(self) -> None:
+        """Pass over what is said before the greeting. Raises Cut with its last line when nothing else comes."""
+        if not self.awaits:
+            return
         try:
             while (at := self._have.find(GREETING)) < 0:
                 if len(self._have) > _NOISE_BYTES:
@@ -76,6 +80,7 @@ class Frames:
             said = printable(self._have[-_MOST_SAID:].decode(errors="replace").strip())
             raise Cut(f"holdfast did not start there: {said or cut}", hint=cut.hint) from None
         self._at = at + len(GREETING)
+        self.awaits = False
 
     def send(self, kind: int, body: bytes = b"") -> None:
         """Sooner or later; `flush` for at once. Raises Cut, or Told when the other end has left with a word."""
@@ -100,6 +105,7 @@ class Frames:
 
     def flush(self) -> None:
         """Return when all of it was taken. Raises Cut, Told."""
+        self._begin()
         left = memoryview(bytes(self._out))
         self._out.clear()
         while left:
@@ -124,6 +130,7 @@ class Frames:
 
     def receive(self, within_s: float | None = None) -> tuple[int, bytes]:
         """The next frame. Raises Cut, Told, Hostile."""
+        self._begin()
         kind, size = _HEAD.unpack(self._exactly(_HEAD.size, within_s))
         if size > MOST_BYTES:
             raise Hostile(f"the other end sends a message of {size} bytes")

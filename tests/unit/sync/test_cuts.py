@@ -110,8 +110,7 @@ def test_a_receiver_that_is_killed_leaves_nothing_half(tmp_path: Path) -> None:
             child.send_signal(signal.SIGKILL)
 
     with child, pytest.raises(Cut):
-        frames = Frames(child.stdout.fileno(), child.stdin.fileno())
-        frames.await_greeting()
+        frames = Frames(child.stdout.fileno(), child.stdin.fileno(), awaits=True)
         list(ends.send(source, frames, progress=progress))
     assert {path: what for path, what in held(target).items() if STAGING not in path}.items() <= held(source).items()
     for n in range(40):

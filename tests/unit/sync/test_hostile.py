@@ -273,13 +273,25 @@ def test_only_leading_dots_that_stay_inside_are_known_to_stay_inside(path: str, 
 
 def test_noise_before_the_greeting_is_passed_over_and_told_when_nothing_else_comes() -> None:
     reading, writing = os.pipe()
-    os.write(writing, b"Welcome!\nlast login\n" + words.GREETING)
-    frames = Frames(reading, writing)
-    frames.await_greeting()
-    frames = Frames(reading, writing)
+    os.write(writing, b"Welcome!\nlast login\n" + words.GREETING + bytes([words.BYE, 0, 0, 0, 0]))
+    assert Frames(reading, writing, awaits=True).receive() == (words.BYE, b"")
     os.write(writing, b"bash: python3: not found\n")
     os.close(writing)
 
     with pytest.raises(HoldfastError, match="did not start there: bash: python3: not found"):
-        frames.await_greeting()
+        Frames(reading, reading, awaits=True).receive()
     os.close(reading)
+
+
+def test_nothing_is_said_to_an_end_that_has_not_begun() -> None:
+    (reading, greeting), (theirs, writing) = os.pipe(), os.pipe()
+    os.close(greeting)  # it never does
+    frames = Frames(reading, writing, awaits=True)
+    frames.send(words.BYE)
+
+    with pytest.raises(HoldfastError, match="did not start there"):
+        frames.flush()
+    os.close(writing)
+    assert os.read(theirs, 100) == b""
+    os.close(reading)
+    os.close(theirs)
