@@ -5,16 +5,20 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from holdfast.bundle import closure, places, probing
-from holdfast.bundle.closure import Bundle, NoWheel
+from holdfast.bundle import places, probing, sources
 from holdfast.bundle.places import Node, Platform
 from holdfast.bundle.probing import Facts, Unfit
-from holdfast.bundle.push import Order, Progress, push
 from holdfast.link import remote
 from holdfast.link.client import Up
 from holdfast.process import CALLER_PYTHONPATH
 from holdfast.units import show_size
+
+if TYPE_CHECKING:
+    from holdfast.bundle.closure import Bundle
+    from holdfast.bundle.push import Order, Progress
 
 PROBE_S = 30.0
 START_S = 30.0
@@ -34,18 +38,19 @@ def ensure(
     What is remembered is believed and nobody is asked; where that turns out wrong, nobody listening at the socket,
     `again` asks the node. Raises Unfit, HostUnreachable, NoWheel, HoldfastError, OSError.
     """
+    made_of = sources.fingerprint()
     known = None if again else places.remembered(up.key)
-    if known is not None:
-        wanted = closure.cached(known.platform)
-        if wanted is not None and wanted.hash == known.bundle:
-            return known
+    if known is not None and _is_ours(known, made_of):
+        return known
+    from holdfast.bundle.push import push
+
     found = probing.ask(up, within_s=PROBE_S)
     for warning in probing.warnings(up.alias, found):
         tell(warning)
     pythons = probing.choose(up.alias, found, sys.version_info[:2])
     platform, bundle = first_made(up.alias, list(pythons), tell)
     python = pythons[platform]
-    node = _node(up, found, python.path, platform, bundle.hash)
+    node = replace(_node(up, found, python.path, platform, bundle.hash), made_of=made_of)
     if bundle.hash not in found.bundles:
         probing.check_space(up.alias, found, 2 * bundle.unpacked_bytes)  # its bytecode, and a wheel at a time
         sent_bytes = sum(size for digest, size in bundle.sizes_bytes.items() if digest not in found.wheels)
@@ -55,8 +60,24 @@ def ensure(
     return node
 
 
+def _is_ours(known: Node, made_of: str) -> bool:
+    """Whether the bundle there is the one that we would push now; found out once for each `made_of`."""
+    if made_of and made_of == known.made_of:
+        return True
+    from holdfast.bundle import closure
+
+    wanted = closure.cached(known.platform)
+    if wanted is None or wanted.hash != known.bundle:
+        return False
+    if made_of:
+        places.remember(replace(known, made_of=made_of))
+    return True
+
+
 def first_made(alias: str, platforms: Sequence[Platform], tell: Tell) -> tuple[Platform, Bundle]:
     """The first of them for which there is every wheel. Raises NoWheel, of the last, where there is none."""
+    from holdfast.bundle.closure import NoWheel
+
     first, *others = platforms
     try:
         return first, _made(alias, first, tell)
@@ -68,6 +89,8 @@ def first_made(alias: str, platforms: Sequence[Platform], tell: Tell) -> tuple[P
 
 
 def _made(alias: str, platform: Platform, tell: Tell) -> Bundle:
+    from holdfast.bundle import closure
+
     bundle = closure.cached(platform)
     if bundle is None:
         tell(f"{alias}: fetching wheels for {platform}")
@@ -90,6 +113,8 @@ def _node(up: Up, found: Facts, python: str, platform: Platform, bundle: str) ->
 
 
 def _order(found: Facts) -> Order:
+    from holdfast.bundle.push import Order
+
     return Order(
         folder=f"{found.place}/bundles", runs=f"{found.home}/runs", kept=found.wheels, collect=not found.is_shared
     )

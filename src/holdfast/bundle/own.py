@@ -7,11 +7,10 @@ import hashlib
 import importlib.metadata
 import io
 import zipfile
-from pathlib import Path
 
+from holdfast.bundle import sources
 from holdfast.errors import HoldfastError
 
-_PACKAGE = Path(__file__).resolve().parents[1]
 _SHAPE = "Wheel-Version: 1.0\nGenerator: holdfast\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 _THEN = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip knows
 
@@ -30,7 +29,7 @@ def wheel() -> tuple[str, bytes]:
     """Its name and its bytes. Stored, not deflated: what deflate makes differs from one zlib to the next."""
     installed = distribution()
     stem = f"holdfast-{installed.version}"
-    files = {f"holdfast/{path.relative_to(_PACKAGE).as_posix()}": path.read_bytes() for path in _sources()}
+    files = {f"holdfast/{path.relative_to(sources.PACKAGE).as_posix()}": path.read_bytes() for path in sources.paths()}
     about = {name: installed.read_text(name) for name in ("METADATA", "entry_points.txt")}
     files |= {f"{stem}.dist-info/{name}": text.encode() for name, text in {**about, "WHEEL": _SHAPE}.items() if text}
     files[f"{stem}.dist-info/RECORD"] = _record(files, f"{stem}.dist-info/RECORD")
@@ -41,11 +40,6 @@ def wheel() -> tuple[str, bytes]:
             entry.create_system, entry.external_attr = 3, 0o644 << 16
             archive.writestr(entry, files[name])
     return f"{stem}-py3-none-any.whl", out.getvalue()
-
-
-def _sources() -> list[Path]:
-    found = (path for path in _PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc")
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(_PACKAGE).parts))
 
 
 def _record(files: dict[str, bytes], itself: str) -> bytes:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from holdfast import fsio, runs
@@ -45,6 +45,7 @@ class Node:
     folder: str  # of the bundle, on the path of `python`
     bundle: str  # its hash
     socket: str  # where a service that was started from it listens
+    made_of: str = field(default="", compare=False)  # `sources.fingerprint` of the holdfast here whose bundle it is
     refused_s: float = 0.0  # when its sshd opened no channel to that though somebody listened (unix time); 0: never
 
     def refuses(self, now_s: float) -> bool:

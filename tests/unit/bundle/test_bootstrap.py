@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from holdfast import bundle
-from holdfast.bundle import places
+from holdfast.bundle import places, sources
 from holdfast.bundle.probing import Unfit
 from holdfast.errors import HostUnreachable
 from holdfast.link import mux
@@ -120,6 +120,24 @@ def test_what_is_known_is_not_asked_and_what_is_asked_again_is_not_sent_again(up
     assert (asked, sent) == (node, [])
     assert took_s < 4  # under 2 s on an idle machine
     assert bundle.ensure(Up(up.alias, up.key, "/nowhere", 0.0)) == node
+
+
+def test_a_holdfast_that_was_changed_is_sent_by_the_next_call(
+    up: Up, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "changed" / "holdfast"
+    shutil.copytree(sources.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(sources, "PACKAGE", copy)
+    monkeypatch.setattr(sources, "_RECENT_NS", 50_000_000)
+    until(sources.fingerprint)
+    first = bundle.ensure(up)
+
+    (copy / "new.py").write_text("it = 1\n")
+    second = bundle.ensure(up)
+
+    bundle.start(up, second, ("-c", "import holdfast.new"))
+    assert second.bundle != first.bundle
+    assert (first.made_of, places.remembered(up.key)) != ("", first)
 
 
 def test_code_on_the_node_knows_its_bundle_and_what_it_was_called_with(up: Up, home: Path) -> None:
