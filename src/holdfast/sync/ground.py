@@ -38,7 +38,11 @@ class Ground:
 
     def steps(self, entries: Sequence[Entry], options: Options) -> list[Step]:
         """What is done with each."""
-        here = {entry.path: found for entry in entries if (found := self.look(entry.path, entry)) is not None}
+        here: dict[str, Here] = {}
+        for entry in entries:
+            may_be = not entry.above or entry.above in here  # folders come before what they hold
+            if may_be and (found := self.look(entry.path, entry)) is not None:
+                here[entry.path] = found
         same = twins(entries)
         if same and not self._folds():
             same = {}
