@@ -120,6 +120,9 @@ def _nodes(amount: Amount, bundles: Path | None) -> Iterator[dict[float, Node]]:
         server = stack.enter_context(lab.sshd(folder / "ssh", user, home, options={"Subsystem": "sftp internal-sftp"}))
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("HOLDFAST_SSH_CONFIG", str(server.config))
+        # a holdfast that was installed is not compiled at each start
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        patch.setenv("PYTHONPYCACHEPREFIX", str(folder / "bytecode"))
         stack.enter_context(own_links(folder / "home", patch, bundles))
         payload, tree = _written(folder, amount)
         nodes = {}
