@@ -57,6 +57,12 @@ _ROWS = (
     _Row(Cause.HOST_KEY, r"No \S+ host key is known for", "the host key of {host} is not known", "ssh {host} once"),
     _Row(
         Cause.AUTHENTICATION,
+        r"^error: (?P<what>the token is not known here|this token may not go to .*)",
+        "the relay on the way to {host} refuses: {what}",
+        "its file of tokens says who may go where",
+    ),
+    _Row(
+        Cause.AUTHENTICATION,
         r"Permission denied \((?P<ways>[^)]*)\)",
         "{host} takes none of our keys (it offers {ways})",
         "ssh-copy-id {host}, or ssh-add your key",
@@ -101,19 +107,23 @@ _ROWS = (
 
 
 _NO_WAY = "UNKNOWN port 65535"  # what ssh calls the end of a jump host, or of a proxy, that has not let it through
+_PROXY_SAYS = "error: "  # ssh itself begins no line with that; `holdfast relay connect` does
 
 
 def diagnose(said: str, host: str) -> Why:
     """The cause, from all that ssh has said; of several the one that explains the others."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     is_short = any(_NO_WAY in line for line in lines) and not any("stdio forwarding failed" in line for line in lines)
+    told = next((line for line in lines if line.startswith(_PROXY_SAYS)), "") if is_short else ""
     for row in _ROWS:
         for line in reversed(lines):
             found = re.search(row.pattern, line)
             if found:
                 words = {"host": host, **found.groupdict()}
                 hint = row.hint.format(**words)
-                elsewhere = row.cause not in (Cause.NAME, Cause.CONFIGURATION)
+                if told and row.cause is Cause.NETWORK:
+                    return Why(row.cause, f"the way to {host}: {told.removeprefix(_PROXY_SAYS)}", said=told)
+                elsewhere = not told and row.cause not in (Cause.NAME, Cause.CONFIGURATION)
                 if is_short and elsewhere and "Connection closed by" not in line:
                     words["host"], hint = f"a host on the way to {host}", f"ssh -v {host} shows which"
                 return Why(row.cause, row.sentence.format(**words), hint, line)

@@ -5,8 +5,6 @@ Pure. `Outgoing` keeps what the other end has not taken, `Incoming` what has com
 
 from __future__ import annotations
 
-from collections import deque
-
 from holdfast.relay.frames import PIECE_BYTES, WINDOW_BYTES, BadFrame, Frame, Kind
 
 
@@ -77,7 +75,7 @@ class Incoming:
     """Bytes that have come: `received` counts all of them, `delivered` those that have gone on."""
 
     def __init__(self) -> None:
-        self._waiting: deque[bytes] = deque()
+        self._waiting = bytearray()  # and not what came piece by piece: single bytes would take many times their room
         self._ended = False
         self.received = 0
         self.delivered = 0
@@ -102,12 +100,14 @@ class Incoming:
             return
         if self.received + len(frame.data) - self.delivered > WINDOW_BYTES:
             raise BadFrame(f"more than {WINDOW_BYTES} bytes that were not asked for")
-        self._waiting.append(frame.data)
+        self._waiting += frame.data
         self.received += len(frame.data)
 
     def take(self) -> bytes:
         """The next bytes to deliver; b"" for none now."""
-        return self._waiting.popleft() if self._waiting else b""
+        data = bytes(self._waiting[:PIECE_BYTES])
+        del self._waiting[:PIECE_BYTES]
+        return data
 
     def went_on(self, size: int) -> None:
         """`size` more were delivered; 1 for the end."""

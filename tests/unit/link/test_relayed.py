@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.errors import HostUnreachable
 from holdfast.link import hosts, target
-from holdfast.link.client import Links
+from holdfast.link.client import Links, NeedsAuthentication
 from holdfast.link.hosts import Settings
 from holdfast.link.master import Master
 from holdfast.relay.server import Settings as Relaying
@@ -64,6 +65,31 @@ def test_a_cut_below_the_relay_is_waited_for(between: tuple[lab.Sshd, relays.Cut
     assert "suspect" in seen or cut_s < 10
     assert before["keepalive"] == "15x44"
     assert server.log.count("Accepted publickey") == 1
+
+
+def test_a_relay_that_does_not_know_the_token_is_asked_once(
+    between: tuple[lab.Sshd, relays.Cutter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOLDFAST_RELAY_TOKEN", "somebody-elses-token")
+
+    with Links() as links, pytest.raises(NeedsAuthentication) as refused:
+        links.up("node")
+
+    assert str(refused.value) == "the relay on the way to node refuses: the token is not known here"
+    assert refused.value.hint == "its file of tokens says who may go where"
+    assert (tmp_path / "relay" / "relay.log").read_text().count("refused: the token is not known here") == 1
+
+
+def test_a_relay_that_is_away_is_told_in_its_own_words(between: tuple[lab.Sshd, relays.Cutter]) -> None:
+    between[1].refuse(True)
+
+    with (
+        Links() as links,
+        pytest.raises(HostUnreachable, match="the way to node: cannot reach the relay ws://") as away,
+    ):
+        links.up("node")
+
+    assert not isinstance(away.value, NeedsAuthentication)
 
 
 def test_ssh_waits_for_longer_than_a_relay_keeps_a_session_unless_somebody_says_otherwise() -> None:

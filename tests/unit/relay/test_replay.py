@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,6 +116,20 @@ def test_more_than_the_window_is_refused() -> None:
 
     with pytest.raises(BadFrame, match="not asked for"):
         into.arrived(Frame(Kind.DATA, WINDOW_BYTES, b"x"))
+
+
+def test_many_small_pieces_take_no_more_room_than_their_bytes() -> None:
+    into = Incoming()
+    tracemalloc.start()
+    try:
+        for at in range(0, 200_000, 2):
+            into.arrived(Frame(Kind.DATA, at, b"xy"))
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert kept_bytes < 400_000
+    assert into.take() == b"xy" * (PIECE_BYTES // 2)
 
 
 @pytest.mark.parametrize(
