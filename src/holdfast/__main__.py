@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from holdfast.errors import INTERRUPTED, HoldfastError
+from holdfast.errors import INTERRUPTED, HoldfastError, plain
 
 if TYPE_CHECKING:
     from holdfast.runs import RunDir
@@ -134,7 +134,7 @@ def _verb(argv: Sequence[str], clock: Callable[[], float] | None) -> int:
 
 
 def _say(message: str, hint: str, exit_code: int) -> int:
-    sys.stderr.write(f"error: {message}\n" + (f"hint: {hint}\n" if hint else ""))
+    sys.stderr.write(plain(f"error: {message}\n" + (f"hint: {hint}\n" if hint else "")))
     sys.stderr.flush()
     return exit_code
 

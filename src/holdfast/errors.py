@@ -15,11 +15,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 STOPPED_WITH_CHECKPOINT = 75
 INTERRUPTED = 130
+
+
+_STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all that controls a terminal, but line ends and tabs
+
+
+def plain(text: str) -> str:
+    """A sentence that may hold words of another machine, without what would steer the terminal it is shown at."""
+    return _STEERS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 class HoldfastError(Exception):

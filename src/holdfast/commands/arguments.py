@@ -16,7 +16,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from holdfast import runs
-from holdfast.errors import RunNotFound, UsageError
+from holdfast.errors import RunNotFound, UsageError, plain
 from holdfast.runs import RunDir
 
 Callback = TypeVar("Callback", bound=Callable[..., Any])
@@ -132,9 +132,9 @@ def print_json(value: object) -> None:
 
 def say(sentence: str, *, hint: str = "") -> None:
     """Talk: one sentence on stderr, perhaps with a hint."""
-    click.echo(sentence, err=True)
+    click.echo(plain(sentence), err=True)
     if hint:
-        click.echo(f"hint: {hint}", err=True)
+        click.echo(plain(f"hint: {hint}"), err=True)
 
 
 @contextmanager
@@ -155,6 +155,7 @@ def print_table(lines: Sequence[str]) -> None:
 def fitted(lines: Sequence[str]) -> list[str]:
     """Lines no longer than the terminal is wide; all of them elsewhere."""
     width = terminal_width()
+    lines = [plain(line) for line in lines]  # a table may have cells of other machines
     return [line if width is None or len(line) <= width else f"{line[: width - 1]}…" for line in lines]
 
 

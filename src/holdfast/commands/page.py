@@ -7,6 +7,7 @@ while the link is away.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -86,19 +87,23 @@ def start(up: Up, program: Program, shell: str = SHELL) -> Server:
     tries = round(_START_S * 10)
     script = _START.format(says=_SAYS, find=program.find, name=program.name, begin=program.begin, tries=tries)
     outcome = remote.ask(up, shell, script.encode(), within_s=2 * _START_S)
-    said = [line for line in outcome.out.decode(errors="replace").splitlines() if line.startswith(_SAYS)]
+    lines = outcome.out.decode(errors="replace").splitlines()
+    said = [line.removeprefix(_SAYS) for line in lines if line.startswith(_SAYS)]
     if not said:
         if outcome.status == UsageError.exit_code and not outcome.error:
             raise UsageError(f"{up.alias}: {outcome.err.decode(errors='replace').strip().removeprefix('error: ')}")
         why = outcome.error or outcome.err.decode(errors="replace").strip() or "it said nothing"
         raise HostUnreachable(f"no {program.name} could be started at {up.alias}: {why}")
-    word, _, rest = said[-1].removeprefix(_SAYS).partition(" ")
-    if word == "running":
-        pid, _, folder = rest.partition(" ")
-        return Server(int(pid), folder)
+    runs = re.fullmatch(r"running (\d{1,9}) (/\S+)", said[-1])
+    if runs:
+        return Server(int(runs[1]), runs[2])
+    word, _, rest = said[-1].partition(" ")
     if word == "ended":
         raise HoldfastError(f"the {program.name} of {up.alias} has ended: {rest or 'it said nothing'}")
-    sentence, hint = program.wrong.get(word, ("no folder can be made in /tmp of {host}", "is its disk full?"))
+    wrong = {**program.wrong, "folder": ("no folder can be made in /tmp of {host}", "is its disk full?")}
+    if word not in wrong:
+        raise HostUnreachable(f"no {program.name} could be started at {up.alias}: it says {said[-1]!r}")
+    sentence, hint = wrong[word]
     raise UsageError(sentence.format(host=up.alias), hint=hint)
 
 

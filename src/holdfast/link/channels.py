@@ -283,6 +283,7 @@ class Channel:
         self._ended: asyncio.Future[Exit] = loop.create_future()
         self._answers: list[asyncio.Future[bool]] = []
         self._theirs, self._room, self._most = theirs
+        self._allowed = WINDOW_BYTES  # that the other side may send
         self._owed = 0  # bytes read here that the other side may send again
         self._streams = {0: _Stream(), _STDERR: _Stream()}
         self._moved = asyncio.Condition()
@@ -371,6 +372,7 @@ class Channel:
         self._owed += size
         if self._owed >= WINDOW_BYTES // 8 and self._lost is None:
             owed, self._owed = self._owed, 0
+            self._allowed += owed
             with contextlib.suppress(MasterGone):  # who reads on is told
                 self._post(WINDOW_ADJUST, u32(owed))
 
@@ -432,9 +434,9 @@ class Channel:
             if kind == WINDOW_ADJUST:
                 self._room += message.u32()
             elif kind == DATA:
-                self._streams[0].parts.append(message.string())
+                self._came(self._streams[0], message.string())
             elif kind == EXTENDED_DATA:
-                self._streams.get(message.u32(), _Stream()).parts.append(message.string())
+                self._came(self._streams.get(message.u32(), _Stream()), message.string())
             else:
                 for stream in self._streams.values():
                     stream.over = True
@@ -446,6 +448,13 @@ class Channel:
             for answer in self._answers:
                 _settle(answer, result=False)
             _settle(self._ended, result=self._exit)
+
+    def _came(self, stream: _Stream, data: bytes) -> None:
+        """Raises Malformed past the window: nobody else keeps a server from filling our memory."""
+        self._allowed -= len(data)
+        if self._allowed < 0:
+            raise Malformed(f"{-self._allowed} bytes more than channel {self.number} allows")
+        stream.parts.append(data)
 
     def lose(self, why: Exception) -> None:
         """The link is gone."""

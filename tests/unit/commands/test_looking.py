@@ -10,7 +10,7 @@ import pytest
 
 from holdfast.commands import attach, ps, remembered
 from holdfast.commands import status as status_verb
-from holdfast.commands.arguments import takes_colours
+from holdfast.commands.arguments import fitted, takes_colours
 from holdfast.events import RunEnded
 from tests.unit.commands.golden import matches_golden
 from tests.unit.commands.scene import NOW, holdfast, make_run, status, supervised
@@ -107,6 +107,13 @@ WIDE = {
         },
     ],
 }  # fmt: skip
+
+
+def test_cells_of_other_machines_steer_no_terminal() -> None:
+    assert fitted(["gpu-a  \x1b]0;mine\x07digits", "gpu-b  ü\tx"]) == [
+        "gpu-a  \ufffd]0;mine\ufffddigits",
+        "gpu-b  ü\tx",
+    ]
 
 
 @pytest.mark.parametrize("columns", [80, 60])

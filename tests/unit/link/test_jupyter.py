@@ -167,6 +167,24 @@ def test_what_is_missing_is_told(words: list[str], sentence: str) -> None:
     assert "hint: " in done.stderr
 
 
+def test_a_host_that_says_something_else_is_told_and_steers_no_terminal(server: lab.Sshd) -> None:
+    def said(*words: str) -> tuple[int, str]:
+        done = subprocess.run([sys.executable, "-m", "holdfast", *words], capture_output=True, text=True, timeout=60)
+        return done.returncode, done.stderr
+
+    keys, red = server.allowed.read_text(), r"\033[31mred\r"
+    words = rf"printf 'holdfast-page: running {red}\n'; printf '{red}\n' >&2"
+    server.allowed.write_text(f'command="{words}" {keys}')
+    try:
+        page, table = said("jupyter", "node"), said("ps", "--on", "node")
+    finally:
+        server.allowed.write_text(keys)
+
+    assert page == (10, "error: no jupyter could be started at node: it says 'running \\x1b[31mred'\n")
+    assert table[0] == 10
+    assert table[1].startswith("error: node: the shell there gave no answer: \ufffd[31mred\nhint: ")
+
+
 def test_one_that_ends_at_once_is_told_and_leaves_nothing() -> None:
     argv = [sys.executable, "-m", "holdfast", "jupyter", "node", "--python", "broken/python3"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60)

@@ -17,9 +17,20 @@ from typing import Any, TypeVar
 
 import pytest
 
-from holdfast.link import mux
-from holdfast.link.channels import Channel, Connection, Exit, session_when_free
+from holdfast.link import mux, wire
+from holdfast.link.channels import (
+    DATA,
+    EXTENDED_DATA,
+    OPEN_CONFIRMATION,
+    PACKET_BYTES,
+    WINDOW_BYTES,
+    Channel,
+    Connection,
+    Exit,
+    session_when_free,
+)
 from holdfast.link.mux import End, Forward, MasterGone, Refused
+from holdfast.link.wire import string, u32
 from tests.labs import sshd as lab
 from tests.labs.servers import free_port
 from tests.waiting import until
@@ -317,6 +328,36 @@ def test_who_is_cancelled_does_not_cut_a_message(path: str) -> None:
 
     pid = asyncio.run(mux.alive(path))
     through(path, work)
+
+
+def test_a_server_that_sends_more_than_it_may_is_left() -> None:
+    async def flooded() -> tuple[int, str]:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        for each in (ours, theirs):
+            each.setblocking(False)
+        connection = Connection(ours)
+        with theirs:
+            opening = loop.create_task(connection.session())
+            await wire.received(theirs)
+            data = b"\0" + bytes([DATA]) + u32(0) + string(bytes(PACKET_BYTES))
+            messages = [b"\0" + bytes([OPEN_CONFIRMATION]) + u32(0, 0, 0, 0), *[data] * (WINDOW_BYTES // PACKET_BYTES)]
+            for message in messages:
+                await loop.sock_sendall(theirs, wire.framed(message))
+            channel = await opening
+            too_much = b"\0" + bytes([EXTENDED_DATA]) + u32(0, 1) + string(b"x")
+            await loop.sock_sendall(theirs, wire.framed(too_much))
+            await asyncio.wait_for(connection.ended(), 20)
+        with pytest.raises(MasterGone) as gone:
+            while came := await channel.read():
+                size = len(came)
+        await connection.close()
+        return size, str(gone.value)
+
+    assert asyncio.run(flooded()) == (
+        WINDOW_BYTES,
+        "the master has hung up: 1 bytes more than channel 0 allows",
+    )
 
 
 def test_who_is_cancelled_while_a_connection_closes_is_told(path: str) -> None:
