@@ -49,12 +49,16 @@ class FakeNvidia:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True)
-        for name in ("devices", "apps", "mig"):
-            self.tell(name, "")
-        self.tell("devices", "".join(f"{n}, {self.uuid(n)}, NVIDIA {self.kind} 80GB, 81920, 4\n" for n in self.all))
-        self.tell("mig", "".join(f"{self.uuid(n)}, Disabled\n" for n in self.all))
+        self.tell("apps", "")
+        self.boot(self.count)
         (self.folder / "nvidia-smi").write_text(_PROGRAM)
         (self.folder / "nvidia-smi").chmod(0o755)
+
+    def boot(self, count: int) -> None:
+        """It tells of so many devices from now on, none of them divided."""
+        self.count = count
+        self.tell("devices", "".join(f"{n}, {self.uuid(n)}, NVIDIA {self.kind} 80GB, 81920, 4\n" for n in self.all))
+        self.tell("mig", "".join(f"{self.uuid(n)}, Disabled\n" for n in self.all))
 
     @property
     def all(self) -> range:

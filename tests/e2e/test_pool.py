@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.stores import connect
+from tests.fake_nvidia import FakeNvidia
 from tests.labs import sshd as lab
 from tests.labs.links import own_links
 from tests.labs.servers import BUCKET, Server, free_port, timeless
@@ -27,6 +28,8 @@ pytestmark = pytest.mark.e2e
 
 TINY = Path(__file__).parent / "scripts" / "tiny.py"
 WAITS = "import time\ntime.sleep(600)\n"  # until its user goes
+KIND = "L4711"  # of the devices that the hosts have while a test wants some
+TELLS = f"import os\nprint('has', os.environ['CUDA_VISIBLE_DEVICES'], flush=True)\n{WAITS}"
 
 
 @dataclass
@@ -36,6 +39,7 @@ class Pool:
     root: Path
     homes: dict[str, Path]
     servers: dict[str, lab.Sshd]
+    drivers: dict[str, FakeNvidia]
 
     def holdfast(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -58,6 +62,17 @@ class Pool:
             with contextlib.suppress(OSError):
                 if entry.stat().st_uid == self.homes[host].stat().st_uid:
                     os.kill(int(entry.name), signal.SIGKILL)
+
+    @contextlib.contextmanager
+    def devices(self, *counts: int) -> Iterator[None]:
+        """Each host has so many of them, of one kind."""
+        for driver, count in zip(self.drivers.values(), counts, strict=True):
+            driver.boot(count)
+        try:
+            yield
+        finally:
+            for driver in self.drivers.values():
+                driver.boot(0)
 
     @contextlib.contextmanager
     def away(self, host: str) -> Iterator[None]:
@@ -99,10 +114,13 @@ def pool(tmp_path_factory: pytest.TempPathFactory, fetched: Path) -> Iterator[Po
     need(os.geteuid() == 0, "needs root, for users with empty homes")
     root = tmp_path_factory.mktemp("laptop")
     with contextlib.ExitStack() as held:
-        homes, servers, blocks = {}, {}, []
+        homes, servers, drivers, blocks = {}, {}, {}, []
         for name in ("node-a", "node-b"):
             user, homes[name] = held.enter_context(lab.person())
-            server = held.enter_context(lab.sshd(tmp_path_factory.mktemp(name), user, homes[name]))
+            drivers[name] = FakeNvidia(homes[name] / "driver", count=0, kind=KIND)
+            shutil.chown(drivers[name].folder, user)
+            options = {"SetEnv": f"PATH={drivers[name].folder}:/usr/local/bin:/usr/bin:/bin"}
+            server = held.enter_context(lab.sshd(tmp_path_factory.mktemp(name), user, homes[name], options=options))
             servers[name] = server
             blocks.append(server.config.read_text().replace("Host node", f"Host {name}"))
         blocks.append(f"Host nowhere\n  HostName 127.0.0.1\n  Port {free_port()}\n")
@@ -113,7 +131,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory, fetched: Path) -> Iterator[Po
         patch = held.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("HOLDFAST_SSH_CONFIG", str(root / "config"))
         held.enter_context(own_links(root / "home", patch))
-        made = Pool(root, homes, servers)
+        made = Pool(root, homes, servers, drivers)
         named = made.holdfast("host", "pool", "gpus", "node-a", "node-b")
         assert named.returncode == 0, named.stderr
         yield made
@@ -127,6 +145,40 @@ def test_each_run_goes_to_the_freest_host_and_says_why(pool: Pool) -> None:
     assert "(node-b: 0 runs, load " in first.stderr
     assert "(node-a: 1 run, load " in second.stderr
     assert (pool.homes["node-b"] / ".holdfast" / "runs" / "second").is_dir()
+
+
+def has(pool: Pool, host: str, name: str) -> list[str]:
+    """The devices that a run there has found, once it has begun."""
+    output = pool.run_of(host, name) / "output.log"
+    line = until(lambda: _bytes(output), what=lambda: pool.holdfast("status", name).stdout).decode().splitlines()[0]
+    return line.removeprefix("has ").split(",")
+
+
+def queue(pool: Pool) -> list[tuple[list[str], list[str]]]:
+    """Of each host, who has its devices, and who waits."""
+    seen = json.loads(pool.holdfast("queue", "--on", "gpus", "--json").stdout)
+    return [([each["run"] for each in one["devices"]], [each["run"] for each in one["waiting"]]) for one in seen]
+
+
+def test_a_run_that_wants_devices_goes_where_they_are_free_and_else_waits_there(pool: Pool) -> None:
+    with pool.devices(1, 2):
+        both = pool.start("both", "--on", "gpus", "--gpus", f"{KIND}:2", code=TELLS)
+        single = pool.start("single", "--on", "gpus", "--gpus", f"{KIND}:1", code=TELLS)
+        later = pool.start("later", "--on", "gpus", "--gpus", f"{KIND}:2", code=TELLS)
+        never = pool.start("never", "--on", "gpus", "--gpus", f"{KIND}:3", code=TELLS)
+
+        assert [said.stdout for said in (both, single, later)] == ["node-b:both\n", "node-a:single\n", "node-b:later\n"]
+        assert "(node-a: has 1 such device in all, and the run wants L4711:2)" in both.stderr
+        assert "single goes to node-a: 1 of 1 device free, " in single.stderr
+        assert (never.returncode, never.stdout) == (10, "")
+        uuids = {host: [driver.uuid(n) for n in driver.all] for host, driver in pool.drivers.items()}
+        assert has(pool, "node-b", "both") == uuids["node-b"]
+        assert has(pool, "node-a", "single") == uuids["node-a"]
+        until(lambda: queue(pool) == [(["single"], []), (["both", "both"], ["later"])], what=lambda: queue(pool))
+        for name in ("both", "single"):
+            assert pool.holdfast("kill", name).returncode == 0
+        assert has(pool, "node-b", "later") == uuids["node-b"]
+        assert pool.holdfast("kill", "later").returncode == 0
 
 
 def test_a_host_that_is_away_is_told_and_the_next_one_taken(pool: Pool) -> None:
@@ -181,11 +233,12 @@ def store() -> Iterator[tuple[Server, Callable[[str, float], int]]]:
         yield made
 
 
-def order(pool: Pool, server: Server, name: str, program: str, *words: str) -> tuple[str, str]:
+def order(pool: Pool, server: Server, name: str, program: str, *words: str, accelerators: str = "~") -> tuple[str, str]:
     """Place a run with a mirror; the host that took it, and the one that stands by."""
+    resources = f"{{infra: ssh/gpus, failover: 90s, accelerators: {accelerators}}}"
     given = [word for key in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_REGION") for word in ("-e", key)]
     (pool.root / "project" / "run.yaml").write_text(
-        f"name: {name}\nrun: {program}\nresources: {{infra: ssh/gpus, failover: 90s}}\n"
+        f"name: {name}\nrun: {program}\nresources: {resources}\n"
         f"checkpoint: {{every: [5 steps], mirror: 's3://{BUCKET}/{uuid.uuid4()}/${{run}}'}}\n"
     )
     line = ["run", "-d", "--json", "-f", "run.yaml", *words, *given, "--secret", "AWS_SECRET_ACCESS_KEY"]
@@ -233,7 +286,7 @@ def test_a_run_that_is_stopped_while_its_host_is_away_is_taken_over_by_nobody_an
         stopped = pool.holdfast("stop", "told", "--timeout", "3s")
 
     assert stopped.returncode == 10
-    assert "told was told to stop through its mirror" in stopped.stderr
+    assert "it was told to stop through its mirror" in stopped.stderr
     assert not standby(pool, there, "told").exists()
     over = pool.holdfast("wait", "told")
     assert over.returncode == 75, over.stderr
@@ -244,7 +297,15 @@ def test_a_run_that_is_stopped_while_its_host_is_away_is_taken_over_by_nobody_an
     assert [key for key in left if key.endswith((".alive", ".stop"))] == []
 
 
+@pytest.fixture
+def device(pool: Pool) -> Iterator[None]:
+    """Each host has one."""
+    with pool.devices(1, 1):
+        yield
+
+
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("waits", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_a_host_that_is_lost_is_replaced_and_yields_when_it_is_back(
     pool: Pool, store: tuple[Server, Callable[[str, float], int]], python: list[str], waits: bool
@@ -252,7 +313,8 @@ def test_a_host_that_is_lost_is_replaced_and_yields_when_it_is_back(
     """`waits`: for the silence itself; else the sign of life is made older."""
     (server, age), name = store, f"digits-{waits}".lower()
     shutil.copy(TINY, pool.root / "project" / "tiny.py")
-    here, there = order(pool, server, name, "exec $TINY tiny.py", *python, "-e", "STEP_S=0.2")
+    wants = {"accelerators": f"{KIND}:1"}
+    here, there = order(pool, server, name, "exec $TINY tiny.py", *python, "-e", "STEP_S=0.2", **wants)
     first, second = pool.run_of(here, name), pool.run_of(there, name)
     until(lambda: b'"mirrored"' in _bytes(first / "archiver.jsonl"), 60, what=lambda: _bytes(first / "output.log"))
 
@@ -263,6 +325,7 @@ def test_a_host_that_is_lost_is_replaced_and_yields_when_it_is_back(
     over = pool.holdfast("wait", name)
     assert over.returncode == 0, over.stderr
     assert f"{name} is on {there} now: " in over.stderr
+    assert '"devices_taken"' in (second / "journal.jsonl").read_text()
     records = [json.loads(line) for line in (second / "records" / "rank-00000.jsonl").read_text().splitlines()]
     assert next(line["step"] for line in records if line.get("event") == "restored") >= 5
     assert (second / "final.txt").read_text() == _undisturbed(pool, there, python, f"calm-{waits}".lower())

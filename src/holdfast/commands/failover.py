@@ -96,22 +96,23 @@ def stop(run: str, host: str, within_s: float, why: str = "") -> None:
     if not others or not (why or whereabouts.is_lost(run, host, within_s)):
         return
     outcomes = remote.at_each(dict.fromkeys(others, (*_PROGRAM, "stop", run)), within_s)
-    failed = {outcome.host: reason for outcome in outcomes if (reason := _why_not(outcome))}
     why = why or f"{run} is lost on {host}"
-    if len(failed) == len(others):
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
-        raise HostUnreachable(f"{why}; nobody could tell {run} to stop: {reasons}", hint="try again later")
-    hint = f"nobody else goes on with it; should {host} still compute, it saves and stops once it sees its mirror"
-    raise HostUnreachable(f"{why}; {run} was told to stop through its mirror", hint=hint)
+    answers = {outcome.host: _answer(outcome) for outcome in outcomes}
+    if any(told for told, _ in answers.values()):
+        hint = f"nobody else goes on with it; should {host} still compute, it saves and stops once it sees its mirror"
+        raise HostUnreachable(f"{why}; it was told to stop through its mirror", hint=hint)
+    if reasons := "; ".join(f"{name}: {reason}" for name, (_, reason) in answers.items() if reason):
+        raise HostUnreachable(f"{why}; nobody could tell it to stop: {reasons}", hint="try again later")
 
 
-def _why_not(outcome: remote.VerbOutcome) -> str:
-    """Why a host could not tell a run to stop; empty where it did."""
+def _answer(outcome: remote.VerbOutcome) -> tuple[bool, str]:
+    """Whether a host has told a run to stop, or else why not; neither where it does not stand by."""
     if outcome.error is not None:
-        return str(outcome.error)
+        return False, str(outcome.error)
     if outcome.status:
-        return outcome.err.decode(errors="replace").partition("\n")[0].removeprefix("error: ")
-    return str(json.loads(outcome.out)["why"])
+        return False, outcome.err.decode(errors="replace").partition("\n")[0].removeprefix("error: ")
+    told = json.loads(outcome.out)
+    return told["told"], told["why"]
 
 
 def end(host: str, names: Sequence[str], within_s: float) -> None:

@@ -2,7 +2,7 @@
 
 `begin` reads the order as JSON from standard input and secrets from its environment, and answers in one JSON object:
 {"standing", "unfenced", "why"}. `serve` is the process that it leaves behind. `stop` ends that, and before lets it tell
-the run to stop through its mirror; it answers {"told", "why"}.
+the run to stop through its mirror; it answers {"told", "why"}, where nobody stands by without a reason.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ def begin(place: Standby, told: Mapping[str, Any]) -> dict[str, object]:
 
 def stop(place: Standby) -> dict[str, object]:
     """Tell the run to stop through its mirror, and stand by no more. Raises HoldfastError."""
+    if not place.root.is_dir():
+        return {"told": False, "why": ""}
     why = place.stop(_connect)
     if (runs.home() / "runs" / place.run).exists():  # it has been taken over meanwhile
         why = "it goes on there now"

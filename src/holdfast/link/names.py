@@ -55,8 +55,8 @@ def named(name: str, config: str = "") -> tuple[str, ...]:
 
 
 def near(name: str, config: str = "") -> str:
-    """The alias that may have been meant by a name that is none; "" where no alias is like it."""
-    names = known(config)
+    """The alias or pool that may have been meant by a name that is none; "" where nothing is like it."""
+    names = [*known(config), *pools.every()]
     return "" if name in names else next(iter(difflib.get_close_matches(name, names, n=1)), "")
 
 

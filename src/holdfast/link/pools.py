@@ -24,6 +24,8 @@ def make(name: str, members: Sequence[str], aliases: Sequence[str]) -> None:
     with hosts.changing() as held:
         if name in aliases or name in held.hosts:
             raise UsageError(f"{name} is the name of a host already", hint="give the pool another name")
+        if name in members:
+            raise UsageError(f"{name} cannot be a host of the pool {name}", hint="give the pool another name")
         held.pools[name] = tuple(dict.fromkeys(members))
 
 

@@ -144,11 +144,11 @@ class Standby:
         shutil.rmtree(self.root, ignore_errors=True)
 
     def stop(self, connect: Connect) -> str:
-        """Tell the run to stop, through its mirror, and stand by no more; why it could not be told, or empty."""
-        try:
-            self._word.write_text(f"it did not do so within {_STOP_S:g} s")
-        except FileNotFoundError:
-            return "it does not stand by"
+        """Tell the run to stop, through its mirror, and stand by no more; why it could not be told, or empty.
+
+        Raises OSError where nobody stands by.
+        """
+        self._word.write_text(f"it did not do so within {_STOP_S:g} s")
         if not self._end_process(_STOP_S):
             self._tell(lambda: connect(self.order(), {}))
         why = self._word.read_text() if self._word.exists() else ""

@@ -32,7 +32,10 @@ def test_a_pool_is_made_listed_and_removed() -> None:
     made = holdfast("host", "pool", "gpus", "gpu-*", "far")
     listed = json.loads(holdfast("host", "pool", "--json").out)
 
-    assert (made.code, made.err.splitlines()[0]) == (0, "gpus is gpu-a, gpu-b, far")
+    assert (made.code, made.err.splitlines()[:2]) == (
+        0,
+        ["far is not in your ssh configuration", "gpus is gpu-a, gpu-b, far"],
+    )
     assert listed == [{"pool": "gpus", "hosts": ["gpu-a", "gpu-b", "far"]}]
     assert holdfast("host", "pool").out == "POOL  HOSTS\ngpus  gpu-a gpu-b far\n"
     assert holdfast("host", "pool", "gpus", "--rm").code == 0
@@ -55,6 +58,20 @@ def test_a_pool_never_has_the_name_of_a_host(name: str) -> None:
     said = holdfast("host", "pool", name, "gpu-b")
 
     assert (said.code, said.err.splitlines()[0]) == (2, f"error: {name} is the name of a host already")
+
+
+def test_a_pool_is_no_host_of_its_own() -> None:
+    assert holdfast("host", "pool", "gpus", "gpu-a", "gpus").code == 2
+    pools.make("gpus", ["gpu-a"], [])
+    assert holdfast("host", "pool", "gpus", "gpus", "gpu-b").code == 0  # those that it has, and one more
+    assert pools.every()["gpus"] == ("gpu-a", "gpu-b")
+
+
+def test_a_name_that_is_mistyped_is_told_with_the_one_that_may_be_meant(config: str) -> None:
+    said = holdfast("host", "pool", "training", "gpu-a", "laptob")
+
+    assert said.err.splitlines()[:2] == ["laptob is not in your ssh configuration", "hint: did you mean laptop?"]
+    assert names.near("trainin", config) == "training"
 
 
 @pytest.mark.parametrize("words", [("add", "gpus"), ("config", "gpus", "--persist", "no")])

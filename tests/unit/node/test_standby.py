@@ -204,7 +204,7 @@ def test_whoever_is_told_to_stop_a_run_tells_its_mirror_with_the_secrets_that_it
 
     assert fence.is_told_to_stop(stores.connect(url, {**environ, **secret}))
     assert (place.holder(), place.root.exists()) == (None, False)
-    assert verbs.stop(place) == {"told": False, "why": "it does not stand by"}
+    assert verbs.stop(place) == {"told": False, "why": ""}
 
 
 def test_where_nobody_looks_any_more_the_mirror_is_told_all_the_same(tmp_path: Path) -> None:

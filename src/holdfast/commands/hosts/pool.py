@@ -41,7 +41,12 @@ def _make(name: str, members: tuple[str, ...]) -> None:
     include.check_name(name)
     config = target.users_config()
     meant = names.chosen(members, config)
-    pools.make(name, meant, names.known(config))
+    aliases = names.known(config)
+    pools.make(name, meant, aliases)
+    for host in meant:
+        if host not in aliases:
+            near = names.near(host, config)
+            say(f"{host} is not in your ssh configuration", hint=f"did you mean {near}?" if near else "")
     say(f"{name} is {', '.join(meant)}", hint=f"holdfast run --on {name} -- python train.py")
 
 
