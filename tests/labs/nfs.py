@@ -49,5 +49,5 @@ def nfs_mount(work: Path) -> Iterator[Mounted]:
         yield Mounted(mountpoint, int((work / "ganesha.pid").read_text()))
     finally:
         subprocess.run(["fusermount3", "-u", "-z", str(mountpoint)], check=False)
-        if lab.wait(timeout=20) != 0:
+        if lab.wait(timeout=60) != 0:
             raise AssertionError((work / "lab.log").read_text())
