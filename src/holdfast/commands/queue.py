@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,9 @@ from holdfast.commands.liveness import ENDED, live, status_of
 from holdfast.commands.wording import clock, columns, printable
 from holdfast.errors import HoldfastError
 from holdfast.units import show_size
+
+if TYPE_CHECKING:
+    from holdfast.node.standby import Standby
 
 _DEVICES = ("GPU", "NAME", "MEMORY", "HAS IT")
 _WAITING = ("WAITS", "FOR", "SINCE")
@@ -72,7 +75,7 @@ def standing() -> dict[str, Any]:
             {"run": Path(one.dir).name, "wants": write_accelerators(one.wants), "since_s": one.since_s}
             for one in book.waiting
         ],
-        "standbys": [place.state() for place in standby.every()],
+        "standbys": [state for place in standby.every() if (state := _state(place))],
         "runs": sum(_goes_on(run) for run in runs.every()),
         "load_ratio": os.getloadavg()[0] / (os.cpu_count() or 1),
     }
@@ -81,6 +84,15 @@ def standing() -> dict[str, Any]:
 def _show(found: Mapping[str, Any]) -> None:
     if lines := table(found):
         print_table(lines)
+
+
+def _state(place: Standby) -> dict[str, Any] | None:
+    """None, and said, where one cannot be read: the others can, and so can the devices."""
+    try:
+        return place.state()
+    except HoldfastError as error:
+        say(str(error), hint=error.hint)
+        return None
 
 
 def _goes_on(run: runs.RunDir) -> bool:

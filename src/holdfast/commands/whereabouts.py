@@ -8,6 +8,7 @@ from typing import Any
 
 from holdfast.commands import remembered, remote
 from holdfast.commands.arguments import say
+from holdfast.commands.liveness import ENDED
 from holdfast.commands.places import Nowhere
 from holdfast.commands.remembered import Place
 
@@ -34,12 +35,15 @@ def host_of(run: str, place: Place, within_s: float) -> str:
 
 
 def newest(host: str, last: Told | None, others: Mapping[str, Told]) -> str | None:
-    """Where a run is that `host` had last, by what is said of it there and elsewhere; None where nobody knows. Pure."""
+    """Where a run is that `host` had last, by what is said of it there and elsewhere; None where nobody knows. Pure.
+
+    One that goes on counts before those that have ended: machines date what they say by clocks of their own.
+    """
     going_on = {name: told for name, told in others.items() if not is_left(told)}
     known = going_on or ({} if last is not None else others)
     if not known:
         return host if last is not None else None
-    return max(known, key=lambda name: float(known[name]["updated_s"]))
+    return max(known, key=lambda name: (known[name]["state"] not in ENDED, float(known[name]["updated_s"])))
 
 
 def is_lost(run: str, host: str, within_s: float) -> bool:

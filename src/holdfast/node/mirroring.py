@@ -327,9 +327,10 @@ def is_due(mirror: MirrorPlan, newest: CheckpointInfo, before: CheckpointInfo, a
 
     auto_s: how far apart they are in time, in seconds, where `mirror.every` says nothing; 0 for each commit.
     """
-    if not is_paced(mirror):  # a clock that was set back counts, too
-        return newest.position > before.position and abs(newest.time_s - before.time_s) >= auto_s
-    passed = (newest.time_s - before.time_s, newest.step - before.step, newest.epoch - before.epoch)
+    passed_s = abs(newest.time_s - before.time_s)  # the one before may be of a machine whose clock is an hour ahead
+    if not is_paced(mirror):
+        return newest.position > before.position and passed_s >= auto_s
+    passed = (passed_s, newest.step - before.step, newest.epoch - before.epoch)
     asked = (mirror.every_s, mirror.every_steps, mirror.every_epochs)
     return any(limit is not None and done >= limit for done, limit in zip(passed, asked, strict=True))
 

@@ -21,6 +21,10 @@ PROGRAM = "nvidia-smi"
 DEADLINE_S = 15.0  # a driver that is not kept loaded takes seconds to come up
 _END_S = 1.0
 _NONE = "No devices were found"
+_WARNING, _WARNED = (
+    "WARNING:",
+    14,
+)  # lines, and the status, of one that tells all the same: a device's infoROM is corrupted
 _DEVICE = "index,uuid,name,memory.total,memory.used"
 _MIB = 1 << 20
 _SHOWN = 3  # processes of a device
@@ -68,7 +72,7 @@ def must_have(accelerators: str, path: str | None = None) -> None:
 def computing(path: str | None = None) -> list[Computing]:
     """Who computes on which device now. Raises NoDevices, NoAnswer."""
     rows = _rows(_asked(path, "--query-compute-apps=gpu_uuid,pid,used_memory"), 3)
-    return [Computing(uuid, int(pid)) for uuid, pid, _ in rows if pid.isdigit()]
+    return [Computing(uuid, int(pid)) for uuid, pid, _ in rows if pid.isdecimal()]
 
 
 def run_of(pid: int) -> str:
@@ -122,23 +126,31 @@ def _device(row: list[str], divided: set[str]) -> Device:
 
 def _bytes(mebibytes: str) -> int | None:
     """None for `[N/A]`, `[Insufficient Permissions]` and the like."""
-    return int(mebibytes) * _MIB if mebibytes.isdigit() else None
+    return int(mebibytes) * _MIB if mebibytes.isdecimal() else None
 
 
 def _divided(path: str | None) -> set[str]:
     """The devices in MIG mode. Old drivers do not know the question, and have none."""
     with suppress(NoAnswer):
         answer = _asked(path, "--query-gpu=uuid,mig.mode.current")
-        return {row[0] for row in csv.reader(answer.splitlines(), skipinitialspace=True) if row[1:] == ["Enabled"]}
+        return {row[0] for row in _parsed(answer) if row[1:] == ["Enabled"]}
     return set()
 
 
 def _rows(answer: str, columns: int) -> list[list[str]]:
-    rows = [row for row in csv.reader(answer.splitlines(), skipinitialspace=True) if row]
+    rows = [row for row in _parsed(answer) if row]
     for row in rows:
-        if len(row) != columns or (columns == 5 and not row[0].isdigit()):
+        if len(row) != columns or (columns == 5 and not row[0].isdecimal()):
             raise NoAnswer(f"{PROGRAM} says {', '.join(row)[:200]!r}", hint=f"{PROGRAM} -L shows what is wrong")
     return rows
+
+
+def _parsed(answer: str) -> list[list[str]]:
+    lines = [line for line in answer.splitlines() if not line.startswith(_WARNING)]
+    try:
+        return list(csv.reader(lines, skipinitialspace=True))
+    except csv.Error as error:
+        raise NoAnswer(f"{PROGRAM} says what is no table: {error}", hint=f"{PROGRAM} -L shows what is wrong") from error
 
 
 def _asked(path: str | None, question: str) -> str:
@@ -158,7 +170,7 @@ def _asked(path: str | None, question: str) -> str:
         _give_up(child)
         hint = "the driver hangs: dmesg may say why, and often only a reboot helps"
         raise NoAnswer(f"{PROGRAM} has not answered within {DEADLINE_S:g} s", hint=hint) from None
-    if child.returncode != 0 and _NONE not in said:
+    if child.returncode not in (0, _WARNED) and _NONE not in said:
         told = said.strip().splitlines()[:1] or ["nothing"]
         raise NoAnswer(f"{PROGRAM} ended with status {child.returncode} and says {told[0][:200]!r}")
     return "" if _NONE in said else said

@@ -17,15 +17,17 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from holdfast import fsio, process, runs
-from holdfast.errors import HoldfastError, LeaseHeld
+from holdfast.errors import HoldfastError, LeaseHeld, UsageError
 from holdfast.mirror import fence, succession
 from holdfast.mirror.succession import LOOK_S, REST_S, Next
 from holdfast.runs import RunDir
+from holdfast.spec.fields import NAME
 from holdfast.stores import Store
 
 VERSION = 1
@@ -52,7 +54,7 @@ class Order:
 
     @classmethod
     def decoded(cls, told: Mapping[str, Any]) -> Order:
-        """From `standby.json`. Raises KeyError, TypeError."""
+        """From `standby.json`. Raises KeyError, TypeError, AttributeError."""
         fields = {name: value for name, value in told.items() if name != "version"}
         return cls(**{**fields, "secret_names": tuple(fields["secret_names"])})
 
@@ -66,6 +68,9 @@ class Standby:
     """One folder of them."""
 
     def __init__(self, run: str) -> None:
+        """Raises UsageError for what is no name of a run, and no folder of ours then."""
+        if not NAME.fullmatch(run):
+            raise UsageError(f"{run!r} is not the name of a run")
         self.run = run
         self.root = folder() / run
 
@@ -79,7 +84,7 @@ class Standby:
         file = self.root / "standby.json"
         try:
             return Order.decoded(json.loads(file.read_bytes()))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise HoldfastError(f"{file} cannot be read: {error}", hint=f"rm -r {self.root}") from error
 
     def keep(self, order: Order) -> None:
@@ -97,15 +102,20 @@ class Standby:
 
     def state(self) -> dict[str, Any]:
         """Run, state, since when it stands by, and when the run gave a sign of life last, in unix seconds."""
-        try:
-            told: dict[str, Any] = json.loads((self.root / "state.json").read_bytes())
-        except (OSError, ValueError):
-            told = {"state": Next.WATCH.value}
+        told = self._told()
         if told["state"] != NEEDS_SECRETS and self.holder() is None:
             told["state"] = "nobody looks"
         order = self.order()
         known = {"run": order.run, "url": order.url, "failover_s": order.failover_s, "since_s": order.since_s}
         return {**known, "alive_s": None, "why": "", **told}
+
+    def _told(self) -> dict[str, Any]:
+        """What the last look brought, as far as that can be read."""
+        with suppress(OSError, ValueError):
+            told = json.loads((self.root / "state.json").read_bytes())
+            if isinstance(told, dict) and "state" in told:
+                return told
+        return {"state": Next.WATCH.value}
 
     def holder(self) -> process.Identity | None:
         """The process that looks after it, if there is one."""
@@ -300,7 +310,8 @@ def folder() -> Path:
 def every() -> Iterator[Standby]:
     """All of this machine, by the names of their runs."""
     if folder().is_dir():
-        yield from (Standby(path.name) for path in sorted(folder().iterdir()) if (path / "standby.json").is_file())
+        ours = (path for path in sorted(folder().iterdir()) if NAME.fullmatch(path.name))
+        yield from (Standby(path.name) for path in ours if (path / "standby.json").is_file())
 
 
 def _leave(*_: object) -> None:

@@ -170,3 +170,21 @@ def test_a_run_that_goes_on_elsewhere_is_not_here_and_the_queue_tells_of_it() ->
         "error: digits goes on elsewhere; this machine stands by for it",
     )
     assert (found["run"], found["state"], found["failover_s"]) == ("digits", "nobody looks", 90.0)
+
+
+@pytest.mark.parametrize("order", ["{", "[]", '{"version": 2, "run": "digits", "more": 1}'])
+def test_what_stands_by_and_cannot_be_read_is_told_and_hides_nothing(order: str) -> None:
+    whole, broken = Standby("mnist"), Standby("digits")
+    whole.keep(Order(run="mnist", url="/nas", failover_s=90.0, cwd="/", env={}, since_s=NOW))
+    (whole.root / "state.json").write_text("[]")
+    broken.root.mkdir()
+    (broken.root / "standby.json").write_text(order)
+    foreign = broken.root.with_name(".lost+found")
+    foreign.mkdir()
+    (foreign / "standby.json").touch()
+
+    said = holdfast("queue", "--json")
+
+    assert [each["run"] for each in json.loads(said.out)["standbys"]] == ["mnist"]
+    assert f"{broken.root / 'standby.json'} cannot be read" in said.err
+    assert said.code == 0

@@ -57,6 +57,7 @@ def said(state: str, updated_s: float = 1.0, *, superseded: bool = False) -> dic
         (said("stopped", superseded=True), {"b": said("succeeded")}, "b"),
         (said("lost"), {"b": said("lost"), "c": said("queued")}, "c"),
         (None, {"b": said("stopped", 5.0), "c": said("running", 9.0)}, "c"),
+        (None, {"b": said("stopped", 3609.0), "c": said("running", 9.0)}, "c"),  # the clock of b is an hour ahead
         (said("lost"), {}, "a"),  # nobody has gone on yet
         (said("lost"), {"b": said("stopped", superseded=True)}, "a"),
         (None, {"b": said("lost", 5.0), "c": said("lost", 9.0)}, "c"),

@@ -311,6 +311,7 @@ def test_cadence_and_retention_say_what_is_sent(ours: Machine) -> None:
     assert final[4] in outstanding(final, {infos[3].position}, rare, keep, last=False)
     assert is_due(rare, newest, first)
     assert not is_due(rare, newest, second)
+    assert is_due(rare, replace(newest, time_s=second.time_s - 3500.0), second), "its clock is an hour behind"
     assert is_due(each, newest, second, 60.0)
     assert not is_due(each, newest, second, 61.0)
     assert not is_due(each, second, newest, 0.0)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,8 @@ from holdfast.mirror.fence import GONE_S, Fence, Owner, tell_to_stop
 from holdfast.mirror.succession import BUSY_S, LEAVE_S, Look, Next, decide, look
 from holdfast.spec.fields import LEAST_FAILOVER_S
 from holdfast.stores import connect
+from tests.labs.clock import clock
+from tests.labs.servers import BUCKET
 
 FAILOVER_S = 600.0
 
@@ -76,3 +82,50 @@ def test_a_run_that_was_told_to_stop_is_nobodys_however_silent_it_is(tmp_path: P
 
     assert look(store).stopped
     assert decide(look(store), failover_s=0.0, free=True, watched_s=math.inf, rested_s=0.0) is Next.LEAVE
+
+
+SKEWED = """
+import os, sys
+from pathlib import Path
+from holdfast.checkpoint.lease import Lease
+from holdfast.mirror.fence import Fence, Owner
+from holdfast.mirror.succession import decide, look
+from holdfast.stores import connect
+from tests.labs.clock import clock
+from tests.labs.servers import BUCKET
+
+def after():
+    seen = look(connect(url, os.environ))
+    return decide(seen, failover_s=600.0, free=True, watched_s=600.0, rested_s=0.0).value
+
+url, clock = sys.argv[1], Path(os.environ["CLOCK_FILE"])
+fence = Fence(connect(url, os.environ), Owner("gpu-a", "/runs/x"))
+own = Lease(term=1, claim="a", attempt=1, base=None, owner={}, time_s=1)
+fence.hold(own, [])
+said = []
+for theirs_s, ours_s, silent_s in ((-3600, 3600, 0), (3600, -3600, 0), (-3600, 3600, 601), (3600, -3600, 601)):
+    clock.write_text(str(theirs_s))
+    fence.beat(own)
+    sign = Path(url, "leases", "000001.alive")
+    if silent_s and sign.exists():
+        os.utime(sign, (sign.stat().st_mtime - silent_s,) * 2)
+    clock.write_text(str(ours_s))
+    said.append(after() if sign.exists() or not silent_s else "")
+print(said)
+"""
+
+
+@pytest.mark.parametrize("kind", ["directory", "moto"])
+def test_clocks_two_hours_apart_neither_hand_a_run_over_early_nor_never(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    own, url, environ = clock(tmp_path), str(tmp_path / "mirror"), {}
+    if kind == "moto":
+        server = request.getfixturevalue("moto")
+        url, environ = f"s3://{BUCKET}/{uuid.uuid4()}", server.environ(home=tmp_path)
+
+    argv = [sys.executable, "-c", SKEWED, url]
+    done = subprocess.run(argv, env={**os.environ, **environ, **own.env}, capture_output=True, text=True, timeout=60)
+
+    never, over = ["watching"] * 2, ["taking over"] * 2
+    assert done.stdout == f"{never + (over if kind == 'directory' else ['', ''])}\n", done.stderr

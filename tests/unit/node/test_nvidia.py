@@ -85,6 +85,8 @@ def test_no_device(smi: FakeNvidia) -> None:
             "ended with status 9 and says 'NV",
         ),
         ("devices", "Failed to initialize NVML\n", "says 'Failed to initialize NVML'"),
+        ("devices", "\u00b2, GPU-0, A, 1, 1\n", "says '\u00b2, GPU-0"),
+        ("devices", "x" * 200_000, "says what is no table: field larger than"),
     ],
 )
 def test_a_driver_that_fails(smi: FakeNvidia, name: str, text: str, said: str) -> None:
@@ -92,6 +94,16 @@ def test_a_driver_that_fails(smi: FakeNvidia, name: str, text: str, said: str) -
 
     with pytest.raises(nvidia.NoAnswer, match=said):
         nvidia.devices(search(smi))
+
+
+def test_a_driver_that_warns_tells_all_the_same(smi: FakeNvidia) -> None:
+    """As it does of a device whose infoROM is corrupted: a line more, and status 14."""
+    program, warning = smi.folder / "nvidia-smi", "WARNING: infoROM is corrupted at gpu 0000:5E:00.0"
+    program.write_text(f'{program.read_text()}echo "{warning}"\nexit 14\n')
+    smi.compute({1: 4711})
+
+    assert [device.uuid for device in nvidia.devices(search(smi))] == [smi.uuid(0), smi.uuid(1)]
+    assert nvidia.computing(search(smi)) == [Computing(smi.uuid(1), 4711)]
 
 
 def test_a_driver_that_hangs(smi: FakeNvidia, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import pytest
 from holdfast import process, stores
 from holdfast.checkpoint.lease import Lease
 from holdfast.commands import standby as verbs
-from holdfast.errors import LeaseHeld
+from holdfast.errors import LeaseHeld, UsageError
 from holdfast.mirror import fence
 from holdfast.mirror.fence import Fence, Owner, Superseded
 from holdfast.mirror.succession import LOOK_S, REST_S
@@ -236,3 +236,14 @@ def test_a_run_that_was_told_to_stop_has_nobody_who_stands_by(tmp_path: Path) ->
 
     assert watch.once() is None
     assert not place.root.exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../runs", "/etc", "a/b"])
+@pytest.mark.parametrize("verb", ["begin", "stop", "end", "serve"])
+def test_what_is_no_name_is_no_folder_to_be_ended(home: Path, name: str, verb: str) -> None:
+    ordered("nas")
+
+    with pytest.raises(UsageError, match="is not the name of a run"):
+        verbs.main([verb, name])
+
+    assert [place.run for place in every()] == ["digits"]
