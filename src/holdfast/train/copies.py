@@ -39,6 +39,8 @@ class Copies:
         self._told = -1  # number of slots that was told
         self._checked_s = -_CHECK_S
         self._blocked_ns = 0
+        if setting.memory.on:  # a save to disk is a copy in memory too; either may be whole only at a later boundary
+            saver.kept = self._tell_page
 
     def begin(self, slot: Slot, step: int) -> None:
         """This attempt continues from a copy in memory."""
@@ -83,13 +85,12 @@ class Copies:
             self._blocked_ns += int(copy_s * 1e9)
         self._pace = self._pace.after_copy(copy_s, self._setting.memory, self._setting.max_overhead_ratio)
         self._pulse.page.set(memory_steps=self._pace.steps, memory_blocked_ns=self._blocked_ns)
-        self.saved(head.step)
+        self.saved()
 
-    def saved(self, step: int) -> None:
-        """The state of `step` is in a slot: a save to disk is a copy in memory too."""
+    def saved(self) -> None:
+        """The state was copied into a slot, by us or by a save to disk: the next copy is due from here."""
         if not self._setting.memory.on:
             return
-        self._tell_page(step)
         self._last_s = time.monotonic()
         if self._last_s > self._checked_s + _CHECK_S:
             self._checked_s = self._last_s

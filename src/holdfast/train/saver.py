@@ -82,6 +82,7 @@ class Saver:
         self._last: Slot | None = None  # that was copied into
         self._in_flight: dict[int, tuple[Slot, int]] = {}  # sequence -> slot, step
         self._ended: list[Done] = []  # not told yet
+        self.kept: Callable[[int], object] = lambda _step: None  # called with the step of each slot that became whole
 
     def seal(
         self,
@@ -200,6 +201,7 @@ class Saver:
             self._ended += [Done(copying.sequence, copying.step, why)] if copying.into is State.SEALED else []
             return
         slot.set(state=copying.into)
+        self.kept(copying.step)
         if copying.into is State.SEALED:
             self._in_flight[copying.sequence] = (slot, copying.step)
             self._link.ring()

@@ -397,7 +397,7 @@ class Session:
         if sequence is None:
             return False
         self._sequence, self._mark, self._asked = sequence, self._marked(), ""
-        self._copies.saved(self.step)
+        self._copies.saved()
         return True
 
     def _may_be_lazy(self, at: At) -> bool:

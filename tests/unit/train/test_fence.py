@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,8 @@ from torch.utils.data import DataLoader
 
 import holdfast
 from holdfast.checkpoint.slots import State
-from holdfast.plan import Every
+from holdfast.heartbeat import Page, page_path
+from holdfast.plan import Every, Memory
 from holdfast.train import session
 from holdfast.train.check import SnapshotChanged
 from holdfast.train.fence import owned_storages
@@ -102,6 +104,27 @@ def test_a_slot_is_sealed_only_when_its_copies_are_done(node: FakeNode, device: 
     assert torch.equal(stored(node, 0, "model/0.weight"), before["model/0.weight"])
     assert not torch.equal(script.model[0].weight, before["model/0.weight"])
     script.run._session.abandon()
+
+
+@pytest.mark.parametrize("every", [1, 1000])  # a save to disk, and a copy in memory
+def test_a_late_copy_is_told_as_kept_in_memory_when_it_is_whole_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: FakeDevice, every: int
+) -> None:
+    memory = Memory(auto=False, steps=1)
+    with contextlib.closing(FakeNode(tmp_path / "digits", every=Every(auto=False, steps=every), memory=memory)) as node:
+        for name, value in node.environ().items():
+            monkeypatch.setenv(name, value)
+        script, page = Script(), Page(page_path(node.run.runtime, 0))
+        batches = first_steps(script)
+        script.step(next(batches))
+        assert slots(script).count(State.WRITING) == 1  # of step 1, whose copies are done now
+        assert page.get("memory_step") == 0
+
+        next(batches)
+        assert page.get("memory_step") == 1
+        script.run._session.abandon()
+        assert page.get("memory_step") == 2
+        page.close()
 
 
 def test_killed_with_copies_in_flight_nothing_is_sealed(node: FakeNode, device: FakeDevice) -> None:
