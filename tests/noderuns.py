@@ -48,7 +48,7 @@ def end(run: RunDir) -> None:
             process.send_signal(who, signal.SIGKILL)
         return not left and not _starting(run)
 
-    until(nobody, 30.0)
+    until(nobody)
     shutil.rmtree(run.runtime, ignore_errors=True)
 
 
@@ -94,7 +94,7 @@ def python(text: str) -> list[str]:
     return [sys.executable, "-c", text]
 
 
-def ended(run: RunDir, within_s: float = 20.0) -> RunEnded:
+def ended(run: RunDir, within_s: float = 60.0) -> RunEnded:
     """How the run ended, once it has and everything of ours has left."""
     result = until(lambda: rundirs.state(run).result, within_s)
     until(lambda: not rundirs.processes(run), within_s)
@@ -102,7 +102,7 @@ def ended(run: RunDir, within_s: float = 20.0) -> RunEnded:
     return result
 
 
-def attempt(run: RunDir, number: int, within_s: float = 20.0) -> AttemptStarted:
+def attempt(run: RunDir, number: int, within_s: float = 60.0) -> AttemptStarted:
     """The start of attempt `number`, once it happened and its output says `up`."""
     started = until(lambda: next((e for e in of(run, AttemptStarted) if e.attempt == number), None), within_s)
     assert started is not None

@@ -123,7 +123,7 @@ class Box:
 
     def kill(self, run: RunDir, role: str, signum: int = signal.SIGKILL) -> Identity:
         """Send `signum` to the process of that role."""
-        victim = until(lambda: self.process(run, role), 20, what=lambda: f"a live {role}\n{self.tail(run)}")
+        victim = until(lambda: self.process(run, role), what=lambda: f"a live {role}\n{self.tail(run)}")
         os.kill(victim.pid, signum)
         return victim
 
@@ -148,6 +148,6 @@ class Box:
                         os.kill(pid, signal.SIGKILL)
             return not left
 
-        until(none_left, 20, what="every process of the box gone")
+        until(none_left, what="every process of the box gone")
         for run in (self.home / "runs").glob("*"):
             shutil.rmtree(RunDir(run).runtime, ignore_errors=True)

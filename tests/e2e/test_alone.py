@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = """
-import hashlib, os, random, signal, sys, time, types
+import hashlib, json, os, pathlib, random, signal, sys, time, types
 import numpy as np, torch, holdfast
 from torch.utils.data import DataLoader, Dataset
 
@@ -20,6 +20,13 @@ class Noisy(Dataset):
         return 12
     def __getitem__(self, index):
         return torch.cat([torch.tensor([index, random.random(), np.random.rand()]), torch.rand(2)]).float()
+
+def is_committed(step):
+    if step == 0:
+        return True
+    log = pathlib.Path(sys.argv[1], "archiver.jsonl").read_bytes()
+    lines = [json.loads(line) for line in log.splitlines(keepends=True) if line.endswith(b"\\n")]
+    return any(line["event"] == "committed" and line["step"] == step for line in lines)
 
 sys.modules["torch._dynamo"] = types.SimpleNamespace(disable=lambda f, *_, **__: f, graph_break=lambda: None)  # slow
 torch.manual_seed(3)
@@ -33,7 +40,8 @@ for x in run.steps(loader, epochs=3):
     optimizer.step()
     optimizer.zero_grad()
     run.save()
-    time.sleep(0.2 * (int(sys.argv[2]) > 0))  # work, so that a commit is heard of before the last step is done
+    while int(sys.argv[2]) and not is_committed(run.step):  # else the last step may be done before a commit is heard of
+        time.sleep(0.01)
 run.close()
 print(run.step, hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest())
 """

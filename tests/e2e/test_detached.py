@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import signal
@@ -48,7 +49,8 @@ def test_sighup_to_every_process_of_its_sessions_changes_nothing(box: Box) -> No
     before = {role: until(lambda role=role: box.process(run, role), what=role) for role in ROLES}
 
     for pid in box.marked():
-        os.kill(pid, signal.SIGHUP)
+        with contextlib.suppress(ProcessLookupError):  # one that ours had called for a moment
+            os.kill(pid, signal.SIGHUP)
     more(box, run)
 
     assert {role: alive(found) for role, found in before.items()} == dict.fromkeys(ROLES, True)
@@ -72,7 +74,7 @@ def test_closing_the_terminal_leaves_the_run_alone(box: Box) -> None:
     more(box, run)
 
     os.close(leader)  # the terminal is gone: the kernel sends SIGHUP to its session
-    shell.wait(timeout=20)
+    shell.wait(timeout=60)
     more(box, run)
     (run.root / "enough").touch()
 
@@ -114,7 +116,7 @@ def test_attach_works_inside_a_multiplexer(box: Box, multiplexer: str, tmp_path:
         return subprocess.run(look, env=env, capture_output=True, text=True, timeout=20, check=False).stdout
 
     try:
-        until(lambda: "line" in shown(), 30, what=f"output in {multiplexer}")
+        until(lambda: "line" in shown(), what=f"output in {multiplexer}")
     finally:
         subprocess.run(stop, env=env, check=False, timeout=20)
     more(box, run)

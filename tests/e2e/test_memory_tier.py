@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ import pytest
 
 from bench.attempts import attempts, recoveries
 from holdfast.runs import RunDir
+from tests import jsonlines
 from tests.e2e.box import Box
 from tests.needs import need
 from tests.waiting import until
@@ -30,8 +30,7 @@ def begin(box: Box, name: str, checkpoint: str, script: str = "tiny.py", run: st
 
 
 def records(run: RunDir, rank: int = 0) -> Iterator[dict[str, Any]]:
-    for line in (run.records / f"rank-{rank:05d}.jsonl").read_text().splitlines():
-        yield json.loads(line)
+    return iter(jsonlines.read(run.records / f"rank-{rank:05d}.jsonl"))
 
 
 def stepping(box: Box, run: RunDir, attempt: int) -> dict[str, Any]:
@@ -60,13 +59,14 @@ def digest(run: RunDir) -> str:
 
 
 def test_kills_of_everything_lose_no_more_than_the_step_in_progress(box: Box, expected: str) -> None:
-    run = begin(box, "hit", "every: [1000 steps], memory: 1 step", STEP_S="0.2", WORKERS="2")
+    run = begin(box, "hit", "every: [1000 steps], memory: 1 step", STEP_S="0.2", SLOW_FROM="25", WORKERS="2")
 
     box.wait_step(run, 3)
     for attempt, also in enumerate(("archiver", "supervisor", "shim"), start=2):
         box.kill(run, also)
         box.kill(run, "trainer")
         told = stepping(box, run, attempt)
+    (run.root / "enough").touch()
 
     found = box.wait_for(run, "succeeded", "failed")
     assert (found["state"], found["attempt"]) == ("succeeded", 4), box.tail(run)
@@ -82,10 +82,11 @@ def test_kills_of_everything_lose_no_more_than_the_step_in_progress(box: Box, ex
 
 def test_two_ranks_continue_from_the_same_copy(box: Box, expected_of_two: str) -> None:
     ranks = {"script": "two_ranks.py", "run": "torchrun --standalone --nproc-per-node 2"}
-    run = begin(box, "hit", "every: [1000 steps], memory: auto", **ranks, STEP_S="0.1")
+    run = begin(box, "hit", "every: [1000 steps], memory: auto", **ranks, STEP_S="0.1", SLOW_FROM="20")
     at = held(box, run, 9)
 
     box.kill(run, "trainer")
+    (run.root / "enough").touch()
 
     found = box.wait_for(run, "succeeded", "failed", within_s=120)
     assert found["state"] == "succeeded", box.tail(run)
@@ -98,7 +99,7 @@ def test_two_ranks_continue_from_the_same_copy(box: Box, expected_of_two: str) -
 
 def test_files_survive_the_death_of_every_process(box: Box) -> None:
     ram = box.root / "ram"
-    run = begin(box, "pod", f"every: [1000 steps], memory: 1 step, memory_dir: {ram}", STEP_S="0.2")
+    run = begin(box, "pod", f"every: [1000 steps], memory: 1 step, memory_dir: {ram}", STEP_S="0.2", SLOW_FROM="15")
     at = held(box, run, 3)
     box.close()
     files = sorted(ram.iterdir())
@@ -124,7 +125,9 @@ def test_a_memory_dir_that_cannot_be_used_is_told_and_done_without(box: Box, kin
         ram.mkdir(mode=0o700)
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k,mode=0700", "tmpfs", str(ram)], check=True)
     try:
-        run = begin(box, "told", f"every: [1000 steps], memory: 1 step, memory_dir: {ram}", STEP_S="0.2")
+        run = begin(
+            box, "told", f"every: [1000 steps], memory: 1 step, memory_dir: {ram}", STEP_S="0.2", SLOW_FROM="15"
+        )
         box.wait_step(run, 3)
 
         until(lambda: "memory-dir-unusable" in {one["id"] for one in box.status(run)["findings"]})

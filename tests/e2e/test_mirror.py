@@ -18,6 +18,7 @@ from holdfast.mirror import fence, pull
 from holdfast.mirror.view import ROOT, View
 from holdfast.runs import RunDir
 from holdfast.stores import connect
+from tests import jsonlines
 from tests.e2e.box import Box
 from tests.labs import faultproxy
 from tests.labs.nfs import nfs_mount
@@ -52,9 +53,7 @@ def mirrored(run: RunDir, step: int) -> bool:
 
 def logged(run: RunDir, event: str, step: int) -> bool:
     """Whether the archiver has told such an event of that step or a later one."""
-    raw = run.archiver_log.read_bytes() if run.archiver_log.exists() else b""
-    found = [json.loads(line) for line in raw.splitlines(keepends=True) if line.endswith(b"\n")]
-    return any(one["event"] == event and one["step"] >= step for one in found)
+    return any(one["step"] >= step for one in jsonlines.events(run.archiver_log, event))
 
 
 def final(run: RunDir) -> str:
@@ -64,7 +63,7 @@ def final(run: RunDir) -> str:
 def test_a_dead_machines_run_ends_on_another_bit_for_bit(box: Box, other: Box, expected: str, tmp_path: Path) -> None:
     nas = tmp_path / "nas"
     nas.mkdir()
-    run = begin(box, f"{nas}/${{run}}", STEP_S="0.2")
+    run = begin(box, f"{nas}/${{run}}", STEP_S="0.2", SLOW_FROM="20")
     until(lambda: mirrored(run, 10), 60, what=lambda: box.tail(run))
     box.close()
     shutil.rmtree(run.root)
@@ -91,7 +90,7 @@ def test_on_nfs_a_sender_that_is_killed_again_and_again_leaves_whole_checkpoints
 ) -> None:
     with nfs_mount(tmp_path / "nfs") as nfs, contextlib.closing(box), contextlib.closing(other):
         url = f"file://{nfs.path}/digits"
-        run = begin(box, url, STEP_S="0.2")
+        run = begin(box, url, STEP_S="0.2", SLOW_FROM="30")
         for step in (5, 10, 15, 20, 25):
             until(lambda: logged(run, "committed", step), 60, what=lambda: box.tail(run))  # noqa: B023 - used at once
             box.kill(run, "archiver")  # which has begun to send it
@@ -118,7 +117,7 @@ def test_over_s3_with_its_credentials_as_secrets(box: Box, other: Box, rclone: S
     url = f"s3://{BUCKET}/{uuid.uuid4()}"
     environ = rclone.environ(home=box.root)
     options = [option for name in environ if name != "HOME" for option in ("--secret", name)]
-    run = begin(box, url, *options, STEP_S="0.2", **environ)
+    run = begin(box, url, *options, STEP_S="0.2", SLOW_FROM="15", **environ)
     until(lambda: mirrored(run, 5), 60, what=lambda: box.tail(run))
     assert 0 == box.holdfast("stop", run.id).returncode
     box.wait_for(run, "stopped")
@@ -139,9 +138,7 @@ def test_over_s3_with_its_credentials_as_secrets(box: Box, other: Box, rclone: S
 
 def restored(run: RunDir) -> int:
     """The step that its first attempt began from, 0 before that is known."""
-    path = run.records / "rank-00000.jsonl"
-    lines = map(json.loads, path.read_text().splitlines() if path.exists() else ())
-    return next((int(line["step"]) for line in lines if line.get("event") == "restored"), 0)
+    return next((int(one["step"]) for one in jsonlines.events(run.records / "rank-00000.jsonl", "restored")), 0)
 
 
 def test_a_step_and_the_best_of_a_bucket_are_where_another_machine_begins(
@@ -193,7 +190,7 @@ def test_an_outage_touches_nothing_and_is_caught_up(box: Box, moto: Server, expe
 
 def test_a_lost_folder_is_filled_from_the_mirror(box: Box, expected: str, tmp_path: Path) -> None:
     (tmp_path / "nas").mkdir()
-    run = begin(box, f"{tmp_path}/nas/digits", STEP_S="0.1")
+    run = begin(box, f"{tmp_path}/nas/digits", STEP_S="0.1", SLOW_FROM="20")
     until(lambda: mirrored(run, 5), 60, what=lambda: box.tail(run))
     assert 0 == box.holdfast("stop", run.id).returncode
     box.wait_for(run, "stopped")

@@ -31,12 +31,14 @@ def test_success_leaves_nothing_behind(home: Path) -> None:
 
 
 def test_a_crash_is_restarted_within_moments(home: Path) -> None:
-    run = noderuns.begin(home, shell('echo "attempt $HOLDFAST_ATTEMPT"; [ $HOLDFAST_ATTEMPT = 3 ]'))
+    text = 'echo "attempt $HOLDFAST_ATTEMPT"; [ $HOLDFAST_ATTEMPT = 5 ]'
+    run = noderuns.begin(home, shell(text), restart=rundirs.patient())
 
     assert noderuns.ended(run).state == "succeeded"
-    assert run.output.read_text() == "attempt 1\nattempt 2\nattempt 3\n"
-    first, second = noderuns.of(run, AttemptEnded)[0], rundirs.state(run).starts[1]
-    assert second.t - first.t < 1.0
+    assert run.output.read_text() == "".join(f"attempt {number}\n" for number in range(1, 6))
+    ends, starts = noderuns.of(run, AttemptEnded), rundirs.state(run).starts[1:]
+    quickest_s = min(start.t - end.t for end, start in zip(ends, starts, strict=False))
+    assert quickest_s < 1.0, "the machine may have stood still between two of them"
 
 
 def test_a_loop_without_progress_stops_with_13_and_the_last_traceback(home: Path) -> None:
@@ -185,14 +187,15 @@ def test_max_duration_stops_the_run(home: Path) -> None:
 
 
 def test_the_end_of_a_segment_begins_a_program_without_the_library_anew_and_says_so(home: Path) -> None:
-    run = noderuns.begin(home, shell("echo up; [ $HOLDFAST_ATTEMPT = 3 ] || sleep 1000"), segment_s=0.5)
+    run = noderuns.begin(home, shell("echo up; [ $HOLDFAST_ATTEMPT -ge 3 ] || sleep 1000"), segment_s=0.5)
 
     assert noderuns.ended(run).state == "succeeded"
-    assert [end.exit_class for end in noderuns.of(run, AttemptEnded)] == ["segment_cut", "segment_cut", "succeeded"]
+    *cuts, last = [end.exit_class for end in noderuns.of(run, AttemptEnded)]
+    assert (set(cuts), len(cuts) >= 2, last) == ({"segment_cut"}, True, "succeeded")
     told = [found.message for found in noderuns.of(run, FindingRaised) if found.id == "segment-unsaved"]
-    assert len(told) == 2
+    assert len(told) == len(cuts)
     assert "does not use the library" in told[0]
-    assert (rundirs.state(run).segments, rundirs.state(run).restarts) == (2, 0)
+    assert (rundirs.state(run).segments, rundirs.state(run).restarts) == (len(cuts), 0)
 
 
 def test_a_segment_too_short_for_anything_ends_with_13_and_a_sentence(home: Path) -> None:

@@ -78,11 +78,12 @@ def begin(base: Path, body: str, **plan: Any) -> RunDir:
 
 
 FOREVER = "n = 0\nwhile True:\n    n += 1\n    step(n)\n"
+SOON = WatchdogPlan(progress_s=2.0)  # longer than a machine with much to do lets a step wait
 HANGS_ONCE = "for n in range(1, 4): step(n)\nif attempt == 1: hang_here()\n"
 
 
 def test_a_hang_is_seen_its_stacks_are_kept_and_it_is_restarted(home: Path) -> None:
-    run = begin(home, HANGS_ONCE, watchdog=WatchdogPlan(progress_s=0.6))
+    run = begin(home, HANGS_ONCE, watchdog=SOON)
 
     assert noderuns.ended(run, 40.0).state == "succeeded"
 
@@ -97,7 +98,7 @@ def test_a_hang_is_seen_its_stacks_are_kept_and_it_is_restarted(home: Path) -> N
 
 
 def test_a_stopped_process_is_a_hang_too(home: Path) -> None:
-    run = begin(home, "n = 0\nwhile attempt == 1:\n    n += 1\n    step(n)\n", watchdog=WatchdogPlan(progress_s=0.6))
+    run = begin(home, "n = 0\nwhile attempt == 1:\n    n += 1\n    step(n)\n", watchdog=SOON)
     until(lambda: client.status(run)["step"] >= 3)
 
     os.kill(noderuns.role(run, "trainer").pid, signal.SIGSTOP)

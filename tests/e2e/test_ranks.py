@@ -25,12 +25,13 @@ def _begin(box: Box, name: str, **env: str) -> RunDir:
 
 
 def test_a_killed_rank_restarts_both_and_the_weights_do_not_differ(box: Box, expected_of_two: str) -> None:
-    hit = _begin(box, "hit", STEP_S="0.1")
+    hit = _begin(box, "hit", STEP_S="0.1", SLOW_FROM="20")
     box.wait_step(hit, 12)
     beat = Page(page_path(hit.runtime, 1)).read()
     assert beat is not None
 
     os.kill(beat.pid, signal.SIGKILL)
+    (hit.root / "enough").touch()
 
     found = box.wait_for(hit, "succeeded", "failed", within_s=120)
     assert found["state"] == "succeeded", box.tail(hit)
@@ -39,7 +40,7 @@ def test_a_killed_rank_restarts_both_and_the_weights_do_not_differ(box: Box, exp
 
 
 def test_stop_is_agreed_by_both_ranks(box: Box) -> None:
-    run = _begin(box, "agree", STEP_S="0.1")
+    run = _begin(box, "agree", STEP_S="0.1", SLOW_FROM="20")
     box.wait_step(run, 3)
 
     box.holdfast("stop", "agree")

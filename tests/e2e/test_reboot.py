@@ -24,7 +24,7 @@ def test_at_reboot_everything_that_ran_continues(box: Box) -> None:
     cron, crontab = need_program("cron"), need_program("crontab")
     shutil.copy(Path(__file__).parent / "scripts" / "tiny.py", box.work / "train.py")
     box.write("holdfast.yaml", "name: boot\nrun: exec python train.py\ncheckpoint: {every: [3 steps]}\n")
-    run = box.start(STEP_S="0.2")
+    run = box.start(STEP_S="0.2", SLOW_FROM="15")
     box.wait_step(run, 5)
     before = subprocess.run([crontab, "-l"], capture_output=True, text=True, check=False).stdout
     box.close()  # everything dies at once, as in a power cut

@@ -82,7 +82,7 @@ def test_of_two_that_stand_by_one_goes_on_and_the_silent_one_yields_when_it_is_b
     shutil.copy(TINY, box.work / "train.py")
     mirror = f"checkpoint: {{every: [5 steps], mirror: '{url}'}}"
     box.write("holdfast.yaml", f"name: digits\nrun: exec python train.py\nresources: {{failover: 90s}}\n{mirror}\n")
-    run = box.start(STEP_S="0.2", **environ)
+    run = box.start(STEP_S="0.2", SLOW_FROM="15", **environ)
     until(lambda: is_mirrored(run), 60, what=lambda: box.tail(run))
     box.close()
     assert age(".alive", 100) == 1

@@ -41,11 +41,12 @@ def _steps(run: RunDir) -> list[int]:
 def test_killed_one_after_the_other_it_ends_bit_identical(
     box: Box, expected: str, roles: tuple[str, ...], attempts: int
 ) -> None:
-    run = _begin(box, "hit", STEP_S="0.1")
+    run = _begin(box, "hit", STEP_S="0.1", SLOW_FROM="30")
 
     for step, role in zip((12, 18, 24), roles, strict=False):
         box.wait_step(run, step)
         box.kill(run, role)
+    (run.root / "enough").touch()
 
     found = box.wait_for(run, "succeeded", "failed")
     assert (found["state"], found["attempt"]) == ("succeeded", attempts), box.tail(run)
@@ -54,7 +55,7 @@ def test_killed_one_after_the_other_it_ends_bit_identical(
 
 
 def test_stop_saves_and_resume_continues_where_it_stopped(box: Box, expected: str) -> None:
-    run = _begin(box, "paused", every="1000 steps", STEP_S="0.05")
+    run = _begin(box, "paused", every="1000 steps", STEP_S="0.05", SLOW_FROM="25")
     at = box.wait_step(run, 7)["step"]
 
     assert box.holdfast("stop", "paused").returncode == 0
@@ -70,7 +71,7 @@ def test_stop_saves_and_resume_continues_where_it_stopped(box: Box, expected: st
 
 
 def test_a_machine_going_down_saves_and_marks_as_to_be_continued(box: Box, expected: str) -> None:
-    run = _begin(box, "spot", every="1000 steps", STEP_S="0.05")
+    run = _begin(box, "spot", every="1000 steps", STEP_S="0.05", SLOW_FROM="15")
     box.wait_step(run, 7)
 
     box.kill(run, "shim", signal.SIGTERM)
@@ -84,10 +85,11 @@ def test_a_machine_going_down_saves_and_marks_as_to_be_continued(box: Box, expec
 
 
 def test_sigterm_to_the_trainer_alone_saves_and_goes_on_without_losing_a_step(box: Box, expected: str) -> None:
-    run = _begin(box, "nudged", every="1000 steps", STEP_S="0.05")
+    run = _begin(box, "nudged", every="1000 steps", STEP_S="0.05", SLOW_FROM="15")
     box.wait_step(run, 7)
 
     box.kill(run, "trainer", signal.SIGTERM)
+    (run.root / "enough").touch()
 
     found = box.wait_for(run, "succeeded", "failed")
     assert (found["state"], found["attempt"]) == ("succeeded", 2), box.tail(run)
@@ -114,7 +116,7 @@ def test_resume_at_a_step_keeps_the_later_ones_aside_and_at_none_says_which_are(
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(box: Box, expected: str) -> None:
-    run = _begin(box, "bitrot", STEP_S="0.1")
+    run = _begin(box, "bitrot", STEP_S="0.1", SLOW_FROM="25")
     box.wait_step(run, 12)
     box.holdfast("stop", "bitrot")
     box.wait_for(run, "stopped")
@@ -144,7 +146,7 @@ def test_a_full_disk_costs_nothing_but_the_save(box: Box, tmp_path: Path, expect
             "holdfast.yaml",
             f"name: full\nrun: exec python train.py\ncheckpoint: {{dir: {small}/ckpt, every: [3 steps]}}\n",
         )
-        run = box.start(STEP_S="0.1")
+        run = box.start(STEP_S="0.1", SLOW_FROM="25")
         until(lambda: (box.status(run)["checkpoint"] or {}).get("step"), 60, what=lambda: box.tail(run))
         hog = small / "hog"
         with hog.open("wb", buffering=0) as stream, contextlib.suppress(OSError):
@@ -154,8 +156,9 @@ def test_a_full_disk_costs_nothing_but_the_save(box: Box, tmp_path: Path, expect
         def disk_full() -> bool:
             return "disk-full" in {finding["id"] for finding in box.status(run)["findings"]}
 
-        until(disk_full, 30, what=lambda: "the finding\n" + box.tail(run))
+        until(disk_full, what=lambda: "the finding\n" + box.tail(run))
         hog.unlink()
+        (run.root / "enough").touch()
 
         found = box.wait_for(run, "succeeded", "failed")
         assert found["state"] == "succeeded"
@@ -176,7 +179,7 @@ def test_a_disk_full_of_everything_leaves_output_records_and_status_working(
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(small)], check=True)
     there = Box(tmp_path, home_dir=small / "home")
     try:
-        run = _begin(there, "brimful", every="3 steps", STEP_S="0.2")
+        run = _begin(there, "brimful", every="3 steps", STEP_S="0.2", SLOW_FROM="30")
         until(lambda: (there.status(run)["checkpoint"] or {}).get("step"), 60, what=lambda: there.tail(run))
         with (small / "hog").open("wb", buffering=0) as stream, contextlib.suppress(OSError):
             while stream.write(b"x" * 4096):
@@ -185,10 +188,11 @@ def test_a_disk_full_of_everything_leaves_output_records_and_status_working(
         def told() -> bool:
             return "disk-full" in {finding["id"] for finding in there.status(run)["findings"]}
 
-        until(told, 30, what=lambda: "the finding\n" + there.tail(run))
+        until(told, what=lambda: "the finding\n" + there.tail(run))
         at = there.status(run)["step"]
         there.wait_step(run, at + 5)
         (small / "hog").unlink()
+        (run.root / "enough").touch()
 
         found = there.wait_for(run, "succeeded", "failed")
         assert (found["state"], found["attempt"]) == ("succeeded", 1), there.tail(run)
@@ -213,7 +217,7 @@ with pathlib.Path(os.environ["HOLDFAST_RUN_DIR"], "ids").open("a") as file:
 run = holdfast.Run(model=torch.nn.Linear(2, 1))
 run.begin()
 run.on("committed", lambda occasion: run.resumed or os.kill(os.getpid(), signal.SIGKILL))
-while run.step < 300:
+while run.step < 300 or not run.resumed:
     run.tick()
     if run.step == 3:
         run.save()

@@ -139,11 +139,12 @@ def test_daemonised_children_do_not_outlive_their_attempt(box: Box) -> None:
     box.write(
         "daemon.py",
         "import os, sys, time, pathlib\n"
+        "told = pathlib.Path(os.environ['HOLDFAST_RUN_DIR'], 'daemon')\n"
         "if os.fork() == 0:\n    os.setsid()\n"
         "    if os.fork() == 0:\n"
-        "        pathlib.Path(os.environ['HOLDFAST_RUN_DIR'], 'daemon').write_text(str(os.getpid()))\n"
+        "        told.write_text(f'{os.getpid()}\\n')\n"
         "        time.sleep(600)\n    os._exit(0)\n"
-        "time.sleep(1)\n",
+        "while not told.exists() or '\\n' not in told.read_text():\n    time.sleep(0.01)\n",
     )
     run = box.start("--name", "parent", "--", "python", "daemon.py")
     box.wait_for(run, "succeeded", "failed")

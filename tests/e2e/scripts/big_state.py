@@ -1,6 +1,7 @@
-"""A training whose state has 96 MiB: a weight and its momentum."""
+"""A training whose state has 96 MiB, a weight and its momentum; until STEPS or a file `enough`."""
 
 import os
+import pathlib
 import sys
 import time
 import types
@@ -20,7 +21,8 @@ def main() -> None:
     optimizer = torch.optim.SGD([weight], 1e-3, momentum=0.9)
     run = holdfast.Run(weight=torch.nn.ParameterList([weight]), optimizer=optimizer)
     run.begin()
-    while run.step < int(os.environ.get("STEPS", "30")):
+    enough = pathlib.Path(os.environ["HOLDFAST_RUN_DIR"], "enough")
+    while run.step < int(os.environ.get("STEPS", "30")) and not enough.exists():
         optimizer.zero_grad(set_to_none=False)
         weight.grad = torch.ones_like(weight) if weight.grad is None else weight.grad.add_(1.0)
         optimizer.step()

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from holdfast.mirror.push import UPLOADS
 from holdfast.mirror.view import View
 from holdfast.runs import RunDir, make_runtime
 from holdfast.stores import connect
+from tests import jsonlines
 from tests.labs import faultproxy
 from tests.labs.servers import BUCKET, Server
 from tests.mirrors import Machine, state_of
@@ -57,7 +59,7 @@ class FakeShim:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind(str(self.path))
         self._listener.listen()
-        self._listener.settimeout(20)
+        self._listener.settimeout(60)
 
     def welcome(
         self, *, hand_out: bool = True, offers: int = 0, meanwhile: Callable[[], object] = lambda: None
@@ -66,7 +68,7 @@ class FakeShim:
         if self.link is not None:
             self.link.close()
         self.link, _ = self._listener.accept()
-        self.link.settimeout(20)
+        self.link.settimeout(60)
         meanwhile()
         offered = [self.take_offer() for _ in range(offers)]
         assert process.receive(self.link)[0] == {"op": "hello", "role": "archiver"}
@@ -170,7 +172,7 @@ def test_without_a_shim_it_stays_while_a_rank_lives_and_saves_before_it_leaves(r
         seal(shim.slots[0][1], seed=2, sequence=2, step=2)
         rank.kill()
         rank.wait()
-        assert popen.wait(20) == 0
+        assert popen.wait(60) == 0
     page.close()
     assert [info.step for info in load.checkpoints(run.checkpoints)] == [1, 2]
 
@@ -197,7 +199,7 @@ def test_a_job_that_fails_in_an_unforeseen_way_is_told_and_tried_again(run: RunD
         assert ask(run, op="drain") == {"ok": True}
         assert popen.poll() is None
         shim.finish()
-        assert popen.wait(20) == 0
+        assert popen.wait(60) == 0
 
     said = [line["message"] for line in events(run, "warning") if line["id"] == "archiver-failed"]
     failures = ("begin once", "scan once", "add_slots once", "add_slots twice")
@@ -214,7 +216,7 @@ def ask(run: RunDir, **message: Any) -> dict[str, Any]:
         except (FileNotFoundError, ConnectionError):
             return None
 
-    return until(answer, 20)
+    return until(answer)
 
 
 def restore(run: RunDir, claim: str = "a", **fields: Any) -> dict[str, Any]:
@@ -224,8 +226,7 @@ def restore(run: RunDir, claim: str = "a", **fields: Any) -> dict[str, Any]:
 
 
 def events(run: RunDir, name: str) -> list[dict[str, Any]]:
-    lines = run.archiver_log.read_text().splitlines() if run.archiver_log.exists() else []
-    return [event for event in map(json.loads, lines) if event["event"] == name]
+    return jsonlines.events(run.archiver_log, name)
 
 
 def save(shim: FakeShim, index: int = 0, *, rank: int = 0, **fields: Any) -> Slot:
@@ -233,7 +234,7 @@ def save(shim: FakeShim, index: int = 0, *, rank: int = 0, **fields: Any) -> Slo
     slot = shim.slots[rank][index]
     seal(slot, rank=rank, **fields)
     os.eventfd_write(shim.sets[rank].to_archiver, 1)
-    until(lambda: slot.state == State.FREE, 30)
+    until(lambda: slot.state == State.FREE)
     return slot
 
 
@@ -258,25 +259,30 @@ def test_a_save_and_a_restore_bring_back_the_same_bytes(run: RunDir, shim: FakeS
         assert ask(run, op="status")["last"]["step"] == 7
         popen.send_signal(signal.SIGTERM)
         shim.finish()
-        assert popen.wait(10) == 0
+        assert popen.wait(60) == 0
     assert [event["step"] for event in events(run, "committed")] == [7]
     assert [event["term"] for event in events(run, "lease_taken")] == [1, 2]
 
 
 def test_killed_in_the_middle_of_a_save_the_next_one_saves_the_slot(run: RunDir, shim: FakeShim) -> None:
-    slot = shim.slots[0][0]
+    slot, step = shim.slots[0][0], 0
     with archiver(run) as popen:
         shim.welcome()
         restore(run)
-        seal(slot, seed=1, sequence=1, step=9, sizes=BIG)
-        os.eventfd_write(shim.sets[0].to_archiver, 1)
-        until(lambda: list(run.checkpoints.glob("tmp/*.hfp")) or list(run.checkpoints.glob("packs/*/*")))
+        while slot.state != State.SEALED:
+            popen.send_signal(signal.SIGCONT)
+            until(lambda: slot.state == State.FREE)
+            step += 1
+            seal(slot, seed=step, sequence=step, step=step, sizes=BIG)
+            os.eventfd_write(shim.sets[0].to_archiver, 1)
+            until(lambda: list(run.checkpoints.glob("tmp/*.hfp")) or slot.state == State.FREE, every_s=0.001)
+            popen.send_signal(signal.SIGSTOP)  # it may have come to the end before: then once more
+            until(lambda: (process.stat_fields(popen.pid) or "?")[0] == "T")
         popen.kill()
         popen.wait()
-    assert slot.state == State.SEALED
     with archiver(run):
         shim.welcome()
-        assert restore(run, claim="b")["step"] == 9
+        assert restore(run, claim="b")["step"] == step
 
         info = load.checkpoints(run.checkpoints)[-1]
         assert load.verify(run.checkpoints, info) == []
@@ -305,14 +311,25 @@ def test_killed_while_it_sends_to_the_mirror_it_goes_on_where_it_was(
             with proxy.lock:
                 return sum("/packs/" in path for path in proxy.puts)
 
+        goal, dead = 0, threading.Event()
+
+        def hold(method: str, path: str, number: int) -> str | None:
+            if method != "PUT" or "/packs/" not in path or sent() < goal:
+                return None
+            dead.wait()
+            return "reset"
+
+        proxy.fault = hold  # no life is so fast that it sends all
         for _ in range(3):
-            goal = sent() + 2
+            goal, dead = sent() + 2, threading.Event()
             with archiver(run, SMALL_PACKS) as popen:
                 shim.welcome()
-                until(lambda: sent() >= goal, 30)  # noqa: B023 - used at once
+                until(lambda: sent() >= goal)  # noqa: B023 - used at once
                 popen.send_signal(signal.SIGKILL)
                 popen.wait()
+                dead.set()
             assert events(run, "mirrored") == []
+        goal = 1000
         with archiver(run, SMALL_PACKS):
             shim.welcome()
             until(lambda: events(run, "mirrored"), 60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import uuid
@@ -129,7 +130,9 @@ def test_its_process_is_one_has_the_secrets_in_memory_alone_and_ends_when_told(t
     needle = SECRET.encode()
     for name in ("environ", "cmdline"):
         assert needle not in Path(f"/proc/{holder.pid}/{name}").read_bytes()
-    assert [path for path in place.root.rglob("*") if needle in path.read_bytes()] == []
+    for path in place.root.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a draft that has taken the place of its file since
+            assert needle not in path.read_bytes(), path
     place.end()
     assert not process.alive(holder)
     assert not place.root.exists()
