@@ -92,13 +92,13 @@ def test_a_disk_of_5_mb_a_second_costs_saves_and_no_step(box: Box, tmp_path: Pat
 def test_a_disk_that_becomes_read_only_costs_saves_and_no_step(box: Box, tmp_path: Path) -> None:
     with loop_ext4(tmp_path, 64 << 20) as (disk, _), contextlib.closing(box):
 
-        def remounted(how: str) -> bool:  # refused while a file is open for writing
+        def remounted(how: str) -> bool:  # refused while a file is open for writing: between two saves it goes
             return subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], capture_output=True).returncode == 0
 
-        prepare(box, "heavy.py", f"dir: {disk}/ckpt, every: [3 steps]")
+        prepare(box, "heavy.py", f"dir: {disk}/ckpt, every: [20 steps]")
         run = box.start(STATE_MB="1", STEPS="100000")
         until(lambda: committed(run), 60, what=lambda: box.tail(run))
-        until(lambda: remounted("ro"), 20, what="read-only")
+        until(lambda: remounted("ro"), what="read-only")
 
         assert "Read-only file system" in told(box, run, "save-failed")
         goes_on(box, run)
