@@ -17,13 +17,14 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
-from holdfast import fsio, runs, workspace
+from holdfast import fsio, runs
 from holdfast.errors import RunFileError, UsageError
 from holdfast.events import RunCreated
 from holdfast.journal import Journal
 from holdfast.plan import Facts, Plan, make, path_of
 from holdfast.runs import RunDir
 from holdfast.spec import Spec, dump
+from holdfast.workspace import copying, git_state
 
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
 _INTERPRETERS = re.compile(r"(python|pypy|bash|sh|torchrun|accelerate|deepspeed|env|uv|nice)[0-9.]*")
@@ -255,12 +256,12 @@ def _code(order: Order, workdir: Path, run: RunDir) -> dict[str, object]:
         "version": 1,
         "workdir": str(workdir),
         "snapshot": order.copy,
-        "git": workspace.describe_git(workdir),
+        "git": git_state.describe_git(workdir),
     }
     if order.token:
         said["order"] = order.token
     if order.copy:
-        copied = workspace.snapshot(workdir, run.code, avoid=runs.home())
+        copied = copying.snapshot(workdir, run.code, avoid=runs.home())
         said |= {"files": copied.files, "bytes": copied.size_bytes, "skipped": list(copied.skipped)}
     return said
 

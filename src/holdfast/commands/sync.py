@@ -65,8 +65,6 @@ def command(
     .gitignore and .holdfastignore in SRC are honoured. What was made or changed at DEST is kept, and told; exits with 1
     then.
     """
-    from holdfast.sync.sending import Outcome
-
     if watch and dry_run:
         raise UsageError("--watch and --dry-run together make no sense")
     given = {"--delete": delete, "--overwrite": overwrite, "--dry-run": dry_run}
@@ -77,8 +75,10 @@ def command(
         if watch:
             return _watch(job, show)
         with bar(f"{source} → {target}") as progress:
-            outcome = functools.reduce(lambda earlier, later: later.after(earlier), _outcomes(job, progress), Outcome())
-        return show(job, outcome)
+            outcomes = list(_outcomes(job, progress))
+        from holdfast.sync.sending import Outcome  # while the other end began
+
+        return show(job, functools.reduce(lambda earlier, later: later.after(earlier), outcomes, Outcome()))
 
 
 def _watch(job: _Job, show: Callable[[_Job, Outcome], int]) -> int:

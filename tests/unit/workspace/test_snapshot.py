@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.workspace import TooBig, describe_git, snapshot
+from holdfast.workspace.copying import TooBig, snapshot
+from holdfast.workspace.git_state import describe_git
 from tests.needs import need_program
 
 
