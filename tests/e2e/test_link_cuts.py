@@ -90,6 +90,11 @@ def state() -> str:
     return next(str(link["state"]) for link in held() if link["alias"] == "node")
 
 
+def key_of_link() -> str:
+    """To `node`."""
+    return next(str(link["key"]) for link in held() if link["alias"] == "node")
+
+
 def step_times(output: Path) -> list[float]:
     """When each step of the run was, by its own records."""
     return [float(found) for found in re.findall(rb"^step \d+ at ([\d.]+) ", output.read_bytes(), re.MULTILINE)]
@@ -102,29 +107,26 @@ def step_times(output: Path) -> list[float]:
 def test_a_run_does_not_notice_a_network_that_is_silent(
     laptop: Laptop, network: netns.Network, tmp_path: Path, cut_s: int
 ) -> None:
-    """It prints 1 MB/s. Asked after 5 s of silence, suspect 1.5 s later, dead after 3 s more; ours to look adds 1 s."""
+    """It prints 1 MB/s. Asked after 5 s of silence, suspect 1.5 s later, dead after 3 s more; ssh itself needs 45 s."""
     run = laptop.start(f"silent-{cut_s}")
     output = laptop.output(f"silent-{cut_s}")
     with laptop.following(tmp_path, "logs", "-f", run) as follower:
         grown(tmp_path / "out")
-        began_s = time.time()
-        with network.is_cut():
-            until(lambda: state() == "suspect", within_s=5 + 1.5 + 1)
+        key, began_s = key_of_link(), time.time()
+        with network.is_cut(), Links() as links:
+            assert links.changed(key, "up", within_s=30)["state"] == "suspect"
             asked_s = time.time()
             done = laptop.holdfast("status", run, "--timeout", "2s")
-            assert (done.returncode, time.time() - asked_s < 2 + 4) == (10, True), done.stderr
+            assert (done.returncode, time.time() - asked_s < 2 + 20) == (10, True), done.stderr
             assert re.search(r"node cannot be reached: .*(suspect|dead|connecting|nothing came for)", done.stderr)
-            until(lambda: state() in ("dead", "down", "connecting"), within_s=5 + 1.5 + 3 + 1 - (time.time() - began_s))
-            until(lambda: time.time() - began_s > cut_s, cut_s)
-        over_s = time.time()
+            until(lambda: state() in ("dead", "down", "connecting"), within_s=30)
+            most = 0.8 * STEPS_A_SECOND * cut_s  # far more than fits between it and the network
+            until(lambda: sum(at_s > began_s for at_s in step_times(output)) > most, 3 * cut_s + 30, every_s=0.5)
         grown(tmp_path / "out")
         laptop.stop(f"silent-{cut_s}")
         assert follower.wait(120) == 0
 
     assert digest(tmp_path / "out") == digest(output)
-    times = step_times(output)
-    meanwhile = [at_s for at_s in times if began_s < at_s < over_s]
-    assert len(meanwhile) > 0.8 * STEPS_A_SECOND * (over_s - began_s)
 
 
 @contextlib.contextmanager
@@ -214,10 +216,10 @@ def test_segments_follow_one_another_where_every_session_is_ended(
 
 
 def test_a_connection_that_is_renewed_in_time_is_ended_by_nobody(laptop: Laptop, server: tuple[lab.Sshd, Path]) -> None:
-    """Sessions end after 3.5 s, and connections are to be 1.5 s old at most; the agent looks each second."""
+    """Sessions end after 7 s, and connections are to be 1.5 s old at most; the agent looks each second."""
     hosts.update("node", hosts.Settings(max_age_s=1.5))
-    logins, end_s = server[0].log.count("Accepted publickey"), time.monotonic() + 5.5
-    with ending_sessions(server[0], 3.5) as ended:
+    logins, end_s = server[0].log.count("Accepted publickey"), time.monotonic() + 8
+    with ending_sessions(server[0], 7.0) as ended:
         while time.monotonic() < end_s:
             (done,) = remote.everywhere(["node"], "sleep 0.2; echo done")
             assert (done.status, done.out, done.error) == (0, b"done\n", "")

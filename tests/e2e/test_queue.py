@@ -62,15 +62,15 @@ def devices(run: RunDir, attempt: int = 1) -> list[str]:
     return until(found, what=lambda: f"attempt {attempt} of {run.id}: {rundirs.events(run)}")[0].split(",")
 
 
-def queued(run: RunDir, ahead: int) -> str:
-    """Why the run waits, once so many are before it."""
+def queued(run: RunDir, ahead: int, why: str = "") -> None:
+    """Once so many are before it, and it says what it waits for."""
 
-    def found() -> str:
+    def found() -> bool:
         status = client.status(run)
         line = status["queue"]
-        return line["why"] if status["state"] == "queued" and line and line["ahead"] == ahead else ""
+        return bool(status["state"] == "queued" and line and line["ahead"] == ahead and line["why"].startswith(why))
 
-    return until(found, what=lambda: f"{run.id} queued: {rundirs.events(run)}")
+    until(found, what=lambda: f"{run.id} queued: {rundirs.events(run)}")
 
 
 def having(smi: FakeNvidia) -> list[str]:
@@ -88,7 +88,7 @@ def test_first_come_first_served_whatever_the_size(home: Path, smi: FakeNvidia) 
     small = begin(home, smi, "small", 1)
     assert devices(small) == [smi.uuid(0)]
     large = begin(home, smi, "large", 2)
-    assert queued(large, 0) == "GPU 0: run small; GPU 1: free"
+    queued(large, 0, "GPU 0: run small; GPU 1: free")
     late = begin(home, smi, "late", 1)
     queued(late, 1)
     until(lambda: (having(smi), line(smi)) == (["small", ""], ["large", "late"]))
@@ -96,7 +96,7 @@ def test_first_come_first_served_whatever_the_size(home: Path, smi: FakeNvidia) 
     process.send_signal(noderuns.role(late, "supervisor"), signal.SIGKILL)
     finish(home, small)
     assert devices(large) == [smi.uuid(0), smi.uuid(1)]
-    assert queued(late, 0) == "GPU 0: run large; GPU 1: run large"
+    queued(late, 0, "GPU 0: run large; GPU 1: run large")
     finish(home, large)
     assert devices(late) == [smi.uuid(0)]
     finish(home, late)
@@ -122,7 +122,7 @@ def test_devices_are_kept_whoever_dies_until_all_are_dead(home: Path, smi: FakeN
     noderuns.end(first)
     assert devices(second) == [smi.uuid(0)]
     process.start_shim(first)
-    assert queued(first, 0) == "GPU 0: run second; GPU 1: free"
+    queued(first, 0, "GPU 0: run second; GPU 1: free")
     finish(home, second)
     assert devices(first, 3) == both
 
@@ -133,7 +133,7 @@ def test_a_run_that_waits_for_somebody_elses_process_stops_at_once(
     single.compute({0: stranger})
     run = begin(home, single, "digits", 1)
     me = pwd.getpwuid(os.getuid()).pw_name
-    assert queued(run, 0) == f"GPU 0: {me}, process {stranger}"
+    queued(run, 0, f"GPU 0: {me}, process {stranger}")
 
     noderuns.answers(run)
     client.call(run, "POST", "/stop", {})

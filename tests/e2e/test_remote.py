@@ -374,7 +374,7 @@ def test_what_the_run_file_says_of_the_link_and_of_ports_holds_for_every_verb_of
     assert link["keepalive"] == "25x7"
     assert (forward["listen"], forward["connect"], forward["kept"]) == (port, f"localhost:{port}", False)
     assert f"127.0.0.1:{port} of this machine leads to the same of node" in (tmp_path / "err").read_text()
-    assert json.loads(laptop.holdfast("forward", "--ls", "--json").stdout)["forwards"] == []
+    until(lambda: json.loads(laptop.holdfast("forward", "--ls", "--json").stdout)["forwards"] == [])
     assert laptop.holdfast("kill", "linked").returncode == 0
 
 
