@@ -10,7 +10,6 @@ import signal
 import socket
 import struct
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -111,14 +110,11 @@ def test_the_service_of_the_bundle_answers_where_the_node_says(up: Up) -> None:
 def test_what_is_known_is_not_asked_and_what_is_asked_again_is_not_sent_again(up: Up, home: Path) -> None:
     node = bundle.ensure(up)
     sent: list[int] = []
-    began_s = time.monotonic()
 
     asked = bundle.ensure(up, again=True, progress=lambda now, _: sent.append(now))
     bundle.start(up, asked, IMPORTS)
-    took_s = time.monotonic() - began_s
 
     assert (asked, sent) == (node, [])
-    assert took_s < 4  # under 2 s on an idle machine
     assert bundle.ensure(Up(up.alias, up.key, "/nowhere", 0.0)) == node
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -128,20 +129,15 @@ def test_what_does_not_load_there_is_never_used(tmp_path: Path) -> None:
 
 
 def test_two_at_once_make_one_bundle(tmp_path: Path) -> None:
-    folder = tmp_path / "bundles"
-    data = pack(folder, [wheel("one", "import time; time.sleep(0.5)")])
-    children = [subprocess.Popen(ARGV, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
-    for child in children:
-        assert child.stdin is not None
-        child.stdin.write(data)
-        child.stdin.close()
-    until(lambda: len(list(folder.glob(".*.part/one"))) == 2)
+    folder, go = tmp_path / "bundles", tmp_path / "go"
+    data = pack(folder, [wheel("one", f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)")])
+    with ThreadPoolExecutor(2) as pool:
+        told = [pool.submit(send, data) for _ in range(2)]
+        until(lambda: len(list(folder.glob(".*.part/one"))) == 2)
+        go.touch()
 
-    assert [child.wait(30) for child in children] == [0, 0]
+        assert [one.result() for one in told] == [{"ok": True}] * 2
     assert names(folder) == ["b" * 16]
-    for child in children:
-        assert child.stdout is not None
-        child.stdout.close()
 
 
 def test_half_a_bundle_of_somebody_who_died_is_swept_and_one_being_made_is_not(tmp_path: Path) -> None:

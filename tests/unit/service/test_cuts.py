@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import os
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,29 +91,34 @@ def test_a_verb_asked_for_before_the_service_began_is_not_begun(service: Node, r
 
 
 def test_signals_pass_once_though_they_are_sent_again(service: Node, run: RunDir) -> None:
-    script = "exec 2>/dev/null; trap 'echo usr' USR1; echo ready; for n in $(seq 40); do sleep 0.02; done"
+    """A signal is answered over each connection, behind those of before that are sent again there."""
+    traps = "trap 'echo one' USR1; trap 'echo two' USR2; trap 'echo end; exit' WINCH"
+    script = f"exec 2>/dev/null; {traps}; echo ready; while :; do sleep 0.02; done"
 
-    async def main() -> bytes:
+    async def main() -> tuple[bytes, int]:
         from holdfast.service.riding import Riding
 
         ours, its = os.pipe()
         with os.fdopen(its, "wb", 0) as sink, os.fdopen(ours, "rb", 0) as seen:
             riding = Riding(None, sink.fileno(), sink.fileno(), None)
             order = {"call": "a" * 32, "argv": ["shell", "digits", "--", "sh", "-c", script]}
-            async with proxy(service.socket, iter([(None, None), (40, None), (None, 30)])) as between:
+            async with proxy(service.socket, iter(())) as between:
                 calls = Calls(unix(between.path))
                 feeding = asyncio.create_task(riding.feed())
                 carrying = asyncio.create_task(calls._carry(order, riding))
                 loop = asyncio.get_running_loop()
-                await loop.run_in_executor(None, seen.read, 6)
-                riding.signal(10)
-                got = await loop.run_in_executor(None, seen.read, 4)
+                said = await loop.run_in_executor(None, seen.readline)
+                for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH):
+                    riding.signal(number)
+                    said += await loop.run_in_executor(None, seen.readline)
+                    if number != signal.SIGWINCH:
+                        between.cut()
                 await carrying
                 await feeding
             sink.close()
-            return got + seen.read()
+            return said + seen.read(), len(between.down)
 
-    assert asyncio.run(asyncio.wait_for(main(), 60)) == b"usr\n"
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == (b"ready\none\ntwo\nend\n", 3)
 
 
 def test_who_has_waited_long_enough_gives_up(service: Node, run: RunDir) -> None:
@@ -154,4 +160,4 @@ def test_a_later_connection_ends_the_one_before(run: RunDir) -> None:
             assert len(left) <= 13
             return seen
 
-        assert b"\x01\x00\x00\x00\x03\x01hi" in asyncio.run(asyncio.wait_for(main(), 20))
+        assert b"\x01\x00\x00\x00\x03\x01hi" in asyncio.run(asyncio.wait_for(main(), 60))

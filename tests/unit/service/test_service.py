@@ -11,7 +11,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -120,13 +119,11 @@ def test_a_supervisor_that_hangs_holds_up_one_answer_alone(service: Node, run: R
         deaf.listen()
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(ask, service.socket, lambda calls: calls.get("/runs/digits/status"))
-            began_s = time.monotonic()
-            for _ in range(20):
+            with deaf.accept()[0]:
                 assert ask(service.socket, lambda calls: calls.get("/ping"))["ok"]
-            assert time.monotonic() - began_s < 3
-            assert not waiting.done()
-            with pytest.raises(HoldfastError, match="did not answer within 5 s"):
-                waiting.result(20)
+                assert not waiting.done()
+                with pytest.raises(HoldfastError, match="did not answer within 5 s"):
+                    waiting.result(60)
 
 
 def test_only_its_user_can_reach_it(service: Node) -> None:
@@ -229,7 +226,7 @@ def test_an_order_that_is_wrong_is_refused(service: Node) -> None:
         head = b"POST /calls HTTP/1.1\r\nHost: n\r\nUpgrade: holdfast-call\r\nConnection: Upgrade\r\n"
         answer = raw(service.socket, head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
         assert answer.startswith(b"HTTP/1.1 400 "), (body[:80], answer)
-    assert service.children() == []
+    until(lambda: service.children() == [])
 
 
 @pytest.mark.parametrize(
