@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 
 from holdfast import fsio, runs
@@ -40,6 +40,7 @@ class Order:
     id: str | None = None  # this id and no other; else the name, with a number when it is taken
     environ: Mapping[str, str]
     init: str = ""  # FOLDER@TERM-SEQUENCE whose weights it begins with
+    takes_over: bool = False  # it is the run of another machine; else a name that this one stands by for is taken
     token: str = ""  # of the caller, who may not learn that the run was made and order it again
 
 
@@ -56,7 +57,7 @@ def default_name(spec: Spec, base: Path, *, from_file: bool) -> str:
 
 def preview(order: Order, name: str) -> Plan:
     """The plan that `create` would make now. Raises UsageError, RunFileError for what could never start."""
-    facts = facts_of(order, name, RunDir(_folder() / (order.id or next_id(name))))
+    facts = facts_of(order, name, RunDir(_folder() / next_id(order, name)))
     workdir = Path(path_of(order.spec.workdir, order.spec, facts))
     check_workdir(workdir, copied=order.copy)
     plan = make(order.spec, facts)
@@ -107,9 +108,9 @@ def facts_of(order: Order, name: str, run: RunDir) -> Facts:
     return replace(facts, cwd=workdir)
 
 
-def next_id(name: str) -> str:
+def next_id(order: Order, name: str) -> str:
     """The id that a run of this name would get now."""
-    return next(candidate for candidate in _candidates(name) if not (_folder() / candidate).exists())
+    return order.id or next(candidate for candidate in _candidates(order, name) if not (_folder() / candidate).exists())
 
 
 def create(order: Order, name: str, record: Callable[[RunDir, Plan], None]) -> tuple[RunDir, Plan]:
@@ -118,7 +119,7 @@ def create(order: Order, name: str, record: Callable[[RunDir, Plan], None]) -> t
     Raises UsageError when the home or checkpoint.dir cannot be written or is another run's, when `order.id` is taken,
     and what the snapshot raises.
     """
-    run, lock = _claim(order.id or name, exactly=order.id is not None)
+    run, lock = _claim(order, name)
     try:
         facts = facts_of(order, name, run)
         plan = make(order.spec, facts)
@@ -147,7 +148,7 @@ def record_created(run: RunDir, plan: Plan) -> None:
     journal.close()
 
 
-def _claim(name: str, *, exactly: bool) -> tuple[RunDir, int]:
+def _claim(order: Order, name: str) -> tuple[RunDir, int]:
     """A new folder of this name, and a lock on it to be held while it is filled.
 
     mkdir decides between two that want a name at once. A folder that nobody holds, with nothing in it but what lies
@@ -158,7 +159,7 @@ def _claim(name: str, *, exactly: bool) -> tuple[RunDir, int]:
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
-        for candidate in [name] if exactly else _candidates(name):
+        for candidate in _candidates(order, name):
             run = RunDir(folder / candidate)
             with suppress(FileExistsError):
                 run.root.mkdir(mode=0o700)
@@ -168,7 +169,7 @@ def _claim(name: str, *, exactly: bool) -> tuple[RunDir, int]:
         raise UsageError(
             f"{folder} cannot be written: {error.strerror}", hint="set HOLDFAST_HOME to a folder of yours"
         ) from error
-    raise UsageError(f"there is a run {name!r} already", hint=f"holdfast status {name}")
+    raise UsageError(f"there is a run {order.id!r} already", hint=f"holdfast status {order.id}")
 
 
 def _lock(run: RunDir) -> int | None:
@@ -201,9 +202,14 @@ def _is_half_made(run: RunDir, path: Path) -> bool:
     return draft or path in (run.code, run.root / "code.json", run.spec, run.lib, run.journal)
 
 
-def _candidates(name: str) -> Iterator[str]:
-    yield name
-    yield from (f"{name}-{number}" for number in count(2))
+def _candidates(order: Order, name: str) -> Iterator[str]:
+    """The ids that it may have, best first. One of a run that this machine stands by for is kept for that run."""
+    if order.id is not None:
+        yield order.id
+        return
+    for candidate in chain([name], (f"{name}-{number}" for number in count(2))):
+        if order.takes_over or not runs.is_awaited(candidate):
+            yield candidate
 
 
 @contextmanager

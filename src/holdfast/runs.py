@@ -163,10 +163,15 @@ def find(name: str) -> RunDir:
     known = {run.id: run for run in every()}
     if name in known:
         return known[name]
-    if "/" not in name and (home() / "standbys" / name / "standby.json").is_file():
+    if "/" not in name and is_awaited(name):
         raise RunNotFound(name, said=f"{name} goes on elsewhere; this machine stands by for it", hint="holdfast queue")
     near = difflib.get_close_matches(name, known, n=1)
     raise RunNotFound(name, near=near[0] if near else "")
+
+
+def is_awaited(name: str) -> bool:
+    """Whether this machine stands by for a run of that name on another one."""
+    return (home() / "standbys" / name / "standby.json").is_file()
 
 
 def plan_of(run: RunDir) -> dict[str, Any]:

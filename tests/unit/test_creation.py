@@ -81,6 +81,16 @@ def test_names_that_are_taken_get_numbers(project: Path) -> None:
     assert made == ["digits", "digits-2", "digits-3"]
 
 
+def test_the_name_of_a_run_that_this_machine_stands_by_for_is_kept_for_that_one(project: Path) -> None:
+    awaited = runs.home() / "standbys" / "digits" / "standby.json"
+    awaited.parent.mkdir(parents=True)
+    awaited.touch()
+
+    assert preview(order(project), "digits").run == "digits-2"
+    assert create(order(project), "digits", nothing)[0].id == "digits-2"
+    assert create(order(project, takes_over=True), "digits", nothing)[0].id == "digits"
+
+
 def test_callers_at_the_same_time_get_different_runs(project: Path) -> None:
     made: list[str] = []
     start = threading.Barrier(8)
@@ -261,6 +271,6 @@ def test_names_when_none_is_given(project: Path, run: str, from_file: bool, name
     assert default_name(spec_of(f"run: {run}"), project, from_file=from_file) == name
 
 
-def test_candidates_never_end() -> None:
-    names = creation._candidates("a")
+def test_candidates_never_end(project: Path) -> None:
+    names = creation._candidates(order(project), "a")
     assert [next(names) for _ in range(3)] == ["a", "a-2", "a-3"]

@@ -58,7 +58,9 @@ def resume(
             [spec.Source(f"{source.url}/run/holdfast.yaml", origin.spec)],
             overrides=overrides, secrets=secrets, environ=environ, name=origin.plan.get("name"), argv=argv,
         )  # fmt: skip
-        order = creation.Order(spec=declared, base=Path.cwd(), copy=origin.has_code, id=None, environ=callers(environ))
+        order = creation.Order(
+            spec=declared, base=Path.cwd(), copy=origin.has_code, id=None, environ=callers(environ), takes_over=True
+        )
         name = str(origin.plan.get("run") or origin.plan.get("name") or "run")
         planned = creation.preview(order, name)
         if planned.accelerators:

@@ -244,6 +244,10 @@ class Watch:
 
     def once(self) -> float | None:
         """One look and what follows; seconds to the next one, None when there is none."""
+        if (runs.home() / "runs" / self._order.run / "plan.json").exists():  # somebody has resumed it by hand
+            _say(f"{self._order.run} is here now")
+            self._leave()
+            return None
         try:
             seen = self._look()
         except Exception as error:  # whatever a store does, the next look may bring more

@@ -250,3 +250,13 @@ def test_what_is_no_name_is_no_folder_to_be_ended(home: Path, name: str, verb: s
         verbs.main([verb, name])
 
     assert [place.run for place in every()] == ["digits"]
+
+
+def test_who_has_the_run_by_now_does_not_stand_by_for_it(home: Path, tmp_path: Path) -> None:
+    place, watch = watching(tmp_path / "nas", never)
+    alive_on(tmp_path / "nas", age_s=9999)
+    (home / "runs" / "digits").mkdir(parents=True)
+    (home / "runs" / "digits" / "plan.json").touch()
+
+    assert watch.once() is None
+    assert not place.root.exists()
