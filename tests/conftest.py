@@ -10,6 +10,8 @@ import pytest
 
 from tests.labs import ceph as ceph_cluster
 from tests.labs import servers
+from tests.labs.pythons import Shelf
+from tests.labs.pythons import shelf as make_shelf
 from tests.labs.servers import Server
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in what they start in the background
@@ -19,6 +21,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in 
 def fetched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheels that nodes get: a cache that fills as tests need it."""
     return tmp_path_factory.mktemp("bundles")
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    """A Python that uv can fetch without a network."""
+    return make_shelf(tmp_path_factory.mktemp("shelf"))
 
 
 @pytest.fixture(scope="session")

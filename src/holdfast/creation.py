@@ -287,6 +287,8 @@ def _check_program(program: str, path: str, workdir: Path) -> None:
         hint = f"python {program}" if program.endswith(".py") else f"./{program}"
     elif program == "python" and shutil.which("python3", path=path):
         hint = "python3 is there"
+    elif program.startswith("python"):
+        hint = f"a training runs in a Python of yours: name it in environment.python, or put it on PATH, now {path}"
     raise UsageError(f"there is no program {program!r} on PATH", hint=hint)
 
 

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,9 +55,18 @@ def person() -> Iterator[tuple[str, Path]]:
 
 @contextlib.contextmanager
 def sshd(
-    folder: Path, user: str, home: Path, *, options: dict[str, str] | None = None, address: str = "127.0.0.1"
+    folder: Path,
+    user: str,
+    home: Path,
+    *,
+    options: dict[str, str] | None = None,
+    address: str = "127.0.0.1",
+    before: Sequence[str] = (),
 ) -> Iterator[Sshd]:
-    """A server that lets `user` in with a key that lies in `folder`, with `options` of sshd_config besides."""
+    """A server that lets `user` in with a key that lies in `folder`, with `options` of sshd_config besides.
+
+    before: words that start it and become it.
+    """
     program = "/usr/sbin/sshd" if Path("/usr/sbin/sshd").exists() else need_program("sshd")
     folder.mkdir(mode=0o700, exist_ok=True)
     for name in ("host", "key"):
@@ -92,7 +101,7 @@ def sshd(
         f"Host node\n  HostName {address}\n  Port {port}\n  User {user}\n  IdentityFile {folder}/key\n"
         f"  IdentitiesOnly yes\n  UserKnownHostsFile {folder}/known_hosts\n  GlobalKnownHostsFile /dev/null\n"
     )
-    with process([program, "-D", "-e", "-f", str(folder / "sshd_config")], folder / "sshd.log") as child:
+    with process([*before, program, "-D", "-e", "-f", str(folder / "sshd_config")], folder / "sshd.log") as child:
         server = Sshd(port, folder, config, allowed, child.pid)
         until(lambda: "Server listening" in server.log or child.poll() is not None, what=lambda: server.log)
         yield server

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -42,20 +43,24 @@ def ensure(
     known = None if again else places.remembered(up.key)
     if known is not None and _is_ours(known, made_of):
         return known
+    from holdfast.bundle.giving import give
     from holdfast.bundle.push import push
 
     found = probing.ask(up, within_s=PROBE_S)
     for warning in probing.warnings(up.alias, found):
         tell(warning)
     pythons = probing.choose(up.alias, found, sys.version_info[:2])
-    platform, bundle = first_made(up.alias, list(pythons), tell)
-    python = pythons[platform]
-    node = replace(_node(up, found, python.path, platform, bundle.hash), made_of=made_of)
+    if pythons:
+        platform, bundle = first_made(up.alias, list(pythons), tell)
+        python = pythons[platform].path
+    else:
+        platform, bundle, python = give(up, found, tell, progress)
+    node = replace(_node(up, found, python, platform, bundle.hash), made_of=made_of)
     if bundle.hash not in found.bundles:
         probing.check_space(up.alias, found, 2 * bundle.unpacked_bytes)  # its bytecode, and a wheel at a time
         sent_bytes = sum(size for digest, size in bundle.sizes_bytes.items() if digest not in found.wheels)
         tell(f"sending holdfast to {up.alias}: {show_size(sent_bytes)}")
-        push(up, python.path, bundle, _order(found), progress)
+        push(up, python, bundle, _order(found), progress)
     places.remember(node)
     return node
 
@@ -80,7 +85,7 @@ def first_made(alias: str, platforms: Sequence[Platform], tell: Tell) -> tuple[P
 
     first, *others = platforms
     try:
-        return first, _made(alias, first, tell)
+        return first, made(alias, first, tell)
     except NoWheel as error:
         if not others:
             raise
@@ -88,7 +93,8 @@ def first_made(alias: str, platforms: Sequence[Platform], tell: Tell) -> tuple[P
     return first_made(alias, others, tell)
 
 
-def _made(alias: str, platform: Platform, tell: Tell) -> Bundle:
+def made(alias: str, platform: Platform, tell: Tell) -> Bundle:
+    """What is pushed to `platform`, from the cache or a registry. Raises NoWheel, HoldfastError, OSError."""
     from holdfast.bundle import closure
 
     bundle = closure.cached(platform)
@@ -106,7 +112,7 @@ def _node(up: Up, found: Facts, python: str, platform: Platform, bundle: str) ->
         home=found.home,
         python=python,
         platform=platform,
-        folder=f"{found.place}/bundles/{bundle}",
+        folder=f"{found.bundles_folder}/{bundle}",
         bundle=bundle,
         socket=places.service_socket(found.uid, found.home, bundle),
     )
@@ -115,9 +121,7 @@ def _node(up: Up, found: Facts, python: str, platform: Platform, bundle: str) ->
 def _order(found: Facts) -> Order:
     from holdfast.bundle.push import Order
 
-    return Order(
-        folder=f"{found.place}/bundles", runs=f"{found.home}/runs", kept=found.wheels, collect=not found.is_shared
-    )
+    return Order(folder=found.bundles_folder, runs=f"{found.home}/runs", kept=found.wheels, collect=not found.is_shared)
 
 
 def start(up: Up, node: Node, words: tuple[str, ...] = SERVICE) -> None:
@@ -136,12 +140,13 @@ def start(up: Up, node: Node, words: tuple[str, ...] = SERVICE) -> None:
 
 
 def starting(node: Node, words: tuple[str, ...]) -> str:
-    """The shell's lines. The bundle is young again, so that it stays; PYTHONPATH as it was is what trainers get."""
+    """The shell's lines. Bundle and Python are young again, so that they stay; PYTHONPATH as it was is trainers'."""
     quote = shlex.quote
+    brought = f"{posixpath.dirname(posixpath.dirname(node.python))}/{places.PYTHON}"  # where it is one that we brought
     return "\n".join(
         [
             f'export {CALLER_PYTHONPATH}="${{PYTHONPATH-}}"',
-            f"touch -c {quote(f'{node.folder}/{places.CONTENTS}')}",
+            f"touch -c {quote(f'{node.folder}/{places.CONTENTS}')} {quote(brought)}",
             f"export HOLDFAST_HOME={quote(node.home)} PYTHONPATH={quote(node.folder)}",
             f"cd / && exec {shlex.join([node.python, '-s', *words])} </dev/null",
             "",

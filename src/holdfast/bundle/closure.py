@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -234,7 +235,7 @@ def _download(platform: Platform, wanted: Sequence[str], into: Path) -> None:
     """Raises NoWheel for what is not made for `platform`, HoldfastError when nobody can be asked."""
     abi = f"cp{platform.python.replace('.', '')}"
     argv = [
-        *fetcher(has_pip=importlib.util.find_spec("pip") is not None, uv=shutil.which("uv")),
+        *fetcher(has_pip=importlib.util.find_spec("pip") is not None, uv=uv()),
         *("download", "--quiet", "--disable-pip-version-check", "--only-binary=:all:", "--dest", str(into)),
         *("--implementation", "cp", "--python-version", platform.python),
         *(word for name in (abi, "abi3", "none") for word in ("--abi", name)),
@@ -255,6 +256,11 @@ def _download(platform: Platform, wanted: Sequence[str], into: Path) -> None:
     raise HoldfastError(
         f"the wheels for {platform} cannot be fetched: {last}", hint="is the package registry reachable?"
     )
+
+
+def uv() -> str | None:
+    """The path of uv, of this Python's environment or on PATH."""
+    return shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
 
 
 def fetcher(*, has_pip: bool, uv: str | None) -> list[str]:

@@ -13,6 +13,7 @@ from holdfast import fsio, runs
 
 CONTENTS = "bundle.json"  # in each bundle, written last
 LAUNCHER = "holdfast"  # beside the bundles, starts the newest
+PYTHON = "python.txt"  # in each Python that we have brought, written last
 NO_BUNDLE = "dev"
 REFUSED_S = 86400.0
 _VERSION = 1

@@ -33,12 +33,12 @@ libc() {
   done
 }
 
-# Each Python 3 once, however many names it has
+# Each Python 3 once, however many names it has; first those that we have brought
 pythons() {
   seen=
   asks='import sys as s; print("%d.%d.%d" % s.version_info[:3], s.implementation.name, s.maxsize >> 32 > 0, s.abiflags)'
   IFS=:
-  for folder in $PATH "$HOME/.local/bin" /opt/conda/bin "$HOME"/mini*/bin "$HOME"/.pyenv/versions/*/bin \
+  for folder in "${place:-/nowhere}"/bundles/python-*/bin $PATH "$HOME/.local/bin" /opt/conda/bin "$HOME"/mini*/bin "$HOME"/.pyenv/versions/*/bin \
     "$HOME"/.local/share/uv/python/cpython-*/bin; do
     unset IFS
     for each in "$folder"/python3 "$folder"/python3.[0-9] "$folder"/python3.[0-9][0-9]; do
@@ -89,6 +89,12 @@ for each in "${place:-/nowhere}"/bundles/wheels/*.whl; do
   [ -f "$each" ] || continue
   each=${each%.whl}
   echo "wheel=${each##*/}"
+done
+# What came of a Python that nobody sends any more: who took it is in its name
+for each in "${place:-/nowhere}"/bundles/.python-*@"$(uname -n)".part; do
+  [ -f "$each/archive" ] || continue
+  taker=${each%@*}
+  kill -0 "${taker##*.}" 2>/dev/null || echo "half=$(($(wc -c <"$each/archive"))) ${each##*/}"
 done
 pythons
 echo "$mark"

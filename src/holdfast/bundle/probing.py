@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast.bundle.places import Platform
-from holdfast.errors import HostUnreachable
+from holdfast.errors import HoldfastError, HostUnreachable
 from holdfast.link import remote
 from holdfast.link.client import Up
 from holdfast.units import show_duration, show_size
@@ -50,8 +50,21 @@ class Python:
     version: tuple[int, ...] = ()
     fits: bool = False  # CPython of 64 bits with the usual ABI
 
+    @property
+    def minor(self) -> str:
+        """As "3.11"."""
+        return ".".join(map(str, self.version[:2]))
+
     def __str__(self) -> str:
         return f"{self.path} ({'.'.join(map(str, self.version)) or 'which does not answer'})"
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """What came of a Python before the push was cut, in a folder beside the bundles."""
+
+    name: str
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +86,12 @@ class Facts:
     pythons: tuple[Python, ...]
     bundles: tuple[str, ...]
     wheels: frozenset[str]  # SHA-256 of those that are kept there
+    halves: tuple[Half, ...] = ()
+
+    @property
+    def bundles_folder(self) -> str:
+        """Where bundles and Pythons are put."""
+        return f"{self.place}/bundles"
 
     @property
     def is_shared(self) -> bool:
@@ -124,7 +143,13 @@ def facts(told: Sequence[tuple[str, str]], now_s: float) -> Facts:
         pythons=tuple(_python(value) for name, value in told if name == "python"),
         bundles=tuple(value for name, value in told if name == "bundle"),
         wheels=frozenset(value for name, value in told if name == "wheel"),
+        halves=tuple(_half(value) for name, value in told if name == "half"),
     )
+
+
+def _half(line: str) -> Half:
+    size, _, name = line.partition(" ")
+    return Half(name, _number(size))
 
 
 def _number(text: str) -> int:
@@ -142,24 +167,28 @@ def _python(line: str) -> Python:
 
 
 def choose(alias: str, found: Facts, mine: tuple[int, int]) -> dict[Platform, Python]:
-    """The Pythons there that may take the bundle, best first: of the laptop's own version, `mine`, then as found.
+    """The Pythons there that may take the bundle, best first: its own before those that we have brought, of the
+    laptop's version, `mine`, before others, then as found.
 
-    Raises Unfit where there is none.
+    Raises Unfit where none could.
     """
     if found.system != "Linux":
         raise Unfit(f"{alias} is a {found.system or 'machine that says not what'}: runs are for Linux")
     _check_place(alias, found)
+    fit = [each for each in found.pythons if each.fits and each.version >= OLDEST]
+    brought = f"{found.bundles_folder}/python-"
+    chosen: dict[Platform, Python] = {}
+    for python in sorted(fit, key=lambda each: (each.path.startswith(brought), each.version[:2] != mine)):
+        chosen.setdefault(platform(alias, found, python.minor), python)
+    return chosen
+
+
+def platform(alias: str, found: Facts, minor: str) -> Platform:
+    """What a wheel for a Python `minor` there has to fit. Raises Unfit."""
     kind, _, version = found.libc.partition(" ")
     if kind not in ("glibc", "musl") or not re.match(r"\d+\.\d+", version):
         raise Unfit(f"{alias} has neither glibc nor musl", hint="wheels are made for these two")
-    fit = [each for each in found.pythons if each.fits and each.version >= OLDEST]
-    if not fit:
-        raise _no_python(alias, found.pythons)
-    chosen: dict[Platform, Python] = {}
-    for python in sorted(fit, key=lambda each: each.version[:2] != mine):
-        minor = f"{python.version[0]}.{python.version[1]}"
-        chosen.setdefault(Platform(minor, found.machine, kind, version), python)
-    return chosen
+    return Platform(minor, found.machine, kind, version)
 
 
 def _check_place(alias: str, found: Facts) -> None:
@@ -180,12 +209,20 @@ def _check_place(alias: str, found: Facts) -> None:
         )
 
 
-def _no_python(alias: str, pythons: Sequence[Python]) -> Unfit:
-    hint = "install one for yourself, no root is needed: `uv python install 3.12`, or a Miniforge in your home"
-    if not pythons:
-        return Unfit(f"{alias} has no python3: 3.10 or newer is needed", hint=hint)
-    found = ", ".join(map(str, pythons))
-    return Unfit(f"{alias} has no CPython of 3.10 or newer for 64 bits: found {found}", hint=hint)
+def no_python(alias: str, pythons: Sequence[Python], why: HoldfastError) -> Unfit:
+    """For a machine that has none of its own, and where `why` one cannot be sent."""
+    found = ", ".join(map(str, pythons)) or "no python3"
+    by_hand = "install one there for yourself, without root: `uv python install 3.12`, or a Miniforge in your home"
+    return Unfit(
+        f"{alias} has no CPython of 3.10 or newer for 64 bits (found {found}), and none can be sent: {why}",
+        hint="; or ".join(filter(None, [why.hint, by_hand])),
+    )
+
+
+def check_plain(found: Facts) -> None:
+    """Raises HoldfastError where a Python in `place` could not be named in every shell."""
+    if not _PLAIN.fullmatch(found.place):
+        raise HoldfastError(f"{found.place!r} has a character that shells do not take as it is")
 
 
 def check_space(alias: str, found: Facts, needed_bytes: int) -> None:

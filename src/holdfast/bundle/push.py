@@ -1,4 +1,4 @@
-"""A bundle on its way: one stream, which this process never reads, into a Python on the node."""
+"""A bundle on its way: one stream, which this process never reads, into a Python on the node; or a Python itself."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import secrets
+import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from holdfast.bundle.closure import Bundle, cache
-from holdfast.bundle.probing import Unfit
+from holdfast.bundle.probing import Half, Unfit
+from holdfast.bundle.standalone import Standalone
 from holdfast.errors import HostUnreachable
 from holdfast.link import remote
 from holdfast.link.client import Up
@@ -23,6 +25,7 @@ from holdfast.link.client import Up
 STALLED_S = 300.0  # nothing was sent for so long, and no answer came: a slow disk there unpacks in far less
 _LOOK_S = 0.1
 _UNPACK = Path(__file__).with_name("unpack.py")
+_TAKE = Path(__file__).with_name("python.sh")
 _MOST_BYTES = 1 << 16
 Progress = Callable[[int, int], None]  # bytes sent, bytes in all
 
@@ -42,11 +45,54 @@ def push(up: Up, python: str, bundle: Bundle, order: Order, progress: Progress =
     mark = f"holdfast-{secrets.token_hex(8)}"
     with _pack(bundle, order, mark) as pack, tempfile.TemporaryFile() as said:
         status = asyncio.run(_ride(up, _words(python), pack, said, progress))
-        told = _answer(said, mark)
-    if told is None:
+        answer = _answer(said, mark)
+    if answer is None:
         raise Unfit(f"{up.alias}: {python} ended with status {status} before it had the bundle")
+    told: dict[str, Any] = json.loads(answer)
     if not told["ok"]:
         raise Unfit(f"{up.alias}: {told['error']}", hint=told["hint"])
+
+
+def push_python(
+    up: Up,
+    python: Standalone,
+    folder: str,
+    half: Half | None = None,
+    progress: Progress = lambda _sent, _all: None,
+) -> str:
+    """Its path there, below `folder`, once it has run. half: what came of it before.
+
+    Raises Unfit with the node's own reason, HostUnreachable; what had come by then is a half.
+    """
+    mark = f"holdfast-{secrets.token_hex(8)}"
+    text = _taking(python, folder, half, mark)
+    # no shell may read ahead of what it runs: the rest is the archive
+    command = f"""exec /bin/sh -c 'eval "$(dd bs=1 count={len(text)} 2>/dev/null)"'"""
+    with tempfile.TemporaryFile(dir=cache()) as stream, tempfile.TemporaryFile() as said:
+        stream.write(text + python.path.read_bytes()[half.size_bytes if half else 0 :])
+        stream.flush()
+        stream.seek(0)
+        status = asyncio.run(_ride(up, command, stream, said, progress))
+        answer = _answer(said, mark)
+    if answer == "taken":
+        return push_python(up, python, folder, None, progress)
+    if answer != "ok":
+        raise Unfit(f"{up.alias}: {answer or f'the shell there ended with status {status} before it had a Python'}")
+    return f"{folder}/{python.name}/bin/python3"
+
+
+def _taking(python: Standalone, folder: str, half: Half | None, mark: str) -> bytes:
+    given = {
+        "mark": mark,
+        "folder": folder,
+        "name": python.name,
+        "half": half.name if half else "",
+        "begun": str(half.size_bytes if half else 0),
+        "size": str(python.size_bytes),
+        "sha256": python.sha256,
+        "settle": _UNPACK.read_text(),
+    }
+    return "".join(f"{name}={shlex.quote(value)}\n" for name, value in given.items()).encode() + _TAKE.read_bytes()
 
 
 def _words(python: str) -> str:
@@ -86,18 +132,17 @@ async def _ride(up: Up, command: str, pack: IO[bytes], said: IO[bytes], progress
                 progress(sent, total)
             elif time.monotonic() - moved_s > STALLED_S:
                 ended.cancel()
-                raise HostUnreachable(f"{up.alias}: nothing of the bundle was taken for {STALLED_S:g} s")
+                raise HostUnreachable(f"{up.alias}: nothing of what is sent was taken for {STALLED_S:g} s")
         progress(total, total)
         return ended.result()
     finally:
         passenger.close()
 
 
-def _answer(said: IO[bytes], mark: str) -> dict[str, Any] | None:
+def _answer(said: IO[bytes], mark: str) -> str | None:
     end = said.seek(0, os.SEEK_END)
     said.seek(max(0, end - _MOST_BYTES))
     for line in reversed(said.read().decode(errors="replace").splitlines()):
         if line.startswith(mark):
-            told: dict[str, Any] = json.loads(line[len(mark) :])
-            return told
+            return line[len(mark) :].strip()
     return None

@@ -3,6 +3,8 @@
 Whoever sends it starts a Python that reads this text, and from the same stream one line of JSON, the order, and the
 wheels it lists, one behind the other. Python 3.6 can read it as far as saying that it is too old.
 The last line on standard output is `MARK {"ok": true}`, or `MARK {"ok": false, "error": sentence, "hint": …}`.
+
+With two paths as arguments it is run by a Python that was unpacked at the first one, and shall lie at the second.
 """
 
 import concurrent.futures
@@ -25,9 +27,10 @@ from typing import Any, BinaryIO
 
 OLDEST = (3, 10)
 CONTENTS = "bundle.json"
+PYTHON = "python.txt"
 LAUNCHER = "holdfast"
 WHEELS = "wheels"  # as they were sent: what comes again, or after a cut, is not sent again
-KEEP = 2  # bundles, the newest, whoever uses them
+KEEP = 2  # bundles and Pythons, the newest, whoever uses them
 ABANDONED_S = 3600.0  # so old a half-made one is nobody's
 AT_ONCE = 8  # files that are made durable
 PIECE = 1 << 20
@@ -99,7 +102,7 @@ def receive(stream: BinaryIO, order: "dict[str, Any]") -> None:
         load(part)
         (part / CONTENTS).write_text(json.dumps({"hash": order["hash"], "wheels": order["wheels"]}))
         make_durable(part)
-        publish(part, folder / order["hash"])
+        publish(part, folder / order["hash"], CONTENTS)
         launch(folder, order["hash"])
         sync(folder)
     finally:
@@ -206,9 +209,18 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def publish(part: Path, bundle: Path) -> None:
+def settle(part: Path, place: Path) -> int:
+    """This very Python, unpacked at `part`, gets its name; the exit status."""
+    (part / PYTHON).write_text(sys.version)
+    make_durable(part)
+    publish(part, place, PYTHON)
+    sync(place.parent)
+    return 0
+
+
+def publish(part: Path, bundle: Path, contents: str) -> None:
     """Give it its name, unless another laptop was faster. What bears it and is not whole goes."""
-    if bundle.exists() and not (bundle / CONTENTS).exists():
+    if bundle.exists() and not (bundle / contents).exists():
         discard(bundle)
     try:
         part.rename(bundle)
@@ -241,19 +253,23 @@ def discard(bundle: Path) -> None:
 
 
 def collect(folder: Path, current: str, runs: Path) -> None:
-    """Remove old bundles that neither a live process nor a run needs; the newest stay."""
-    found = [each.parent for each in folder.glob("[!.]*/" + CONTENTS)]
-    found.sort(key=lambda bundle: (bundle / CONTENTS).stat().st_mtime, reverse=True)
-    for bundle in found[KEEP:]:
-        needed = any(str(bundle).encode() + b"/" in text for text in uses(folder, runs))
-        if bundle.name != current and not needed:
-            discard(bundle)
+    """Remove old bundles and Pythons that neither a live process nor a run needs; the newest stay."""
+    for old in [*oldest(folder, CONTENTS), *oldest(folder, PYTHON)]:
+        needed = any(str(old).encode() + b"/" in text for text in uses(folder, runs))
+        if old.name != current and not needed:
+            discard(old)
     listed = [json.loads(each.read_text())["wheels"] for each in folder.glob("[!.]*/" + CONTENTS)]
     kept = {digest for wheels in listed for _, _, digest in wheels}
     for wheel in (folder / WHEELS).glob("*.whl"):
         with contextlib.suppress(FileNotFoundError):
             if wheel.stem not in kept and time.time() - wheel.stat().st_mtime > ABANDONED_S:
                 wheel.unlink()
+
+
+def oldest(folder: Path, contents: str) -> "list[Path]":
+    """All but the newest that have a file `contents`."""
+    found = sorted(folder.glob("[!.]*/" + contents), key=lambda each: each.stat().st_mtime, reverse=True)
+    return [each.parent for each in found[KEEP:]]
 
 
 def uses(folder: Path, runs: Path) -> "Iterator[bytes]":
@@ -269,4 +285,4 @@ def uses(folder: Path, runs: Path) -> "Iterator[bytes]":
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.stdin.buffer))
+    sys.exit(settle(*map(Path, sys.argv[1:])) if sys.argv[1:] else main(sys.stdin.buffer))

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -183,6 +184,23 @@ def test_old_bundles_go_unless_a_process_or_a_run_needs_them(tmp_path: Path) -> 
 
     assert names(folder) == ["current", "linked", "newest", "running"]
     assert len(list((folder / "wheels").iterdir())) == 4
+
+
+def test_pythons_that_were_brought_go_as_bundles_do(tmp_path: Path) -> None:
+    folder = tmp_path / "bundles"
+    for age, name in enumerate(("newest", "newer", "launching", "running", "old")):
+        (folder / f"python-{name}").mkdir(parents=True, mode=0o700)
+        (folder / f"python-{name}" / "python.txt").touch()
+        os.utime(folder / f"python-{name}" / "python.txt", (time.time() - 100 * age,) * 2)
+    (folder / "holdfast").write_text(f"exec {folder}/python-launching/bin/python3")
+    runs = folder / "python-running" / "runs"
+    shutil.copy("/bin/cat", runs)
+    with subprocess.Popen([runs], stdin=subprocess.PIPE) as user:
+        unpack.collect(folder, "none", tmp_path / "runs")
+        assert user.stdin is not None
+        user.stdin.close()
+
+    assert names(folder) == ["python-launching", "python-newer", "python-newest", "python-running"]
 
 
 def test_the_bundle_that_was_pushed_last_can_be_started_by_its_folder(tmp_path: Path) -> None:
