@@ -161,11 +161,13 @@ class FakeNode:
     def _archive(self) -> None:
         for slots in self.sets.values() if not self.hold else ():
             mapped = [Slot(descriptor) for descriptor in slots.slots]
-            for slot in sorted(mapped, key=lambda slot: slot.get("sequence")):
-                if slot.state is State.SEALED:
-                    slot.refresh()  # the rank may have let it grow since it was mapped
-                    self._archive_one(slot)
-                    os.eventfd_write(slots.to_rank, 1)
+            while any(slot.state is State.SEALED for slot in mapped):  # what was sealed before it is seen at this look:
+                sealed = (slot for slot in mapped if slot.state is State.SEALED)
+                slot = min(sealed, key=lambda slot: slot.get("sequence"))
+                slot.refresh()  # the rank may have let it grow since it was mapped
+                self._archive_one(slot)
+                os.eventfd_write(slots.to_rank, 1)
+            for slot in mapped:
                 slot.close()
 
     def _archive_one(self, slot: Slot) -> None:

@@ -26,7 +26,7 @@ def nfs(tmp_path: Path) -> Iterator[Mounted]:
 
 
 @pytest.mark.e2e
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(480)
 def test_a_run_that_lies_on_nfs_survives_kills_with_the_same_bits(nfs: Mounted) -> None:
     done = kills.trainings(nfs.path / "home", seed=5, kills=KILLS, epochs=12, tell=lambda broken: None)
 

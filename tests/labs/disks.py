@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.cgroups import removed
 from tests.needs import need, need_program
 from tests.waiting import until
 
@@ -31,7 +32,7 @@ def loop_ext4(work: Path, size_bytes: int) -> Iterator[tuple[Path, str]]:
         try:
             yield mountpoint, device.stdout.strip()
         finally:
-            subprocess.run(["umount", str(mountpoint)], check=True)
+            until(lambda: unmounted(mountpoint), what="nobody in the file system any more")
     finally:
         subprocess.run(["losetup", "-d", device.stdout.strip()], check=True)
 
@@ -48,5 +49,9 @@ def throttled(device: str, *, write_bytes_per_s: int) -> Iterator[Path]:
         (group / "blkio.throttle.write_bps_device").write_text(rule)
         yield group / "cgroup.procs"
     finally:
-        until(lambda: not (group / "cgroup.procs").read_text(), 20, what="the control group empty")
-        group.rmdir()
+        until(lambda: removed(group), what="the control group empty")
+
+
+def unmounted(mountpoint: Path) -> bool:
+    """Whether it could be: who was killed lets go of its files a moment after it has lost its memory."""
+    return subprocess.run(["umount", str(mountpoint)], capture_output=True).returncode == 0

@@ -26,7 +26,7 @@ import mfusepy
 from tests.labs.mounts import apart
 
 NFS_PORT, MOUNT_PORT = 2049, 2050
-START_S = 20.0
+START_S = 60.0
 _STAT_NAMES = (
     "dev", "ino", "mode", "nlink", "uid", "gid", "rdev", "size", "blksize", "blocks", "atime", "mtime", "ctime",
     "atime_nsec", "mtime_nsec", "ctime_nsec", "used",

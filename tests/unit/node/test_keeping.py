@@ -39,13 +39,13 @@ def run(tmp_path: Path) -> Iterator[RunDir]:
 @contextlib.contextmanager
 def connected(run: RunDir) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as link:
-        link.settimeout(20)
+        link.settimeout(60)
         link.connect(str(run.runtime / "shim.sock"))
         yield link
 
 
 def ask(run: RunDir, fds: list[int] | None = None, **message: Any) -> list[int]:
-    return process.request(run.runtime / "shim.sock", message, fds=fds or [], timeout_s=20)[1]
+    return process.request(run.runtime / "shim.sock", message, fds=fds or [], timeout_s=60)[1]
 
 
 def slots(run: RunDir, says: bytes = b"", **more: Any) -> list[int]:
@@ -165,7 +165,7 @@ def test_an_offer_counts_though_its_sender_died_without_reading(run: RunDir) -> 
     shim = noderuns.role(run, "shim")
     with connected(run) as link:
         process.send(link, {"op": "nonsense"})
-        assert select.select([link], [], [], 20)[0]  # the answer is here, and stays unread
+        assert select.select([link], [], [], 60)[0]  # the answer is here, and stays unread
         stop(shim)
         process.send(link, {"op": "offer", "rank": 0}, mine)
     close(mine)

@@ -31,7 +31,7 @@ def run(tmp_path: Path) -> Iterator[RunDir]:
 
 
 def ask(run: RunDir, message: dict[str, Any], fds: tuple[int, ...] = ()) -> tuple[dict[str, Any], list[int]]:
-    return process.request(run.runtime / "shim.sock", message, fds=fds, timeout_s=10)
+    return process.request(run.runtime / "shim.sock", message, fds=fds, timeout_s=60)
 
 
 def inodes(fds: list[int]) -> list[int]:
@@ -107,7 +107,7 @@ def test_alone_it_leaves_when_the_last_rank_has(tmp_path: Path) -> None:
             assert process.receive(link)[0]["ok"]
             assert set(rundirs.processes(run)) <= {"shim", "archiver"}
 
-        until(lambda: not rundirs.processes(run), 30.0)
+        until(lambda: not rundirs.processes(run))
 
 
 def test_what_a_shim_makes_is_private_whatever_the_umask(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_what_a_shim_makes_is_private_whatever_the_umask(tmp_path: Path) -> None
 
         modes = [path.stat().st_mode & 0o777 for path in (run.runtime, run.runtime / "pages")]
         ask(run, {"op": "finish"})
-        until(lambda: not rundirs.processes(run), 30.0)
+        until(lambda: not rundirs.processes(run))
         assert modes == [0o700, 0o700]
 
 

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.labs import faultproxy
 from tests.labs.servers import BUCKET, SECRET, Server, free_port
 
 QUICK = Patience(deadline_s=2.0, first_s=0.01, most_s=0.05)
+LASTING = Patience(deadline_s=30.0, first_s=0.01, most_s=0.05)  # where the store comes back: the machine may be slow
 ONCE = Patience(deadline_s=0.0)  # a resolver that waits for its own servers makes each try a long one
 
 
@@ -26,7 +28,7 @@ def test_a_fault_that_passes_changes_nothing(server: Server, fault: str, tmp_pat
     data = os.urandom(700_000)
     with faultproxy.between(server.port) as proxy:
         proxy.fault = lambda method, path, number: fault if number % 2 else None
-        store = stores.connect(f"s3://{BUCKET}/{uuid.uuid4()}", server.environ(port=proxy.port, home=tmp_path), QUICK)
+        store = stores.connect(f"s3://{BUCKET}/{uuid.uuid4()}", server.environ(port=proxy.port, home=tmp_path), LASTING)
 
         store.put("packs/one", data)
 
@@ -40,7 +42,8 @@ def test_a_fault_that_passes_changes_nothing(server: Server, fault: str, tmp_pat
 def test_a_store_that_is_away_is_told_once_patience_ends(tmp_path: Path, moto: Server) -> None:
     with faultproxy.between(moto.port) as proxy:
         proxy.down = True
-        store = stores.connect(f"s3://{BUCKET}/x", moto.environ(port=proxy.port, home=tmp_path), QUICK)
+        environ, patience = moto.environ(port=proxy.port, home=tmp_path), replace(QUICK, deadline_s=4.0)
+        store = stores.connect(f"s3://{BUCKET}/x", environ, patience)
         with pytest.raises(StoreRefused, match=r"the connection broke"):
             store.put("key", b"data")
         assert proxy.requests["PUT"] > 3
@@ -50,7 +53,7 @@ def test_an_upload_that_arrived_damaged_is_sent_again(server: Server, tmp_path: 
     """No server can be trusted to check what it got."""
     with faultproxy.between(server.port) as proxy:
         proxy.fault = lambda method, path, number: "flip" if number == 1 else None
-        store = stores.connect(f"s3://{BUCKET}/{uuid.uuid4()}", server.environ(port=proxy.port, home=tmp_path), QUICK)
+        store = stores.connect(f"s3://{BUCKET}/{uuid.uuid4()}", server.environ(port=proxy.port, home=tmp_path), LASTING)
 
         store.put("key", b"x" * 100_000)
 
