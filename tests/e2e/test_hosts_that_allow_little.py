@@ -22,6 +22,7 @@ from holdfast.bundle import places
 from holdfast.link import mux, remote
 from holdfast.link.channels import Connection
 from holdfast.link.client import Links, Up, held
+from tests.children import ended
 from tests.labs import sshd as lab
 from tests.labs.links import holder, master_of, own_links, processes
 from tests.needs import need
@@ -197,16 +198,13 @@ def descriptors(up: Up, end: int) -> tuple[int, int]:
 
 def test_a_command_that_lasts_keeps_nobody_waiting(laptop: Path) -> None:
     assert holdfast(laptop, "ps", "--on", "one").returncode == 0
-    with subprocess.Popen(
-        [sys.executable, "-m", "holdfast", "exec", "--on", "one", "--", "echo here; exec sleep 60"],
-        stdout=subprocess.PIPE, stdin=subprocess.DEVNULL,
-    ) as lasting:  # fmt: skip
-        try:
-            assert lasting.stdout is not None
-            assert lasting.stdout.readline() == b"here\n"
-            assert holdfast(laptop, "exec", "--on", "one", "--", "echo too").stdout == b"too\n"
-        finally:
-            lasting.terminate()
+    argv = [sys.executable, "-m", "holdfast", "exec", "--on", "one", "--", "echo here; exec sleep 60"]
+    with ended(subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)) as lasting:
+        assert lasting.stdout is not None
+        assert lasting.stdout.readline() == b"here\n"
+        assert holdfast(laptop, "exec", "--on", "one", "--", "echo too").stdout == b"too\n"
+        lasting.terminate()
+        lasting.wait(60)
     holdfast(laptop, "exec", "--on", "one", "--", "pkill -x sleep")
 
 
@@ -217,8 +215,10 @@ def test_who_comes_first_gets_the_one_session_for_all(laptop: Path) -> None:
         links.drop(key)
     places.forget(key)
     words = [sys.executable, "-m", "holdfast", "ps", "--on", "one"]
-    verbs = [subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(3)]
-    said = [verb.communicate(timeout=100)[1] for verb in verbs]
+    with contextlib.ExitStack() as stack:
+        begun = [subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(3)]
+        verbs = [stack.enter_context(ended(verb)) for verb in begun]
+        said = [verb.communicate(timeout=100)[1] for verb in verbs]
     assert [verb.returncode for verb in verbs] == [0] * 3, said
 
 

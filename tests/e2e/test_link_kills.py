@@ -17,6 +17,7 @@ from holdfast.link import remote
 from holdfast.link.client import Links
 from holdfast.link.mux import End
 from holdfast.workspace.ignore import STAGING
+from tests.children import ended
 from tests.labs import gate
 from tests.labs import sshd as lab
 from tests.labs.fail2ban import fail2ban
@@ -96,10 +97,11 @@ def streams(count: int) -> Iterator[None]:
         yield
     finally:
         over.set()
-        for child in children:
-            child.terminate()
         for thread in threads:
-            thread.join()
+            while thread.is_alive():  # one may just have begun another
+                for child in children:
+                    child.terminate()
+                thread.join(0.1)
 
 
 @some_and_many
@@ -141,7 +143,7 @@ def test_a_folder_is_brought_whole_though_masters_are_killed(
     tree(source, **{f"large__{number}": os.urandom(MIB) * 16 for number in range(2 * kills)})
     tree(source, **{f"small__{number}": f"{number}" * 100 for number in range(1000)})
     argv = [sys.executable, "-m", "holdfast", "sync", str(source), "node:there"]
-    with subprocess.Popen(argv, stderr=subprocess.PIPE) as bringing:
+    with ended(subprocess.Popen(argv, stderr=subprocess.PIPE)) as bringing:
         for number in range(kills):
             until(lambda number=number: size_bytes(there) > (number + 1) * 24 * MIB, 60)  # type: ignore[misc]
             kill_master()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.runs import RunDir
+from tests.children import ended
 from tests.e2e.box import Box
 from tests.needs import need
 from tests.waiting import until
@@ -192,18 +193,18 @@ ALONE = (
 
 def test_a_script_by_itself_has_a_status_and_says_who_may_end_it(box: Box) -> None:
     box.write("alone.py", ALONE)
-    script = subprocess.Popen(
+    begun = subprocess.Popen(
         ["python", "alone.py"], cwd=box.work, env=box.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
-    assert script.stdin is not None
-    assert script.stdout is not None
-    assert script.stdout.readline() == b"up\n"
+    with ended(begun) as script:
+        assert script.stdin is not None
+        assert script.stdout is not None
+        assert script.stdout.readline() == b"up\n"
 
-    live = json.loads(box.holdfast("status", "./alone", "--json").stdout)
-    stopped = box.holdfast("stop", "./alone")
-    script.stdin.close()
-    script.wait(60)
-    script.stdout.close()
+        live = json.loads(box.holdfast("status", "./alone", "--json").stdout)
+        stopped = box.holdfast("stop", "./alone")
+        script.stdin.close()
+        script.wait(60)
     over = json.loads(box.holdfast("status", "./alone", "--json").stdout)
 
     assert (live["state"], live["step"], live["pid"]) == ("running", 3, script.pid)

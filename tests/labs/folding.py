@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.children import ended
 from tests.needs import need, need_program
 from tests.waiting import until
 
@@ -33,15 +34,14 @@ def folding(work: Path) -> Iterator[Path]:
     below, mountpoint = work / "below", work / "mac"
     below.mkdir()
     mountpoint.mkdir()
-    child = subprocess.Popen(
-        [sys.executable, "-m", "tests.labs.folding", str(below), str(mountpoint)], cwd=Path(__file__).parents[2]
-    )
-    try:
-        until(lambda: mountpoint.is_mount() or child.poll() is not None, what="the mount")
-        yield mountpoint
-    finally:
-        subprocess.run([unmount, "-u", str(mountpoint)], check=True)
-        child.wait(20)
+    argv = [sys.executable, "-m", "tests.labs.folding", str(below), str(mountpoint)]
+    with ended(subprocess.Popen(argv, cwd=Path(__file__).parents[2])) as child:
+        try:
+            until(lambda: mountpoint.is_mount() or child.poll() is not None, what="the mount")
+            yield mountpoint
+        finally:
+            subprocess.run([unmount, "-u", str(mountpoint)], check=True)
+            child.wait(20)
 
 
 def _plain(name: str) -> str:

@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.children import ended
 from tests.labs.servers import free_port, process
 from tests.needs import need_program
 from tests.waiting import until
 
 TOKEN = "0123456789abcdef-a-token-of-the-tests"
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+_BEGUN: list[subprocess.Popen[bytes]] = []  # clients that nobody has waited for yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +70,24 @@ def environ(token: str = TOKEN, **more: str) -> dict[str, str]:
 
 
 def connecting(url: str, target: str, *words: str, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """A `holdfast relay connect` with pipes, as ssh starts it."""
+    """A `holdfast relay connect` with pipes, as ssh starts it; for use within `clients`."""
     host, _, port = target.rpartition(":")
     argv = [sys.executable, "-m", "holdfast", "relay", "connect", *words, url, host, port]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(argv, env=env or environ(), bufsize=0, **pipes)  # type: ignore[call-overload,no-any-return]
+    child: subprocess.Popen[bytes] = subprocess.Popen(argv, env=env or environ(), bufsize=0, **pipes)  # type: ignore[call-overload]
+    _BEGUN.append(child)
+    return child
+
+
+@contextlib.contextmanager
+def clients() -> Iterator[None]:
+    """Whoever was connected within the block does not outlive it."""
+    try:
+        yield
+    finally:
+        with contextlib.ExitStack() as stack:
+            while _BEGUN:
+                stack.enter_context(ended(_BEGUN.pop()))
 
 
 class Loop:

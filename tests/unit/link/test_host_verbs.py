@@ -14,6 +14,7 @@ import pytest
 
 from holdfast.link import include
 from holdfast.link.client import Links, held
+from tests.children import ended
 from tests.labs import sshd as lab
 from tests.labs.links import kill_master
 from tests.waiting import until
@@ -116,7 +117,7 @@ def test_reuse_is_proved_and_the_shared_connection_stays() -> None:
 
 def test_the_connection_is_watched() -> None:
     argv = [sys.executable, "-m", "holdfast", "host", "check", "node", "--watch", "--json"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, bufsize=1) as watching:
+    with ended(subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, bufsize=1)) as watching:
         assert watching.stdout is not None
         first = json.loads(watching.stdout.readline())
         until(lambda: time.time() > first["since_s"] + 1.5)  # younger than that, its successor may be taken for it

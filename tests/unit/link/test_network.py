@@ -21,6 +21,7 @@ from holdfast.link import hosts, mux, probing, remote, target
 from holdfast.link.channels import Connection
 from holdfast.link.client import Links
 from holdfast.link.mux import MasterGone
+from tests.children import ended
 from tests.labs import netns
 from tests.labs import sshd as lab
 from tests.labs.links import own_links
@@ -107,9 +108,8 @@ def uploading(folder: Path) -> Iterator[None]:
     """More than there is time for."""
     argv = [sys.executable, "-m", "holdfast", "exec", "--on", "node", "--", "cat >/dev/null"]
     (folder / "data").write_bytes(os.urandom(3_000_000))
-    with (folder / "data").open("rb") as data, subprocess.Popen(argv, stdin=data) as sending:
+    with (folder / "data").open("rb") as data, ended(subprocess.Popen(argv, stdin=data)):
         yield
-        sending.kill()
 
 
 def test_an_upload_over_a_slow_way_is_not_death_and_death_in_it_is_seen(

@@ -18,6 +18,7 @@ from holdfast.link.hosts import Settings
 from holdfast.link.master import Master
 from holdfast.relay.server import Settings as Relaying
 from holdfast.units import Keepalive
+from tests.children import ended
 from tests.labs import relays
 from tests.labs import sshd as lab
 from tests.labs.links import own_links
@@ -49,7 +50,7 @@ def test_a_cut_below_the_relay_is_waited_for(between: tuple[lab.Sshd, relays.Cut
     """Without a relay our pings would end it 9.5 s after the cut, and ssh itself after 45 s."""
     server, cutter = between
     argv = [sys.executable, "-m", "holdfast", "exec", "--on", "node", "--", "echo begun; read line; exit 7"]
-    with Links() as links, subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+    with Links() as links, ended(subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)) as running:
         assert running.stdin is not None and running.stdout is not None
         assert running.stdout.readline() == b"begun\n"
         before, seen = links.every()[0], list[str]()

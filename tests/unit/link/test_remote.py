@@ -17,6 +17,7 @@ import pytest
 from holdfast.errors import UsageError
 from holdfast.link import mux, names, remote
 from holdfast.link.client import Links
+from tests.children import ended
 from tests.labs import sshd as lab
 from tests.labs.servers import free_port
 from tests.waiting import until
@@ -114,9 +115,10 @@ def test_verbs_at_once_on_one_connection_meet_no_refusal(tmp_path: Path, server:
     ]
 
     with contextlib.ExitStack() as stack:
+        inputs = [stack.enter_context(given.open("rb")) for _ in verbs]
         running = [
-            subprocess.Popen(words, stdin=stack.enter_context(given.open("rb")), stdout=subprocess.PIPE)
-            for words in verbs
+            stack.enter_context(ended(subprocess.Popen(words, stdin=mine, stdout=subprocess.PIPE)))
+            for words, mine in zip(verbs, inputs, strict=True)
         ]
         until(lambda: server.log.count("no more sessions") > refused)
         flag.touch()

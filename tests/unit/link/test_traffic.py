@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 from holdfast.link.traffic import carried_bytes
+from tests.children import ended
 from tests.waiting import until
 
 SENT = 300_000
@@ -62,7 +63,7 @@ def test_the_connection_of_a_child_counts_and_that_of_a_stranger_does_not() -> N
     before = carried(os.getpid())
     with socket.create_server(("127.0.0.1", 0)) as listener:
         argv = [sys.executable, "-c", CHILD, str(listener.getsockname()[1])]
-        with subprocess.Popen(argv, stdin=subprocess.PIPE) as child, listener.accept()[0] as there:
+        with ended(subprocess.Popen(argv, stdin=subprocess.PIPE)) as child, listener.accept()[0] as there:
             taken(there)
             until(lambda: carried(child.pid) >= SENT)
             until(lambda: carried(os.getpid()) - before >= 2 * SENT)  # ours, and the child's

@@ -14,6 +14,7 @@ from holdfast.sync import ends
 from holdfast.sync.frames import Cut, Frames
 from holdfast.sync.incoming import LARGE_BYTES
 from holdfast.workspace.ignore import STAGING
+from tests.children import ended
 from tests.labs.mounts import apart
 from tests.needs import need
 from tests.unit.sync.ends import held, synced, tree
@@ -109,7 +110,7 @@ def test_a_receiver_that_is_killed_leaves_nothing_half(tmp_path: Path) -> None:
             until(lambda: len(list(target.glob("f*"))) > 3)
             child.send_signal(signal.SIGKILL)
 
-    with child, pytest.raises(Cut):
+    with ended(child), pytest.raises(Cut):
         frames = Frames(child.stdout.fileno(), child.stdin.fileno(), awaits=True)
         list(ends.send(source, frames, progress=progress))
     assert {path: what for path, what in held(target).items() if STAGING not in path}.items() <= held(source).items()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import ended
 from tests.labs import gate
 from tests.labs import sshd as lab
 from tests.labs.links import own_links
@@ -83,7 +84,7 @@ def test_a_cut_connection_is_made_again(tmp_path: Path, node: Node, monkeypatch:
     closed.touch()
     config.write_text(node.server.config.read_text() + gate.lines(44 << 20, closed))
     monkeypatch.setenv("HOLDFAST_SSH_CONFIG", str(config))
-    with subprocess.Popen(command(str(source), f"node:{there.name}"), stderr=subprocess.PIPE) as running:
+    with ended(subprocess.Popen(command(str(source), f"node:{there.name}"), stderr=subprocess.PIPE)) as running:
         for count in (1, 3):
             until(lambda count=count: len(list(there.glob("large*"))) >= count, within_s=60)  # type: ignore[misc]
             for pid in lab.children(node.server.pid):
@@ -99,7 +100,7 @@ def test_a_cut_connection_is_made_again(tmp_path: Path, node: Node, monkeypatch:
 def test_watching_brings_each_change(tmp_path: Path, node: Node) -> None:
     source, there = tree(tmp_path / "s", a="one"), node.home / "watched"
     words = command(str(source), f"node:{there.name}", "--watch", "--delete")
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL) as running:
+    with ended(subprocess.Popen(words, stdout=subprocess.DEVNULL)) as running:
         until((there / "a").exists)
         (source / "a").write_text("two")
         until(lambda: (there / "a").read_text() == "two")
