@@ -5,6 +5,7 @@ Standard library only: the trainer side uses it too.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -106,12 +107,25 @@ def runtime_home(uid: int | None = None) -> Path:
     return Path("/tmp") / f"holdfast-{os.getuid() if uid is None else uid}"  # noqa: S108 - made 0700, and its owner is checked
 
 
+class NotOurs(HoldfastError, PermissionError):
+    """Somebody was in /tmp before us, and could read or change what we put there."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"{folder} belongs to another user, or others may write to it", hint="let root remove it")
+
+
+def make_private(folder: Path) -> None:
+    """Create it, 0700. Raises NotOurs when somebody else made it before us, OSError."""
+    with contextlib.suppress(FileExistsError):  # whatever it is
+        folder.mkdir(mode=0o700)
+    if not is_ours(folder):
+        raise NotOurs(folder)
+
+
 def make_runtime(run: RunDir) -> Path:
-    """Create the runtime directory, 0700. Raises PermissionError when somebody else made it before us."""
+    """Create the runtime directory, 0700. Raises NotOurs when somebody else made it before us."""
     for folder in (runtime_home(), run.runtime, run.runtime / "pages"):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not is_ours(folder):
-            raise PermissionError(f"{folder} belongs to another user")
+        make_private(folder)
     return run.runtime
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -262,4 +263,6 @@ def _start() -> None:
     except subprocess.TimeoutExpired:
         raise HoldfastError(f"the link agent did not start within {START_S:g} s", hint=f"see {log}") from None
     if status not in (0, LeaseHeld.exit_code):  # one that is just ending holds its lock still
-        raise HoldfastError(f"the link agent ended with status {status}", hint=f"see {log}")
+        is_full = shutil.disk_usage(log.parent).free == 0
+        hint = f"free some space in {log.parent}" if is_full else f"see {log}"
+        raise HoldfastError(f"the link agent ended with status {status}", hint=hint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from holdfast.link import clock, mux
 from holdfast.link.channels import Channel, Connection, session_when_free, when_free
 from holdfast.link.client import Links, Up, telling
 from holdfast.link.hosts import Settings
-from holdfast.link.mux import Passenger
+from holdfast.link.mux import MasterGone, Passenger
 
 AT_ONCE = 32  # hosts
 SESSIONS = 6  # of one connection at a time: slots come free late, and at the usual limit of 10 many are refused
@@ -39,7 +40,10 @@ class CommandOutcome:
 
 
 def run(up: Up, command: str, stdio: Sequence[int], *, within_s: float | None = None) -> int:
-    """Run `command` there on descriptors of ours; its exit status. Raises HostUnreachable when the link ends first."""
+    """Run `command` there on descriptors of ours; its exit status.
+
+    Raises HostUnreachable when the link ends first, BrokenPipeError when the reader of stdout has left.
+    """
 
     async def ride() -> int:
         ridden = await passenger(up, command, stdio)
@@ -51,7 +55,19 @@ def run(up: Up, command: str, stdio: Sequence[int], *, within_s: float | None = 
             ridden.close()
 
     with telling(up):
-        return asyncio.run(ride())
+        try:
+            return asyncio.run(ride())
+        except MasterGone:
+            if _is_read(stdio[1]):
+                raise
+            raise BrokenPipeError from None  # a master hangs up then, too
+
+
+def _is_read(descriptor: int) -> bool:
+    """Whether anybody is left who reads what is written there."""
+    looking = select.poll()
+    looking.register(descriptor, 0)
+    return not any(events & select.POLLERR for _, events in looking.poll(0))
 
 
 async def passenger(up: Up, command: str, stdio: Sequence[int]) -> Passenger:

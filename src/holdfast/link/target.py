@@ -95,11 +95,9 @@ def folder() -> Path:
 
 
 def make_folder() -> Path:
-    """Create it, 0700. Raises PermissionError when somebody else made it before us."""
+    """Create it, 0700. Raises NotOurs when somebody else made it before us."""
     for each in (runs.runtime_home(), folder()):
-        each.mkdir(mode=0o700, exist_ok=True)
-        if not runs.is_ours(each):
-            raise PermissionError(f"{each} belongs to another user")
+        runs.make_private(each)
     return folder()
 
 

@@ -26,12 +26,10 @@ _POLL_S = 0.01
 def change(edit: Callable[[Book], Book], *, within_s: float = 5.0) -> Book:
     """Edit the book, the dead struck out beforehand; the book as it is then.
 
-    Raises BlockingIOError when somebody has held it for `within_s`, PermissionError when the folder is another user's.
+    Raises BlockingIOError when somebody has held it for `within_s`, NotOurs when the folder is another user's.
     """
     folder = runs.runtime_home()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not runs.is_ours(folder):
-        raise PermissionError(f"{folder} belongs to another user")
+    runs.make_private(folder)
     with _locked(folder / "gpus.lock", within_s):
         before = _read(folder / "gpus.json")
         after = edit(_living(before))

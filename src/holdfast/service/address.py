@@ -7,7 +7,6 @@ from pathlib import Path
 
 from holdfast import runs
 from holdfast.bundle import places
-from holdfast.errors import HoldfastError
 
 
 def socket_path() -> Path:
@@ -16,9 +15,7 @@ def socket_path() -> Path:
 
 
 def make_folder() -> Path:
-    """Create the folder of the socket, 0700. Raises HoldfastError when somebody else made it before us."""
+    """Create the folder of the socket, 0700. Raises NotOurs when somebody else made it before us."""
     folder = runs.runtime_home()
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if not runs.is_ours(folder):
-        raise HoldfastError(f"{folder} belongs to another user, or others may write to it", hint="let root remove it")
+    runs.make_private(folder)
     return folder

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast import commands
+from holdfast import commands, runs
 from holdfast.commands import remembered
 from tests.unit.commands.golden import matches_golden
 from tests.unit.commands.scene import holdfast, make_run
@@ -57,6 +57,21 @@ def test_a_bug_leaves_a_report_without_secrets(own_home: Path, monkeypatch: pyte
     assert said.err.startswith("error: bug in holdfast: JSONDecodeError; report written to ")
     assert str(report) in said.err
     assert "Traceback" in report.read_text()
+
+
+def test_a_folder_in_tmp_that_is_somebody_elses_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    taken.chmod(0o777)
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "file").touch()
+    for name in ("taken", "link", "file"):
+        monkeypatch.setattr(runs, "runtime_home", lambda name=name: tmp_path / name)
+
+        said = holdfast("forward", "--ls")
+
+        whose = f"{tmp_path / name} belongs to another user, or others may write to it"
+        assert (said.code, said.err) == (1, f"error: {whose}\nhint: let root remove it\n")
 
 
 def test_crash_reports_hide_what_options_carry() -> None:

@@ -117,7 +117,9 @@ def test_a_book_in_a_folder_that_others_can_write_is_not_believed(
     said = holdfast("queue")
 
     assert (said.code, said.out) == (1, "")
-    assert said.err == f"error: nobody can tell who has which device: {tmp_path} belongs to another user\n"
+    assert said.err == (
+        f"error: nobody can tell who has which device: {tmp_path} belongs to another user, or others may write to it\n"
+    )
 
 
 LINE = {"wants": "A100:2", "ahead": 1, "why": "GPU 0: run digits; GPU 1: free", "since_s": NOW - 60}
