@@ -27,6 +27,7 @@ _LOOK_S = 0.1
 _UNPACK = Path(__file__).with_name("unpack.py")
 _TAKE = Path(__file__).with_name("python.sh")
 _MOST_BYTES = 1 << 16
+_MOST_SAID_BYTES = 16 << 20  # it lies on our disk
 Progress = Callable[[int, int], None]  # bytes sent, bytes in all
 
 
@@ -48,9 +49,11 @@ def push(up: Up, python: str, bundle: Bundle, order: Order, progress: Progress =
         answer = _answer(said, mark)
     if answer is None:
         raise Unfit(f"{up.alias}: {python} ended with status {status} before it had the bundle")
-    told: dict[str, Any] = json.loads(answer)
-    if not told["ok"]:
-        raise Unfit(f"{up.alias}: {told['error']}", hint=told["hint"])
+    told = _object(answer)
+    if told is None:
+        raise Unfit(f"{up.alias}: {python} answers what nobody understands: {answer[:100]!r}")
+    if told.get("ok") is not True:
+        raise Unfit(f"{up.alias}: {told.get('error', 'the bundle was refused')}", hint=str(told.get("hint", "")))
 
 
 def push_python(
@@ -74,7 +77,7 @@ def push_python(
         stream.seek(0)
         status = asyncio.run(_ride(up, command, stream, said, progress))
         answer = _answer(said, mark)
-    if answer == "taken":
+    if answer == "taken" and half is not None:
         return push_python(up, python, folder, None, progress)
     if answer != "ok":
         raise Unfit(f"{up.alias}: {answer or f'the shell there ended with status {status} before it had a Python'}")
@@ -133,6 +136,9 @@ async def _ride(up: Up, command: str, pack: IO[bytes], said: IO[bytes], progress
             elif time.monotonic() - moved_s > STALLED_S:
                 ended.cancel()
                 raise HostUnreachable(f"{up.alias}: nothing of what is sent was taken for {STALLED_S:g} s")
+            if os.fstat(said.fileno()).st_size > _MOST_SAID_BYTES:
+                ended.cancel()
+                raise HostUnreachable(f"{up.alias}: what should take the bundle says too much")
         progress(total, total)
         return ended.result()
     finally:
@@ -146,3 +152,11 @@ def _answer(said: IO[bytes], mark: str) -> str | None:
         if line.startswith(mark):
             return line[len(mark) :].strip()
     return None
+
+
+def _object(answer: str) -> dict[str, Any] | None:
+    try:
+        told = json.loads(answer)
+    except (ValueError, RecursionError):
+        return None
+    return told if isinstance(told, dict) else None

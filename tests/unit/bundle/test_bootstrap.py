@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from holdfast import bundle
-from holdfast.bundle import places, sources
+from holdfast.bundle import closure, places, sources
 from holdfast.bundle.probing import Unfit
+from holdfast.bundle.push import Order, push
 from holdfast.errors import HostUnreachable
 from holdfast.link import mux
 from holdfast.link.channels import Connection
@@ -169,6 +170,27 @@ def test_an_old_python_first_on_the_path_is_passed_over(up: Up, home: Path) -> N
     node = bundle.ensure(up, again=True)
 
     assert node.python != str(home / "bin" / "python3")
+
+
+@pytest.mark.parametrize(("script", "error", "sentence"), [
+    ("yes", HostUnreachable, "node: what should take the bundle says too much"),
+    ("read -r _; exit 4", Unfit, "node: .* ended with status 4 before it had the bundle"),
+    ("$mark; echo; echo $mark [[[", Unfit, r"node: .* answers what nobody understands: '\[\[\['"),
+    ("$mark; echo; echo $mark 5", Unfit, "node: .* answers what nobody understands: '5'"),
+    ("$mark; echo; echo $mark '{\"ok\": 1, \"error\": 7}'", Unfit, "node: 7"),
+])  # fmt: skip
+def test_a_node_that_answers_nonsense_to_a_push_is_a_sentence(
+    up: Up, home: Path, script: str, error: type[HostUnreachable], sentence: str
+) -> None:
+    known = bundle.ensure(up)
+    python = home / "nonsense"
+    python.write_text("#!/bin/sh\n" + script.replace("$mark;", "mark=`grep -aom1 'holdfast-[0-9a-f]\\{16\\}'`;"))
+    python.chmod(0o755)
+    made = closure.cached(known.platform)
+    assert made is not None
+
+    with pytest.raises(error, match=sentence):
+        push(up, str(python), made, Order(folder=f"{home}/else", runs=f"{home}/runs"))
 
 
 def test_a_push_whose_link_dies_leaves_nothing_half_and_works_the_next_time(
