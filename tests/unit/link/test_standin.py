@@ -14,11 +14,13 @@ from typing import TypeVar
 
 import pytest
 
+from holdfast import process
 from holdfast.link import mux, standin
-from holdfast.link.channels import Channel, Connection
+from holdfast.link.channels import Channel, Connection, Exit
 from holdfast.link.mux import MasterGone, Refused
 from holdfast.link.standin import Standin
 from holdfast.link.wire import Reader
+from tests.waiting import until
 
 T = TypeVar("T")
 
@@ -128,3 +130,22 @@ def test_a_command_that_nobody_reads_any_more_hears_of_it(tmp_path: Path) -> Non
             await asyncio.sleep(0.01)
 
     standing(tmp_path / "s", work)
+
+
+def test_a_signal_reaches_all_of_a_command_and_a_session_has_one(tmp_path: Path) -> None:
+    async def work(_: Standin) -> tuple[Exit, int]:
+        connection = Connection(await mux.proxied(str(tmp_path / "s")))
+        channel = await connection.session()
+        await channel.exec("sleep 60 & echo $!; wait")
+        pid = int(await channel.read())
+        with pytest.raises(Refused):
+            await channel.exec("true")
+        await channel.signal("TERM")
+        ended = await channel.wait()
+        await connection.close()
+        return ended, pid
+
+    ended, pid = standing(tmp_path / "s", work)
+
+    assert ended == Exit(signal="TERM")
+    until(lambda: process.identity(pid) is None)
