@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from holdfast.commands.wording import plural
 from holdfast.errors import HostUnreachable
-from holdfast.units import Accelerators, write_accelerators
+from holdfast.units import Accelerators, parse_accelerators, write_accelerators
 
 ANY = Accelerators(count=0)  # what a run wants that asks for no devices
 
@@ -17,7 +17,7 @@ Answer: TypeAlias = Mapping[str, Any] | str  # what a host said; text: why it ca
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """What one host has for this run. `devices`: those that it could use, `free`: of these, now."""
+    """What one host has for this run. `devices`: those that it could use, `free`: of these, now, before who waits."""
 
     host: str
     devices: int
@@ -59,8 +59,7 @@ class NowhereToRun(HostUnreachable):
 def choose(answers: Mapping[str, Answer], wants: Accelerators = ANY) -> Choice:
     """The host for a run that wants these devices.
 
-    Enough free devices come first, then most free ones, the shortest queue, the fewest runs, the least load, and what
-    was named first.
+    Most free ones come first, then the shortest queue, the fewest runs, the least load, and what was named first.
     """
     stands = [standing(host, told, wants) for host, told in answers.items() if not isinstance(told, str)]
     able = [one for one in stands if one.devices >= wants.count]
@@ -68,7 +67,7 @@ def choose(answers: Mapping[str, Answer], wants: Accelerators = ANY) -> Choice:
     others |= {one.host: _said(one, wants) if one in able else _lacks(one, wants) for one in stands}
     if not able:
         return Choice(host=None, others=others)
-    best = min(able, key=lambda one: (one.free < wants.count, -one.free, one.waiting, one.runs, one.load_ratio))
+    best = min(able, key=lambda one: (-one.free, one.waiting, one.runs, one.load_ratio))
     rest = tuple(one.host for one in able if one is not best)
     return Choice(host=best.host, why=others.pop(best.host), others=others, able=rest)
 
@@ -77,11 +76,18 @@ def standing(host: str, told: Mapping[str, Any], wants: Accelerators) -> Standin
     """What an answer to `queue --json` means for a run that wants these devices."""
     devices: Sequence[Mapping[str, Any]] = told["devices"]
     fitting = [device for device in devices if wants.fit(device["name"])]
-    free = sum(not device["run"] and not device["busy"] for device in fitting)
+    awaited = {name for one in told["waiting"] for name in _awaited(parse_accelerators(one["wants"]), devices)}
+    free = sum(not device["run"] and not device["busy"] and device["name"] not in awaited for device in fitting)
     return Standing(
         host=host, devices=len(fitting), free=free, waiting=len(told["waiting"]), runs=told["runs"],
         load_ratio=told["load_ratio"],
     )  # fmt: skip
+
+
+def _awaited(wants: Accelerators, devices: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The names of devices that go to one that waits for them, as in `turn`: unless it wants more than there are."""
+    fitting = [device["name"] for device in devices if wants.fit(device["name"])]
+    return set(fitting) if len(fitting) >= wants.count else set()
 
 
 def _said(one: Standing, wants: Accelerators) -> str:

@@ -26,7 +26,7 @@ def make(name: str, members: Sequence[str], aliases: Sequence[str]) -> None:
             raise UsageError(f"{name} is the name of a host already", hint="give the pool another name")
         if name in members:
             raise UsageError(f"{name} cannot be a host of the pool {name}", hint="give the pool another name")
-        held.pools[name] = tuple(dict.fromkeys(members))
+        held.pools[name] = tuple(members)
 
 
 def forget(name: str) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from holdfast import events as ev
 from holdfast.errors import HoldfastError
-from holdfast.lifecycle import OVER, State
+from holdfast.lifecycle import State
 from holdfast.node import gpus, nvidia, sweep
 from holdfast.plan import Plan
 from holdfast.runs import RunDir
@@ -72,7 +72,7 @@ class Lineup:
 
     def keep(self, state: State) -> None:
         """Claim again now and then what the run has: somebody may have cleaned /tmp."""
-        if not state.devices or state.phase in OVER or time.monotonic() < self._keep_s:
+        if not state.devices or time.monotonic() < self._keep_s:
             return
         self._keep_s = time.monotonic() + KEEP_S
         mine = dict.fromkeys(state.devices, self._run) if state.started else {}

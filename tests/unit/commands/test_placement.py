@@ -10,6 +10,7 @@ from holdfast.commands.placement import Choice, NowhereToRun, choose
 from holdfast.units import Accelerators
 
 TWO, A100S = Accelerators(count=2), Accelerators(count=2, kind="a100")
+T4 = {"run": "x", "wants": "T4:1"}
 FREE, RUN, BUSY = ("", ""), ("other", ""), ("", "ada, pid 7")
 
 
@@ -24,11 +25,17 @@ def host(*devices: tuple[str, str], kind: str = "NVIDIA A100-SXM4", **told: Any)
     [
         (host(FREE, FREE), host(FREE, RUN, RUN)),  # enough, beside more devices of which too few are free
         (host(FREE, FREE, FREE), host(FREE, FREE, BUSY)),
-        (host(FREE, FREE), host(FREE, FREE, waiting=[{"run": "x"}])),
+        (host(FREE, FREE), host(FREE, FREE, waiting=[T4])),
+        (
+            host(FREE, FREE),
+            host(FREE, FREE, FREE, BUSY, waiting=[{"run": "x", "wants": "4"}]),
+        ),  # who is first gets them
+        (host(FREE, FREE, waiting=[{"run": "x", "wants": "9"}]), host(FREE, RUN)),  # whom this machine can never serve
         (host(FREE, FREE), host(FREE, FREE, runs=1)),
+        (host(FREE, FREE, load_ratio=0.9), host(FREE, FREE, runs=1)),
         (host(FREE, FREE, load_ratio=0.1), host(FREE, FREE, load_ratio=0.2)),
         (host(FREE, RUN), host(RUN, BUSY, RUN)),  # neither has enough now
-        (host(RUN, RUN), host(RUN, RUN, waiting=[{"run": "x"}, {"run": "y"}])),
+        (host(RUN, RUN), host(RUN, RUN, waiting=[T4, T4])),
     ],
 )
 def test_the_freest_takes_it_wherever_it_is_named(better: dict[str, Any], worse: dict[str, Any]) -> None:
@@ -37,8 +44,7 @@ def test_the_freest_takes_it_wherever_it_is_named(better: dict[str, Any], worse:
 
 
 def test_enough_free_devices_matter_more_than_everything_else() -> None:
-    waiting = [{"run": "x"}]
-    crowded = host(FREE, FREE, RUN, RUN, waiting=waiting, runs=9, load_ratio=3.0)
+    crowded = host(FREE, FREE, RUN, RUN, waiting=[T4], runs=9, load_ratio=3.0)
 
     assert choose({"a": host(FREE, RUN), "b": crowded}, TWO).host == "b"
 

@@ -45,6 +45,12 @@ def test_devices(smi: FakeNvidia) -> None:
     assert second.uuid == smi.uuid(1)
 
 
+def test_devices_are_told_by_their_numbers(smi: FakeNvidia) -> None:
+    smi.tell("devices", f"10, {smi.uuid(1)}, A, 9, 0\n9, {smi.uuid(0)}, A, 9, 0\n")
+
+    assert [device.index for device in nvidia.devices(search(smi))] == [9, 10]
+
+
 def test_a_divided_device_and_one_that_tells_nothing(smi: FakeNvidia) -> None:
     smi.tell("mig", f"{smi.uuid(0)}, Enabled\n{smi.uuid(1)}, [N/A]\n")
     smi.tell("devices", f"0, {smi.uuid(0)}, A, [Insufficient Permissions], [N/A]\n1, [Unknown Error], A, 9, 0\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ from holdfast.commands import standby as verbs
 from holdfast.errors import LeaseHeld, UsageError
 from holdfast.mirror import fence
 from holdfast.mirror.fence import Fence, Owner, Superseded
-from holdfast.mirror.succession import LOOK_S, REST_S
+from holdfast.mirror.succession import LEAVE_S, LOOK_S, REST_S
 from holdfast.node.standby import BLIND, Order, Standby, Watch, every
 from holdfast.runs import RunDir
 from tests.fake_nvidia import FakeNvidia
@@ -60,7 +61,7 @@ def alive_on(mirror: Path, *, age_s: float = 0.0) -> Fence:
 
 
 def never() -> RunDir:
-    raise AssertionError("nobody is to take it over")
+    pytest.fail("nobody is to take it over")  # which is no Exception, that it would survive
 
 
 def state(place: Standby) -> dict[str, object]:
@@ -257,6 +258,33 @@ def test_who_has_the_run_by_now_does_not_stand_by_for_it(home: Path, tmp_path: P
     alive_on(tmp_path / "nas", age_s=9999)
     (home / "runs" / "digits").mkdir(parents=True)
     (home / "runs" / "digits" / "plan.json").touch()
+
+    assert watch.once() is None
+    assert not place.root.exists()
+
+
+def test_while_there_are_signs_of_life_nobody_looks_at_the_devices(tmp_path: Path) -> None:
+    place, order = ordered(str(tmp_path / "nas"))
+    asked = list[bool]()
+    watch = Watch(
+        place, order, lambda: stores.connect(str(tmp_path / "nas"), {}), never, lambda: asked.append(True) or True
+    )
+    alive_on(tmp_path / "nas", age_s=50)
+
+    assert watch.once() == LOOK_S
+    assert asked == []
+
+
+def test_the_day_of_rest_begins_with_the_last_sign_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, watch = watching(tmp_path / "nas", never)
+    fence = alive_on(tmp_path / "nas")
+    began_s = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: began_s + LEAVE_S)
+    assert watch.once() == LOOK_S
+
+    fence.rest(OWN)
+    assert watch.once() == REST_S
+    monkeypatch.setattr(time, "monotonic", lambda: began_s + 2 * LEAVE_S)
 
     assert watch.once() is None
     assert not place.root.exists()
