@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 
 @contextmanager
@@ -20,3 +20,18 @@ def bar(description: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as shown:
         task = shown.add_task(description, total=None)
         yield lambda done, total: shown.update(task, completed=done, total=total)
+
+
+@contextmanager
+def bar_once_moving(description: str) -> Iterator[Callable[[int, int], None]]:
+    """The same for what is seldom needed: nothing is shown, and nothing loaded for it, before the first call."""
+    with ExitStack() as shown:
+        update: Callable[[int, int], None] | None = None
+
+        def moved(done: int, total: int) -> None:
+            nonlocal update
+            if update is None:
+                update = shown.enter_context(bar(description))
+            update(done, total)
+
+        yield moved

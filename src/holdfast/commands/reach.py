@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import shlex
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from holdfast import runs
 from holdfast.commands.arguments import say
+from holdfast.commands.progress import bar_once_moving
 from holdfast.errors import HoldfastError, HostUnreachable, UsageError
 from holdfast.process import CALLER_PYTHONPATH
 
@@ -56,11 +58,22 @@ def linked(host: str, within_s: float, run_file: Settings | None = None) -> Iter
     with Links() as links:
         up = links.up(host, config=users_config(), within_s=within_s, run_file=run_file)
         with telling(up):
-            there = reached(links, up, run_file=run_file)
+            with _sending(up.alias) as progress:
+                there = reached(links, up, progress=progress, run_file=run_file)
             try:
                 yield there
             finally:
                 there.close()
+
+
+@contextlib.contextmanager
+def _sending(host: str) -> Iterator[Progress]:
+    """Show what is sent to `host`, unless several are asked at once, in threads: a terminal has one bar."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda _done, _all: None
+        return
+    with bar_once_moving(f"holdfast → {host}") as progress:
+        yield progress
 
 
 def reached(
