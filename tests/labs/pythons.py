@@ -33,7 +33,7 @@ class Shelf:
 
     def environ(self) -> dict[str, str]:
         """What makes uv fetch from here, and from nowhere else."""
-        return {"UV_PYTHON_DOWNLOADS_JSON_URL": self.listed.as_uri(), "UV_HTTP_RETRIES": "0"}
+        return {"UV_PYTHON_DOWNLOADS_JSON_URL": self.listed.as_uri(), "UV_HTTP_RETRIES": "0", "UV_NO_CACHE": "1"}
 
     def at(self, folder: Path, *, url: str = "", sha256: str = "") -> Shelf:
         """The same with another address, or with a hash that is not the archive's."""
