@@ -145,16 +145,19 @@ def test_a_machine_that_stood_still_does_not_take_that_for_silence(server: lab.S
     async def work() -> None:
         async with serving(server) as (master, seen):
             await until(lambda: master.link.state is State.UP)
-            pid = await mux.alive(str(master.path))
+            ssh = process.identity(await mux.alive(str(master.path)))
+            assert ssh is not None
             await until(lambda: master.link.asked_s is None)
-            os.kill(pid, signal.SIGSTOP)
+            process.send_signal(ssh, signal.SIGSTOP)
             master.doubt()
             await asyncio.sleep(0)
             time.sleep(master.link.patience_s + MORE_PATIENCE_S + 0.5)
-            threading.Timer(0.5, os.kill, (pid, signal.SIGCONT)).start()
+            later = threading.Timer(0.5, process.send_signal, (ssh, signal.SIGCONT))
+            later.start()
             await until(lambda: master.link.asked_s is None)
+            later.join()
             assert set(seen) <= {State.CONNECTING, State.UP, State.SUSPECT}
-            assert await mux.alive(str(master.path)) == pid
+            assert await mux.alive(str(master.path)) == ssh.pid
 
     asyncio.run(work())
 
