@@ -53,13 +53,11 @@ def test_one_host_gives_its_bytes_and_its_status() -> None:
 
 def test_a_reader_that_leaves_is_no_error() -> None:
     argv = [sys.executable, "-m", "holdfast", "exec", "--on", "node", "--", "yes"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+    with ended(subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)) as child:
         assert child.stdout is not None and child.stderr is not None
         assert child.stdout.readline() == b"y\n"
         child.stdout.close()
-        assert child.stderr.read() == b""
-
-    assert child.returncode == 0
+        assert (child.stderr.read(), child.wait(20)) == (b"", 0)
 
 
 def test_words_arrive_as_they_are() -> None:

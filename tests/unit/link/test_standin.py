@@ -20,6 +20,7 @@ from holdfast.link.channels import Channel, Connection, Exit
 from holdfast.link.mux import MasterGone, Refused
 from holdfast.link.standin import Standin
 from holdfast.link.wire import Reader
+from tests.children import ended
 from tests.waiting import until
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ def standing(path: Path, work: Callable[[Standin], Coroutine[object, object, T]]
             carrying.extend(asyncio.get_running_loop().create_task(each) for each in _carried(channel, stream))
 
         words = [sys.executable, "-m", "holdfast", "node", "channels"]
-        with subprocess.Popen(words, stdin=streams, stdout=streams) as node, stream:
+        with stream, ended(subprocess.Popen(words, stdin=streams, stdout=streams)):
             streams.close()
             server, client = Connection(there, serve), Connection(here)
             made = await standin.begin(client, "begin", path)
@@ -54,7 +55,6 @@ def standing(path: Path, work: Callable[[Standin], Coroutine[object, object, T]]
                 for task in carrying:
                     task.cancel()
                 await asyncio.gather(*carrying, return_exceptions=True)
-                node.kill()
 
     return asyncio.run(run())
 
@@ -141,11 +141,11 @@ def test_a_signal_reaches_all_of_a_command_and_a_session_has_one(tmp_path: Path)
         with pytest.raises(Refused):
             await channel.exec("true")
         await channel.signal("TERM")
-        ended = await channel.wait()
+        over = await channel.wait()
         await connection.close()
-        return ended, pid
+        return over, pid
 
-    ended, pid = standing(tmp_path / "s", work)
+    over, pid = standing(tmp_path / "s", work)
 
-    assert ended == Exit(signal="TERM")
+    assert over == Exit(signal="TERM")
     until(lambda: process.identity(pid) is None)

@@ -6,6 +6,9 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from holdfast.link.traffic import carried_bytes
 from tests.children import ended
@@ -20,6 +23,11 @@ with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as there:
 """
 
 
+def has_ipv6() -> bool:
+    told = Path("/proc/net/if_inet6")
+    return told.exists() and f"{1:032x}" in told.read_text()
+
+
 def carried(pid: int) -> int:
     found = carried_bytes(pid)
     assert found is not None
@@ -32,11 +40,16 @@ def taken(there: socket.socket) -> None:
         got += len(there.recv(1 << 16))
 
 
-def test_what_is_sent_counts_where_it_is_acknowledged_and_where_it_comes() -> None:
+@pytest.mark.parametrize(("family", "loopback"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_what_is_sent_counts_where_it_is_acknowledged_and_where_it_comes(
+    family: socket.AddressFamily, loopback: str
+) -> None:
+    if family == socket.AF_INET6 and not has_ipv6():
+        pytest.skip("this machine has no IPv6")
     before = carried(os.getpid())
     with (
-        socket.create_server(("127.0.0.1", 0)) as listener,
-        socket.create_connection(listener.getsockname()) as here,
+        socket.create_server((loopback, 0), family=family) as listener,
+        socket.create_connection(listener.getsockname()[:2]) as here,
         listener.accept()[0] as there,
     ):
         here.sendall(bytes(SENT))
@@ -62,11 +75,12 @@ def test_what_is_not_taken_does_not_count() -> None:
 def test_the_connection_of_a_child_counts_and_that_of_a_stranger_does_not() -> None:
     before = carried(os.getpid())
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        argv = [sys.executable, "-c", CHILD, str(listener.getsockname()[1])]
+        words = [sys.executable, "-c", CHILD, str(listener.getsockname()[1])]
+        argv = ["sh", "-c", '"$@"; exit', "sh", *words]  # as a proxy command has its program
         with ended(subprocess.Popen(argv, stdin=subprocess.PIPE)) as child, listener.accept()[0] as there:
             taken(there)
             until(lambda: carried(child.pid) >= SENT)
-            until(lambda: carried(os.getpid()) - before >= 2 * SENT)  # ours, and the child's
+            until(lambda: carried(os.getpid()) - before >= 2 * SENT)  # ours, and that of the child's child
             there.close()
             child.communicate(b"")
 
