@@ -161,6 +161,16 @@ def test_what_does_not_start_is_told_with_its_last_words_and_asked_anew(up: Up) 
     assert places.remembered(up.key) is None
 
 
+def test_what_is_started_is_young_again_so_that_it_stays(up: Up, home: Path) -> None:
+    node = bundle.ensure(up)
+    contents = home / ".holdfast" / "bundles" / node.bundle / places.CONTENTS
+    os.utime(contents, (0, 0))
+
+    bundle.start(up, node, ("-c", "pass"))
+
+    assert contents.stat().st_mtime > 0
+
+
 def test_an_old_python_first_on_the_path_is_passed_over(up: Up, home: Path) -> None:
     (home / "bin").mkdir()
     (home / "bin" / "python3").write_text('#!/bin/sh\necho "3.6.9 cpython True m"\n')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import time
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.bundle import probing
+from holdfast import runs
+from holdfast.bundle import places, probing
 from holdfast.bundle.places import Platform
 from holdfast.bundle.probing import Facts, Python, Unfit
 from holdfast.errors import HoldfastError
@@ -178,6 +180,29 @@ def test_a_full_home_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(Unfit, match=f"the disk of {tmp_path}/.holdfast is full: 0 B are free"):
         probing.choose("gpu-a", found, (3, 11))
+
+
+def test_a_python_whose_path_a_shell_would_read_otherwise_does_not_fit() -> None:
+    lines = ("/opt/a-b_1.2+c/python3 3.12.1 cpython True", "/opt/$(id)/python3 3.12.1 cpython True")
+
+    found = probing.facts([("python", line) for line in lines], 0.0)
+
+    assert [python.fits for python in found.pythons] == [True, False]
+
+
+@pytest.mark.usefixtures("laptop")
+def test_what_another_version_remembers_of_a_node_is_asked_anew() -> None:
+    platform = Platform("3.11", "x86_64", "glibc", "2.36")
+    words = dict.fromkeys(("alias", "key", "home", "python", "folder", "bundle", "socket"), "word")
+    node = places.Node(uid=1, platform=platform, **words)
+    places.remember(node)
+    assert places.remembered("word") == node
+    (file,) = (runs.home() / "hosts").iterdir()
+    told = json.loads(file.read_text())
+
+    file.write_text(json.dumps({**told, "version": told["version"] + 1}))
+
+    assert places.remembered("word") is None
 
 
 def test_noise_around_the_answers_is_none() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -20,6 +21,7 @@ from holdfast import __version__, events, process, runs
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.runs import RunDir, make_runtime
 from holdfast.service import address
+from holdfast.service.server import MOST_CONNECTIONS
 from tests.unit.commands.scene import make_run
 from tests.unit.service.lab import Node, ask, called, node, start
 from tests.waiting import until
@@ -245,6 +247,16 @@ def test_an_order_that_is_wrong_is_refused(service: Node) -> None:
 def test_a_request_that_is_wrong_is_refused(service: Node, run: RunDir, sent: bytes, code: bytes) -> None:
     assert raw(service.socket, sent).split(b" ")[1] == code
     assert ask(service.socket, lambda calls: calls.get("/ping"))["ok"]
+
+
+def test_more_connections_than_it_takes_are_told(own_service: Node) -> None:
+    with contextlib.ExitStack() as stack:
+        every = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(MOST_CONNECTIONS + 1)]
+        for each in every:
+            each.connect(str(own_service.socket))  # waits where too many wait already
+        every[-1].settimeout(20)
+        every[-1].sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert every[-1].recv(1 << 16).startswith(b"HTTP/1.1 503 ")
 
 
 def test_frames_that_are_none_end_the_connection_and_not_the_verb(own_service: Node, run: RunDir) -> None:
