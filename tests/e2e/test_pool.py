@@ -138,13 +138,11 @@ def pool(tmp_path_factory: pytest.TempPathFactory, fetched: Path) -> Iterator[Po
             servers[name] = server
             blocks.append(server.config.read_text().replace("Host node", f"Host {name}"))
         blocks.append(f"Host nowhere\n  HostName 127.0.0.1\n  Port {free_port()}\n")
-        for folder in ("project", "home"):
-            (root / folder).mkdir()
-        (root / "home" / "bundles").symlink_to(fetched)
+        (root / "project").mkdir()
         (root / "config").write_text("\n".join(blocks))
         patch = held.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("HOLDFAST_SSH_CONFIG", str(root / "config"))
-        held.enter_context(own_links(root / "home", patch))
+        held.enter_context(own_links(root / "home", patch, fetched))
         made = Pool(root, homes, servers, drivers)
         named = made.holdfast("host", "pool", "gpus", "node-a", "node-b")
         assert named.returncode == 0, named.stderr

@@ -66,15 +66,13 @@ def way(
         lab.sshd(tmp_path / "sshd", user, home, options={"SetEnv": f"PATH={programs}"}) as server,
         lab.person() as (guest, lodge),
         lab.sshd(tmp_path / "gate", guest, lodge) as gate,
-        own_links(tmp_path / "laptop", monkeypatch),
+        own_links(tmp_path / "laptop", monkeypatch, fetched),
     ):
         jumps = request.param != "straight"
         if jumps:
             before = gate.config.read_text().replace("Host node", "Host gate")
             server.config.write_text(f"{server.config.read_text()}  ProxyJump gate\n{before}")
         monkeypatch.setenv("HOLDFAST_SSH_CONFIG", str(server.config))
-        (tmp_path / "laptop").mkdir()
-        (tmp_path / "laptop" / "bundles").symlink_to(fetched)
         yield home, gate if jumps else None
 
 

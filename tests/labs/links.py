@@ -78,7 +78,7 @@ def kill_master(alias: str = "node") -> None:
 
 
 def no_slot_is_taken(server: Sshd) -> None:
-    """By what is gone: 200 commands, 6 at a time, of which the server refuses none."""
+    """By what is gone: 200 commands, 6 asked for at a time, of which the server refuses none."""
     refusals = server.log.count("no more sessions")
     done = list(remote.everywhere(["node"] * 200, "true", config=str(server.config), at_once=6))
     assert {(one.status, one.error) for one in done} == {(0, "")}

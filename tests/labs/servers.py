@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import http.client
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -42,11 +43,12 @@ class Server:
 
 
 def free_port() -> int:
-    """One that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """One that nobody listens on now, below those that the system gives to whoever connects somewhere."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_768)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextlib.contextmanager

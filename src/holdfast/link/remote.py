@@ -20,7 +20,10 @@ from holdfast.link.hosts import Settings
 from holdfast.link.mux import MasterGone, Passenger
 
 AT_ONCE = 32  # hosts
-SESSIONS = 6  # of one connection at a time: slots come free late, and at the usual limit of 10 many are refused
+# Of one connection at a time. sshd frees the slot of a session that it was told to close only when it has taken all
+# else that came with that (process_buffered_input_packets in serverloop.c), so each may count twice, and pings besides;
+# the usual limit is 10.
+SESSIONS = 4
 SLOT_S = 30.0  # for the server to have one free
 MOST_BYTES = 16 << 20  # of output that is kept, of each stream of each host
 UNREACHED = 255  # the exit status of a command that nobody could run, as ssh has it

@@ -43,10 +43,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 @pytest.fixture(autouse=True)
 def links(tmp_path: Path, fetched: Path, monkeypatch: pytest.MonkeyPatch, node: Node) -> Iterator[None]:
     monkeypatch.setenv("HOLDFAST_SSH_CONFIG", str(node.server.config))
-    laptop = tmp_path / "laptop"
-    laptop.mkdir()
-    (laptop / "bundles").symlink_to(fetched)
-    with own_links(laptop, monkeypatch):
+    with own_links(tmp_path / "laptop", monkeypatch, fetched):
         yield
 
 
