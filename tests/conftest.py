@@ -15,6 +15,7 @@ from tests.labs.pythons import shelf as make_shelf
 from tests.labs.servers import Server
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in what they start in the background
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup this one
 
 
 @pytest.fixture(scope="session")
