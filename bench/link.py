@@ -2,7 +2,8 @@
 
 The ways take turns within each round, at no distance and at 50 ms of round trip; the distance is made by a process of
 its own and measured without any SSH. Times are medians, with their quartiles. Processors that have waited for an
-answer from afar run the same code more slowly than at no distance: `ping`, which is hardly any code, shows how much.
+answer from afar run the same code more slowly than at no distance: a call and a ping after a rest, at no distance, show
+how much.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from tests.labs.links import own_links
 OURS, COLD, SHARED = "holdfast", "ssh, cold", "ssh, ControlMaster"
 FIELD_S = 0.832, 0.045  # of a command, cold and over ControlMaster, as users tell
 MORE_S, FASTER, SHARE = 0.001, 100, 0.95  # targets: a call beyond its round trip, against cold ssh, of ssh's upload
+REST_S = 0.05  # as long as an answer from afar takes
+RESTED = {"ping": "ping after rest", "call": "call after rest"}
 Facts: TypeAlias = dict[str, Any]
 
 
@@ -51,7 +54,9 @@ class Amount:
 
     def times(self, task: str) -> int:
         """How often in a round."""
-        return {"ping": self.calls, "call": self.calls, "command": self.commands}.get(task, 1)
+        if task in ("ping", "call", *RESTED.values()):
+            return self.calls
+        return self.commands if task == "command" else 1
 
     def size_bytes(self, task: str) -> int | None:
         """What the task moves, where its speed is meant."""
@@ -88,14 +93,19 @@ def measure(amount: Amount, *, say: Callable[[str], object], bundles: Path | Non
     with contextlib.ExitStack() as stack:
         nodes = stack.enter_context(_nodes(amount, bundles))
         works = {
-            (trip_s, title, task): work
+            (trip_s, title, task): _timed(work)
             for trip_s, node in nodes.items()
             for way in ways
             for title, task, work in _works(way, stack.enter_context(way.connect(node)))
         }
+        works |= {
+            (trip_s, title, RESTED[task]): _rested(work)
+            for (trip_s, title, task), work in works.items()
+            if title == OURS and task in RESTED and not trip_s
+        }
         for number in range(amount.rounds):
             for key, work in works.items():
-                times.setdefault(key, []).extend(_timed(work) for _ in range(amount.times(key[2])))
+                times.setdefault(key, []).extend(work() for _ in range(amount.times(key[2])))
             say(f"round {number + 1} of {amount.rounds}")
     rows = [_row(*key, taken, amount.size_bytes(key[2])) for key, taken in times.items()]
     return {
@@ -171,10 +181,25 @@ def _works(way: Way, tasks: Tasks) -> Iterator[tuple[str, str, Callable[[], obje
         yield title or way.title, task, work
 
 
-def _timed(work: Callable[[], object]) -> float:
-    began_s = time.perf_counter()
-    work()
-    return time.perf_counter() - began_s
+def _timed(work: Callable[[], object]) -> Callable[[], float]:
+    """Does it and returns the seconds."""
+
+    def timed() -> float:
+        began_s = time.perf_counter()
+        work()
+        return time.perf_counter() - began_s
+
+    return timed
+
+
+def _rested(timed: Callable[[], float]) -> Callable[[], float]:
+    """The same behind a rest that does not count."""
+
+    def rested() -> float:
+        time.sleep(REST_S)
+        return timed()
+
+    return rested
 
 
 def _row(trip_s: float, title: str, task: str, times_s: Sequence[float], size_bytes: int | None) -> Facts:
@@ -202,10 +227,12 @@ def _against_cold(at: Mapping[tuple[str, str], float]) -> list[str]:
     cold_s, call_s, command_s = at[COLD, "command"], at[OURS, "call"], at[OURS, "command"]
     faster, (field_cold_s, field_s) = cold_s / call_s, FIELD_S
     ours = f"a command {cold_s:.3f} s to {command_s:.4f} s ({cold_s / command_s:.0f} x)"
+    rested = f"a call takes {at[OURS, RESTED['call']] * 1000:.2f} ms, a ping {at[OURS, RESTED['ping']] * 1000:.2f}"
     field = f"{field_cold_s} s to {field_s} s ({field_cold_s / field_s:.0f} x)"
     return [
         f"{_met(faster >= FASTER)}: a call is {faster:.0f} x faster than a cold ssh, target {FASTER}",
         f"beside: {ours}; the field tells {field}",
+        f"beside: after {REST_S * 1000:g} ms of rest {rested}",
     ]
 
 

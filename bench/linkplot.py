@@ -11,12 +11,13 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
-TASKS = ("ping", "call", "command", "stream", "upload", "sync", "unchanged")
+TASKS = ("ping", "ping after rest", "call", "call after rest", "command", "stream", "upload", "sync", "unchanged")
 OURS, OTHER = "tab:blue", "tab:gray"
 # of each panel: its tasks, and what a bar is long for
 _PANELS = (
-    (("ping", "call", "command"), "ms of a call or a command"),
+    (("ping", "ping after rest", "call", "call after rest", "command"), "ms of a call or a command"),
     (("stream", "upload"), "MB/s of a stream or an upload"),
     (("sync", "unchanged"), "ms of a folder of {files} files"),
 )
@@ -38,6 +39,7 @@ def plot(path: Path, facts: dict[str, Any]) -> None:
             axes.set(xlabel=words)
             if "call" in tasks:
                 axes.set(xscale="log", title=f"round trip {trip['wanted_s'] * 1000:g} ms")
+                axes.xaxis.set_minor_formatter(NullFormatter())  # they lie on each other
                 axes.axvline(trip["measured_s"] * 1000, color="black", lw=0.8, ls="--")
     figure.suptitle(f"SSH, way beside way: medians and quartiles of {facts['rounds']} rounds (holdfast blue)")
     figure.savefig(path, dpi=130)
