@@ -12,8 +12,7 @@ import shlex
 import signal
 import sys
 import webbrowser
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -115,15 +114,15 @@ def look(host: str, name: str, server: Server, port: int, url: Callable[[int], s
     from holdfast.link.mux import End
 
     try:
-        with going_on(f"the {name} of {host} is being ended"), _like_ctrl_c():
+        with going_on(f"the {name} of {host} is being ended"):
+            _end_like_ctrl_c()
             wanted = [Wanted(port, End(path=f"{server.folder}/s"))]
             stay(host, wanted, ready=lambda had: _show(url(had[0].listen), browser))
     finally:
         _end(host, name, server)
 
 
-@contextmanager
-def _like_ctrl_c() -> Iterator[None]:
+def _end_like_ctrl_c() -> None:
     """A terminal that is closed, or `kill`, ends us as Ctrl-C does: nobody else knows the way to what runs there.
 
     Once, and what comes after it is passed over: a terminal tells its shell, which tells us a second time.
@@ -137,7 +136,6 @@ def _like_ctrl_c() -> Iterator[None]:
 
     for each in signals:
         signal.signal(each, told)
-    yield
 
 
 def _show(url: str, browser: bool) -> None:
