@@ -24,14 +24,12 @@ def common_home() -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def own_home(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Of the common service where the test uses that, else of the test alone; without runs afterwards."""
-    if "service" in request.fixturenames:
-        folder = request.getfixturevalue("common_home")
-    else:
-        folder = Path(tempfile.mkdtemp(prefix="hf-"))
+    """Of the common service where the test uses that, without runs afterwards; else of the test alone."""
+    is_common = "service" in request.fixturenames
+    folder = request.getfixturevalue("common_home") if is_common else Path(tempfile.mkdtemp(prefix="hf-"))
     monkeypatch.setenv("HOLDFAST_HOME", str(folder / "home"))
     yield folder
-    shutil.rmtree(folder / "home" / "runs", ignore_errors=True)
+    shutil.rmtree(folder / "home" / "runs" if is_common else folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
