@@ -53,7 +53,8 @@ class NowhereToRun(HostUnreachable):
 
     def __init__(self, choice: Choice) -> None:
         reasons = "; ".join(f"{host}: {why}" for host, why in choice.others.items())
-        super().__init__(f"no host of the pool can take this run: {reasons}", hint="holdfast queue --on each of them")
+        hint = f"holdfast queue --on {next(iter(choice.others))} shows the devices of one, once it can be reached"
+        super().__init__(f"no host of the pool can take this run: {reasons}", hint=hint)
 
 
 def choose(answers: Mapping[str, Answer], wants: Accelerators = ANY) -> Choice:
