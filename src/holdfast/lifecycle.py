@@ -37,7 +37,8 @@ __all__ = ["ExitClass", "State", "decide", "describe", "fold"]
 SETTLED_S = 600.0  # a program of unknown progress that ran this long counts as having come up
 SEGMENT = (ExitClass.SEGMENT_END, ExitClass.SEGMENT_CUT)
 MEANT = (ExitClass.SUCCEEDED, ExitClass.STOPPED, ExitClass.PREEMPTED, *SEGMENT)  # there was time to save before them
-SUPERSEDED, TOLD_TO_STOP = YIELDS = ("mirror-superseded", "mirror-stop")  # findings
+SUPERSEDED = "mirror-superseded"  # the finding
+YIELDS = (SUPERSEDED, "mirror-stop")  # those at which a run of a pool stops
 HISTORY = 20  # attempts that a state remembers
 
 
