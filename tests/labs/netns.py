@@ -113,7 +113,7 @@ def network(folder: Path, *, delay_s: float = 0.0, up_bytes_s: float = math.inf)
         for name in names:
             _ip("netns", "add", name)
             stack.callback(_remove, name)
-            _ip("-n", name, "link", "set", "lo", "up")
+            _inside(name, "link", "set", "lo", "up")
         if is_wired:
             _join(client, wire, ("c0", "w0"))
             _join(wire, firewall, ("w1", "f0"))
@@ -122,9 +122,9 @@ def network(folder: Path, *, delay_s: float = 0.0, up_bytes_s: float = math.inf)
         _join(firewall, server, ("f1", "s0"))
         addresses = {(client, "c0"): CLIENT, (firewall, "f0"): "10.77.1.2", (firewall, "f1"): "10.77.2.1"}
         for (name, device), address in {**addresses, (server, "s0"): SERVER}.items():
-            _ip("-n", name, "address", "add", f"{address}/24", "dev", device)
-        _ip("-n", client, "route", "add", "default", "via", "10.77.1.2")
-        _ip("-n", server, "route", "add", "default", "via", "10.77.2.1")
+            _inside(name, "address", "add", f"{address}/24", "dev", device)
+        _inside(client, "route", "add", "default", "via", "10.77.1.2")
+        _inside(server, "route", "add", "default", "via", "10.77.2.1")
         with entered(firewall):
             Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
         with entered(client):  # what sends until a queue is full, as most machines do
@@ -154,7 +154,7 @@ def _join(one: str, other: str, devices: tuple[str, str]) -> None:
     here, there = devices
     _ip("link", "add", here, "netns", one, "type", "veth", "peer", "name", there, "netns", other)
     for name, device in ((one, here), (other, there)):
-        _ip("-n", name, "link", "set", device, "up")
+        _inside(name, "link", "set", device, "up")
         with entered(name):
             _without_offloads(device)
 
@@ -184,6 +184,12 @@ def _remove(name: str) -> None:
 def _ip(*words: str) -> None:
     done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"ip {' '.join(words)}: {done.stderr}"
+
+
+def _inside(namespace: str, *words: str) -> None:
+    """As `_ip`, there. `ip -n` would do, but it mounts things anew, which a root folder that is no mount refuses."""
+    with entered(namespace):
+        _ip(*words)
 
 
 def _nft(namespace: str, rules: str) -> None:
