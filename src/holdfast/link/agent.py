@@ -19,7 +19,7 @@ from typing import Any
 
 from holdfast import runs
 from holdfast.errors import HoldfastError, HostUnreachable, LeaseHeld, UsageError
-from holdfast.link import hosts, leftovers, messages, wire
+from holdfast.link import hosts, leftovers, messages, routes, wire
 from holdfast.link.forwards import Forward
 from holdfast.link.hosts import Chosen
 from holdfast.link.mux import End
@@ -111,6 +111,9 @@ class Agent:
         ours = path.stat()
         await leftovers.end_masters(folder())
         accepting = loop.create_task(self._accept(listener))
+        moves = routes.listen()
+        if moves is not None:
+            loop.add_reader(moves, self._moved, moves)
         try:
             await leftovers.sweep()
             while not self._is_idle() and _is_at(path, ours):
@@ -119,11 +122,20 @@ class Agent:
                     place.tick(time.monotonic())
                 await self._drop_spent()
         finally:
+            if moves is not None:
+                loop.remove_reader(moves)
+                moves.close()
             leaving = [accepting, *self._clients.values()]
             for task in leaving:
                 task.cancel()
             await asyncio.wait(leaving)  # each ends what it alone has used
             await asyncio.gather(*[self._end_place(key) for key in list(self._places)])
+
+    def _moved(self, moves: socket.socket) -> None:
+        """This machine may be in another network."""
+        routes.heard(moves)
+        for place in self._places.values():
+            place.uproot()
 
     def _is_idle(self) -> bool:
         if self._clients or self._places:
@@ -197,6 +209,7 @@ class Agent:
 
     async def _want(self, message: Mapping[str, Any], client: Client) -> Message:
         """Answers when the link is up, or when it is known why it is not."""
+        _ask_for_keys_at(str(message.get("auth_sock", "")))
         target = await asyncio.get_running_loop().run_in_executor(
             None, lambda: resolve(str(message["alias"]), config=str(message.get("config", "")))
         )
@@ -329,6 +342,14 @@ def main() -> int:
             leftovers.remove(place)
     os.close(lock)
     return 0
+
+
+def _ask_for_keys_at(path: str) -> None:
+    """Every ssh of ours asks the ssh-agent of who came last, if one is there: that of our starter goes at its logout."""
+    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+        probe.setblocking(False)
+        probe.connect(path)
+        os.environ["SSH_AUTH_SOCK"] = path
 
 
 def _sign(lock: int) -> None:

@@ -92,7 +92,7 @@ class Links:
         """
         since_s = clock.now_s() if asked_s is None else asked_s
         asked = {"op": "want", "alias": alias, "config": config or users_config(), "within_s": within_s}
-        asked |= {"asked_s": since_s, "asks": asking.is_possible()}
+        asked |= {"asked_s": since_s, "asks": asking.is_possible(), "auth_sock": os.environ.get("SSH_AUTH_SOCK", "")}
         asked["chosen"] = hosts.for_call(alias, said, run_file).encoded()
         most_s = within_s + START_S + PERSON_S  # who is asked may sit at another terminal
         told = self._ask(asked, most_s)

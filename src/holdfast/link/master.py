@@ -126,9 +126,9 @@ class Master:
         """A time of the link on the unix clock."""
         return time.time() - (clock.now_s() - link_s)
 
-    def doubt(self) -> None:
+    def uproot(self) -> None:
         """The network may be another one, or gone: ask now."""
-        self._decided(states.doubted(self.link, clock.now_s()))
+        self._decided(states.uprooted(self.link, clock.now_s()))
 
     def fail(self, error: BaseException) -> None:
         """Nobody watches over it any more."""
@@ -154,7 +154,7 @@ class Master:
         if now_s > self._looked_s + TICK_S + STILL_S:
             self._become(states.stood_still(self.link, now_s))
         if slept_s > self._slept_s + 1.0:
-            self.doubt()
+            self.uproot()
         self._slept_s = slept_s
         if self.connection is not None and self.connection.heard_s != self._heard_s:
             self._heard_s = self.connection.heard_s  # compared as it is: two readings of two clocks differ each time
@@ -242,7 +242,7 @@ class Master:
         self.connection = connection
         if self.link.state is State.CONNECTING:  # nobody has dropped it meanwhile
             self._become(states.opened(self.link, clock.now_s()))
-            self.doubt()  # the first answer came late: it waited for the login
+            self._decided(states.doubted(self.link, clock.now_s()))  # the first answer was late: it waited for the login
 
     async def _ping(self) -> None:
         if self.connection is None:

@@ -153,6 +153,11 @@ class Place:
         if self._is_old() and self._heir is None and now_s >= self._again_s:
             self._follow(self.current.master.chosen)
 
+    def uproot(self) -> None:
+        """The network may be another one."""
+        for held in self._every():
+            held.master.uproot()
+
     async def end(self) -> None:
         """Hang up everything, whoever uses it."""
         await asyncio.gather(*(held.end() for held in self._every()), *self._tasks)

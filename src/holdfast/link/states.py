@@ -172,12 +172,20 @@ def missed(link: Link) -> Link:
 
 
 def doubted(link: Link, now_s: float) -> tuple[Link, tuple[Do, ...]]:
-    """The machine slept, or its routes are others: ask now, and do not wait to connect."""
+    """Whether it still leads anywhere is asked now; where it is down, it is not waited any longer to connect."""
     if link.state is State.DOWN:
         return replace(link, due_s=now_s), ()
     if link.state in (State.UP, State.SUSPECT) and link.asked_s is None:
         return replace(link, asked_s=now_s), (Do.PING,)
     return link, ()
+
+
+def uprooted(link: Link, now_s: float) -> tuple[Link, tuple[Do, ...]]:
+    """The machine slept, or its routes are others. What failed before says nothing of the network that is there now,
+    and that one may come up step by step: the pauses between attempts begin anew.
+    """
+    is_away = link.state in (State.DOWN, State.CONNECTING)
+    return doubted(replace(link, failures=0) if is_away else link, now_s)
 
 
 def stood_still(link: Link, now_s: float) -> Link:

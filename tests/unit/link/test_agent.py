@@ -29,6 +29,7 @@ from tests.labs import sshd as lab
 from tests.labs.links import holder, kill_agent
 from tests.labs.servers import free_port
 from tests.labs.servers import process as running
+from tests.needs import need_program
 from tests.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("own_agent")]
@@ -84,6 +85,31 @@ def test_a_refused_key_is_told_and_tried_again_when_asked(server: lab.Sshd) -> N
             links.up("node", config=str(server.config))
         server.allowed.write_text(keys)
         assert links.up("node", config=str(server.config)).alias == "node"
+
+
+def test_keys_are_asked_of_the_ssh_agent_of_who_came_last(
+    server: lab.Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that the link agent found at its own start goes with its login; another shell may name one long gone."""
+    need_program("ssh-agent")
+    config = tmp_path / "config"
+    config.write_text(server.config.read_text().replace(f"IdentityFile {server.folder}/key", "IdentityFile none"))
+    config.write_text(config.read_text().replace("IdentitiesOnly yes", "IdentitiesOnly no"))
+
+    def log_in() -> None:
+        with Links() as links:
+            links.drop(links.up("node", config=str(config)).key)
+
+    for name in ("one", "two"):
+        path = tmp_path / name
+        with running(["ssh-agent", "-D", "-a", str(path)], tmp_path / f"{name}.log"):
+            until(path.is_socket)
+            monkeypatch.setenv("SSH_AUTH_SOCK", str(path))
+            subprocess.run(["ssh-add", "-q", str(server.folder / "key")], check=True)
+            log_in()
+            for other in (str(tmp_path / "gone"), ""):
+                monkeypatch.setenv("SSH_AUTH_SOCK", other)
+                log_in()
 
 
 def test_nobody_there_is_told_within_the_time(server: lab.Sshd, tmp_path: Path) -> None:

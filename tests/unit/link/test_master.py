@@ -126,7 +126,7 @@ def test_silence_is_noticed_and_another_connection_made(server: lab.Sshd) -> Non
                 with contextlib.suppress(ProcessLookupError):  # of a connection of the test before
                     os.kill(pid, signal.SIGSTOP)
             try:
-                master.doubt()
+                master.uproot()
                 await until(lambda: State.SUSPECT in seen)
                 await until(lambda: seen.count(State.UP) == 2)
                 after = seen[seen.index(State.DEAD) :]
@@ -149,7 +149,7 @@ def test_a_machine_that_stood_still_does_not_take_that_for_silence(server: lab.S
             assert ssh is not None
             await until(lambda: master.link.asked_s is None)
             process.send_signal(ssh, signal.SIGSTOP)
-            master.doubt()
+            master.uproot()
             await asyncio.sleep(0)
             time.sleep(master.link.patience_s + MORE_PATIENCE_S + 0.5)
             later = threading.Timer(0.5, process.send_signal, (ssh, signal.SIGCONT))

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +19,7 @@ import pytest
 
 from holdfast.bundle import probing as node_probing
 from holdfast.bundle.bootstrap import first_made
-from holdfast.link import hosts, mux, probing, remote, target
+from holdfast.link import agent, hosts, mux, probing, remote, states, target
 from holdfast.link.channels import Connection
 from holdfast.link.client import Links
 from holdfast.link.mux import MasterGone
@@ -85,6 +87,43 @@ def test_a_firewall_forgets_a_connection_that_is_silent_for_too_long(network: ne
         through(network, server, work)
     finally:
         network.forget_after(432_000)
+
+
+def test_another_route_is_a_reason_to_ask_at_once(
+    network: netns.Network, server: lab.Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that was carried elsewhere; nothing else would make the agent ask for an hour."""
+    for name in ("BUSY_PING_S", "IDLE_PING_S"):
+        monkeypatch.setattr(states, name, 3600.0)
+    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path))
+
+    def looked() -> None:
+        with Links() as links:
+            links.up("node", config=str(server.config))
+
+            def trip_s() -> float:
+                (link,) = links.every()
+                return float(link["trip_s"])
+
+            before_s = until(trip_s)
+            network.add_route("192.0.2.0/24")
+            until(lambda: trip_s() != before_s)
+
+    async def work() -> None:
+        serving = asyncio.get_running_loop().create_task(agent.Agent().serve(listener))
+        try:
+            await asyncio.to_thread(looked)
+        finally:
+            serving.cancel()
+            await asyncio.wait([serving])
+
+    target.make_folder()
+    with netns.entered(network.client), socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(agent.socket_path()))
+        listener.listen()
+        listener.setblocking(False)
+        asyncio.run(work())
+    shutil.rmtree(target.folder())
 
 
 @contextlib.contextmanager

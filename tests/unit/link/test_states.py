@@ -117,11 +117,21 @@ def test_any_byte_is_a_sign_of_life() -> None:
 
 
 def test_after_sleep_it_is_asked_at_once() -> None:
-    asked, actions = states.doubted(up(), 100)
+    asked, actions = states.uprooted(up(), 100)
     assert actions == (Do.PING,)
     assert run(asked, 100, 104)[0].state in (State.SUSPECT, State.DEAD)
     waiting = states.gone(up(), 5, LOST, 1.0)
-    assert tick(states.doubted(waiting, 5.001)[0], 5.001)[1] == (Do.CONNECT,)
+    assert tick(states.uprooted(waiting, 5.001)[0], 5.001)[1] == (Do.CONNECT,)
+
+
+@pytest.mark.parametrize("state", [State.DOWN, State.CONNECTING])
+def test_in_another_network_pauses_between_attempts_begin_anew(state: State) -> None:
+    tried = replace(up(), state=state, failures=9)
+
+    again = states.gone(states.uprooted(tried, 10)[0], 11, LOST, 1.0)
+
+    assert again.due_s == 11 + states.FIRST_DELAY_S
+    assert states.gone(states.doubted(tried, 10)[0], 11, LOST, 1.0).due_s == 11 + states.LONGEST_DELAY_S
 
 
 def test_a_ping_that_waits_while_nobody_looks_is_no_silence_of_the_other_end() -> None:
