@@ -345,7 +345,7 @@ def main() -> int:
 
 
 def _ask_for_keys_at(path: str) -> None:
-    """Every ssh of ours asks the ssh-agent of who came last, if one is there: that of our starter goes at its logout."""
+    """Every ssh of ours asks the ssh-agent of who came last, if one is there: our starter's may go at its logout."""
     with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
         probe.setblocking(False)
         probe.connect(path)

@@ -242,7 +242,7 @@ class Master:
         self.connection = connection
         if self.link.state is State.CONNECTING:  # nobody has dropped it meanwhile
             self._become(states.opened(self.link, clock.now_s()))
-            self._decided(states.doubted(self.link, clock.now_s()))  # the first answer was late: it waited for the login
+            self._decided(states.doubted(self.link, clock.now_s()))  # the first one waited for the login
 
     async def _ping(self) -> None:
         if self.connection is None:
