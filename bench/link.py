@@ -213,11 +213,14 @@ def targets(rows: Sequence[Facts], trip: Facts) -> list[str]:
     """A sentence for each target at one distance: met or not, with the numbers; and what the field tells, beside."""
     at = {(row["way"], row["task"]): row["median_s"] for row in rows if row["trip_s"] == trip["wanted_s"]}
     call_s, trip_s, most_s = at[OURS, "call"], trip["measured_s"], trip["measured_s"] + MORE_S
+    added_s = call_s - at[OURS, "ping"]
     share, where = at[SHARED, "upload"] / at[OURS, "upload"], f"at {trip['wanted_s'] * 1000:g} ms"
     call = f"a call takes {call_s * 1000:.2f} ms, the round trip alone {trip_s * 1000:.2f} ms"
+    added = f"a call takes {added_s * 1000:.2f} ms more than a ping"
     upload = f"an upload is {share:.2f} x as fast as over ssh -S"
     said = [
         f"{_met(call_s <= most_s)}: {where} {call}, target {most_s * 1000:.2f}",
+        f"{_met(added_s <= MORE_S)}: {where} {added}, target {MORE_S * 1000:.2f}",
         f"{_met(share >= SHARE)}: {where} {upload}, target {SHARE:.2f}",
     ]
     return said if trip["wanted_s"] else [*said, *_against_cold(at)]
