@@ -99,7 +99,7 @@ class Switch:
                     route.is_closing = True
                     self._tidy(number, route)
         elif kind < OPEN:
-            return  # about no channel: nobody asks us
+            return  # about no channel: the answer would be nobody's
         self._post(bytes(message))
 
     def _to_client(self, message: bytearray) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import mmap
 import os
 import signal
@@ -69,18 +70,21 @@ class Call:
     """One, from its fork until its exit is acknowledged. Use on one event loop."""
 
     def __init__(self, order: Order, verb: Verb) -> None:
+        """Begin it. Raises OSError, and then nothing is left of it."""
         self._columns = mmap.mmap(-1, _COLUMNS.size)  # of the caller's terminal, shared with the child
         self._columns[:] = _COLUMNS.pack(order.columns or 0)
-        (its_in, our_in), (our_out, its_out), (our_err, its_err) = os.pipe(), os.pipe(), os.pipe()
+        pipes: list[tuple[int, int]] = []
         try:
+            while len(pipes) < 3:  # which may be more than there are descriptors for
+                pipes.append(os.pipe())
+            (its_in, our_in), (our_out, its_out), (our_err, its_err) = pipes
             self._child = Child(lambda: _be(order, verb, self._columns), (its_in, its_out, its_err), order.terminals)
         except BaseException:
-            for descriptor in (our_in, our_out, our_err):
+            for descriptor in itertools.chain(*pipes):
                 os.close(descriptor)
             raise
-        finally:
-            for descriptor in (its_in, its_out, its_err):
-                os.close(descriptor)
+        for descriptor in (its_in, its_out, its_err):
+            os.close(descriptor)
         self._moved = asyncio.Event()  # there may be something to send
         self._kept = Kept()
         self._inlet = Inlet(our_in, self._moved.set)

@@ -29,7 +29,9 @@ class Child:
     """One, in a session of its own; `work` returns its exit status. `terminals`: streams that a person looks at."""
 
     def __init__(self, work: Callable[[], int], streams: Streams, terminals: Collection[int] = ()) -> None:
+        """Raises OSError, and then there is none."""
         service = os.getpid()
+        place = os.dup(streams[0])  # for what we wait with: where no descriptor is left, nothing is begun
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self.pid = os.fork()
@@ -40,6 +42,7 @@ class Child:
                     os._exit(1)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            os.close(place)
         loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[int] = loop.create_future()  # its exit status, negative for a signal
         self._descriptor = os.pidfd_open(self.pid)

@@ -192,24 +192,35 @@ class Service:
     async def _from_child(self, request: Request) -> Answer:
         """From disks and supervisors."""
         async with self._children:
+            try:
+                child, ours = self._asking(request)
+            except OSError as error:
+                return refused(HoldfastError(f"{request.path} cannot be answered: {error.strerror}"), 503)
+            try:
+                return Answer.unpacked(await within(_all(ours), ANSWER_S))
+            except asyncio.TimeoutError:
+                return refused(HoldfastError(f"{request.path} took longer than {ANSWER_S:g} s"), 504)
+            except (ValueError, KeyError):
+                child.signal(signal.SIGKILL)
+                return refused(HoldfastError(f"{request.path} was not answered: status {await child.ended}"), 500)
+            finally:
+                os.close(ours)
+                child.signal(signal.SIGKILL)
+
+    def _asking(self, request: Request) -> tuple[Child, int]:
+        """A child, and the descriptor that its answer comes from. Raises OSError, and then there is neither."""
+        with open(os.devnull, "r+b", buffering=0) as nothing:  # noqa: PTH123
             ours, its = os.pipe()
-            with open(ours, "rb", buffering=0) as pipe, open(os.devnull, "r+b", buffering=0) as nothing:  # noqa: PTH123
-                try:
-                    child = Child(
-                        lambda: answers.hand_over(answers.answer(request.path, request.query, self._status)),
-                        (nothing.fileno(), its, nothing.fileno()),
-                    )
-                finally:
-                    os.close(its)
-                try:
-                    return Answer.unpacked(await within(_all(pipe.fileno()), ANSWER_S))
-                except asyncio.TimeoutError:
-                    return refused(HoldfastError(f"{request.path} took longer than {ANSWER_S:g} s"), 504)
-                except (ValueError, KeyError):
-                    child.signal(signal.SIGKILL)
-                    return refused(HoldfastError(f"{request.path} was not answered: status {await child.ended}"), 500)
-                finally:
-                    child.signal(signal.SIGKILL)
+            try:
+                return Child(
+                    lambda: answers.hand_over(answers.answer(request.path, request.query, self._status)),
+                    (nothing.fileno(), its, nothing.fileno()),
+                ), ours
+            except BaseException:
+                os.close(ours)
+                raise
+            finally:
+                os.close(its)
 
 
 def _facts() -> dict[str, Any]:

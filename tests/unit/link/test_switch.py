@@ -11,10 +11,10 @@ from typing import TypeVar
 import pytest
 
 from holdfast.link import wire
-from holdfast.link.channels import CLOSE, OPEN_CONFIRMATION, Channel, Connection
+from holdfast.link.channels import CLOSE, GLOBAL_REQUEST, OPEN_CONFIRMATION, Channel, Connection
 from holdfast.link.mux import MasterGone, Refused
 from holdfast.link.switch import Switch
-from holdfast.link.wire import Reader, u32
+from holdfast.link.wire import TRUE, Reader, string, u32
 
 T = TypeVar("T")
 
@@ -196,6 +196,25 @@ def test_who_sends_more_than_the_stream_takes_waits() -> None:
 
     with_lab(work)
     assert sum(sent) < 12 << 20
+
+
+def test_what_is_about_no_channel_is_for_no_client() -> None:
+    """What the other end asks, and what it answers to a client that asks."""
+    ask = b"\0" + bytes([GLOBAL_REQUEST]) + string("keepalive@openssh.com") + TRUE
+
+    async def work(lab: Lab) -> tuple[bytes, bytes]:
+        asking, client = await lab.raw(), await lab.client()
+        here, there = await opened(lab, client)
+        with asking:
+            await asyncio.get_running_loop().sock_sendall(asking, wire.framed(ask))
+            second, other = await opened(lab, Connection(asking))
+            await lab.said(ask)
+            await other.write(b"after")
+            got = await second.read()
+        await there.write(b"still")
+        return got, await here.read()
+
+    assert with_lab(work) == (b"after", b"still")
 
 
 @pytest.mark.parametrize(

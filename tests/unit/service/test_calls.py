@@ -231,6 +231,13 @@ def test_a_terminal_that_becomes_wider_is_wider_for_the_verb(own_home: Path) -> 
     assert asyncio.run(asyncio.wait_for(main(), 30)).split() == ["70", "wide"]
 
 
+def test_files_of_a_verb_get_the_permissions_that_they_get_here(service: Node, run: RunDir) -> None:
+    told = Path("/proc/self/status").read_text()
+    ours = next(line.split()[1] for line in told.splitlines() if line.startswith("Umask:"))
+
+    assert called(service.socket, *SH, "umask").out.split() == [ours.encode()]
+
+
 def test_a_working_folder_that_is_not_there_is_told(service: Node, run: RunDir) -> None:
     said = called(service.socket, "ps", cwd="/nowhere")
 
@@ -277,7 +284,7 @@ def test_nothing_is_left_after_many_calls(service: Node, run: RunDir) -> None:
 
 def test_a_service_that_is_killed_is_one_clear_sentence(own_service: Node, run: RunDir) -> None:
     async def main() -> None:
-        calling = asyncio.create_task(Calls(unix(own_service.socket)).call([*SH, "exec sleep 60"]))
+        calling = asyncio.create_task(Calls(unix(own_service.socket)).call([*SH, "exec sleep 90"]))
         while len(own_service.children()) < 1:
             await asyncio.sleep(0.01)
         verbs.extend(filter(None, map(process.identity, own_service.children())))
@@ -300,12 +307,14 @@ def test_a_new_service_does_not_take_the_call_of_one_that_was_killed(own_service
             return await unix(own_service.socket)()
 
         ended: list[int] = []
-        calling = asyncio.create_task(Calls(connect).call([*SH, "exec sleep 60"]))  # type: ignore[arg-type]
-        while len(own_service.children()) < 1:
-            await asyncio.sleep(0.01)
-        ended.append(own_service.who.pid)
-        own_service.kill(signal.SIGKILL)
-        await calling
+        ours, its = os.pipe()
+        with os.fdopen(its, "wb", 0) as sink, os.fdopen(ours, "rb", 0) as seen:
+            call = Calls(connect).call([*SH, "echo ready; exec sleep 60"], stdout=sink.fileno())  # type: ignore[arg-type]
+            calling = asyncio.create_task(call)
+            await asyncio.get_running_loop().run_in_executor(None, seen.readline)
+            ended.append(own_service.who.pid)
+            own_service.kill(signal.SIGKILL)
+            await calling
 
     try:
         with pytest.raises(CallLost):
@@ -341,7 +350,7 @@ def test_a_call_that_nobody_stays_with_hears_of_it(run: RunDir) -> None:
     with node("--idle", "2") as service:
 
         async def main() -> None:
-            calling = asyncio.create_task(Calls(unix(service.socket)).call([*SH, "exec sleep 60"]))
+            calling = asyncio.create_task(Calls(unix(service.socket)).call([*SH, "exec sleep 90"]))
             while len(service.children()) < 1:
                 await asyncio.sleep(0.01)
             calling.cancel()

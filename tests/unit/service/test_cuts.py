@@ -5,19 +5,26 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import json
 import os
 import random
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from holdfast import process
 from holdfast.errors import HostUnreachable
 from holdfast.runs import RunDir
-from holdfast.service.client import Calls, Standing
+from holdfast.service import frames
+from holdfast.service.calls import Call, Order
+from holdfast.service.client import CallLost, Calls, Standing
+from holdfast.service.frames import Frame, Kind
 from holdfast.service.streams import unix
-from tests.unit.service.lab import Node, Said, calling, node, proxy
+from tests.unit.service.lab import Node, Said, ask, calling, node, proxy, start
+from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
 
@@ -88,6 +95,74 @@ def test_a_verb_asked_for_before_the_service_began_is_not_begun(service: Node, r
         return answer
 
     assert b" 410 " in asyncio.run(main())
+
+
+def test_a_verb_that_a_killed_service_may_have_begun_is_not_begun_by_the_next(own_service: Node, run: RunDir) -> None:
+    """Its number was sent, and the answer was lost with the service."""
+
+    def watch(_standing: Standing) -> bool:
+        if process.alive(own_service.who):
+            own_service.kill(signal.SIGKILL)
+            assert start() == 0
+        return True
+
+    async def main() -> None:
+        async with proxy(own_service.socket, iter([(0, None)])) as between:
+            await Calls(unix(between.path), watch).call(["shell", "digits", "--", "true"])
+
+    try:
+        with pytest.raises(CallLost):
+            asyncio.run(main())
+    finally:
+        os.kill(ask(own_service.socket, lambda calls: calls.get("/ping"))["pid"], signal.SIGTERM)
+        until(lambda: not own_service.socket.exists())
+
+
+@pytest.mark.parametrize("request_line", ["POST /calls", "GET /calls/{number}?out=1", "GET /calls/{number}?out=4"])
+def test_frames_that_are_not_here_are_refused(service: Node, run: RunDir, request_line: str) -> None:
+    """Three have come, two of them are acknowledged."""
+    number = hashlib.blake2b(request_line.encode(), digest_size=16).hexdigest()
+    body = json.dumps({"call": number, "argv": ["shell", "digits", "--", "sh", "-c", "echo 1; echo 2 >&2; exec cat"]})
+    head = "{} HTTP/1.1\r\nHost: n\r\nUpgrade: holdfast-call\r\nConnection: Upgrade\r\nContent-Length: {}\r\n\r\n{}"
+
+    async def main() -> bytes:
+        reader, writer = await asyncio.open_unix_connection(str(service.socket))
+        writer.write(head.format("POST /calls", len(body), body).encode())
+        await reader.readuntil(b"\x022\n")
+        writer.write(frames.ack(2).encoded() + Frame(Kind.INPUT, b"x").encoded())
+        await reader.readuntil(b"\x01x")  # what went before it was heard
+        again, to_again = await asyncio.open_unix_connection(str(service.socket))
+        sent = body if request_line.startswith("POST") else ""
+        to_again.write(head.format(request_line.format(number=number), len(sent), sent).encode())
+        answer = await again.readuntil(b"\r\n")
+        writer.write(frames.ack(3).encoded() + Frame(Kind.LEAVE, b"").encoded())
+        await reader.read()
+        for each in (writer, to_again):
+            each.close()
+        return answer
+
+    assert b" 410 " in asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_who_comes_back_for_frames_that_went_meanwhile_is_hung_up() -> None:
+    """Between the answer to a request and its first frame the connection before it may acknowledge more."""
+
+    async def main() -> bytes:
+        call = Call(Order(()), lambda _argv: print("x") or 0)
+        ours, its = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=its)
+        attaching = asyncio.create_task(call.attach(reader, writer, b"", 0))
+        here, to_call = await asyncio.open_connection(sock=ours)
+        await here.readuntil(frames.exit_(0).encoded())
+        to_call.write(frames.ack(1).encoded())
+        to_call.close()
+        await attaching
+        await call.attach(reader, writer, b"", 0)
+        writer.close()
+        call.close()
+        return await here.read()
+
+    assert asyncio.run(asyncio.wait_for(main(), 30)) == b""
 
 
 def test_signals_pass_once_though_they_are_sent_again(service: Node, run: RunDir) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import resource
 import signal
 import socket
 import stat
@@ -21,7 +22,8 @@ from holdfast import __version__, events, process, runs
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.runs import RunDir, make_runtime
 from holdfast.service import address
-from holdfast.service.server import MOST_CONNECTIONS
+from holdfast.service.frames import Frame, Kind
+from holdfast.service.server import MOST_CALLS, MOST_CONNECTIONS
 from tests.unit.commands.scene import make_run
 from tests.unit.service.lab import Node, ask, called, node, start
 from tests.waiting import until
@@ -257,6 +259,52 @@ def test_more_connections_than_it_takes_are_told(own_service: Node) -> None:
         every[-1].settimeout(20)
         every[-1].sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
         assert every[-1].recv(1 << 16).startswith(b"HTTP/1.1 503 ")
+
+
+def test_more_verbs_than_it_runs_are_told_and_begun_later(own_service: Node, run: RunDir) -> None:
+    def begun(number: int, *, then: bytes = b"") -> bytes:
+        with socket.socket(socket.AF_UNIX) as link:
+            link.settimeout(20)
+            link.connect(str(own_service.socket))
+            link.sendall(_order(b"%032x" % number) + then)
+            return link.recv(1 << 16).split(b" ")[1]
+
+    assert {begun(number) for number in range(1, MOST_CALLS)} == {b"101"}
+    assert begun(MOST_CALLS, then=Frame(Kind.LEAVE, b"").encoded()) == b"101"
+    until(lambda: begun(MOST_CALLS + 1) == b"101", what="the place of a call that was left")
+    assert begun(MOST_CALLS + 2) == b"503"
+    assert begun(MOST_CALLS + 1) == b"101"  # which runs already
+
+
+def test_without_descriptors_no_verb_is_begun_and_nothing_is_kept(own_service: Node, run: RunDir) -> None:
+    """One more at a time, until they are enough."""
+    with socket.socket(socket.AF_UNIX) as link:
+        link.settimeout(20)
+        link.connect(str(own_service.socket))
+        link.sendall(b"GET /ping HTTP/1.1\r\nHost: n\r\n\r\n")
+        link.recv(1 << 16)
+        before, answers = sorted(own_service.descriptors()), list[bytes]()
+        _, hard = resource.prlimit(own_service.who.pid, resource.RLIMIT_NOFILE)
+        for more in range(20):
+            resource.prlimit(own_service.who.pid, resource.RLIMIT_NOFILE, (len(before) + more, hard))
+            link.sendall(b"GET /runs HTTP/1.1\r\nHost: n\r\n\r\n")
+            answers.append(link.recv(1 << 16))
+            until(lambda: not own_service.children() and sorted(own_service.descriptors()) == before, 20)
+            link.sendall(_order(b"e" * 32))
+            begun = link.recv(1 << 16)
+            if begun.startswith(b"HTTP/1.1 101 "):
+                break
+            assert b"no verb can be started: Too many open files" in begun
+            assert (own_service.children(), sorted(own_service.descriptors())) == ([], before)
+    assert b"/runs cannot be answered: Too many open files" in answers[0]
+    assert b'"run": "digits"' in answers[-1]
+
+
+def _order(number: bytes) -> bytes:
+    """A verb that lasts."""
+    body = b'{"call":"%s","argv":["shell","digits","--","sleep","60"]}' % number
+    head = b"POST /calls HTTP/1.1\r\nHost: n\r\nUpgrade: holdfast-call\r\nConnection: Upgrade\r\n"
+    return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
 def test_frames_that_are_none_end_the_connection_and_not_the_verb(own_service: Node, run: RunDir) -> None:
