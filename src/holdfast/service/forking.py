@@ -88,7 +88,7 @@ def _begin_anew(streams: Streams, terminals: Collection[int], service: int) -> N
     if os.getppid() != service:  # it was killed before that
         os.kill(os.getpid(), signal.SIGHUP)
     signal.set_wakeup_fd(-1)
-    for told in (signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD):
+    for told in (signal.SIGHUP, signal.SIGTERM):
         signal.signal(told, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, descriptor in enumerate(streams):

@@ -94,9 +94,10 @@ def _listens(path: Path) -> bool:
 
 
 def _detach(log: Path) -> None:
-    """From the session, the folder and the streams of whoever started us."""
+    """From the session, the folder, the streams and the habits of whoever started us."""
     os.setsid()
     os.chdir("/")
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who ignores it leaves that to us, and no child's end is told then
     nothing = os.open(os.devnull, os.O_RDWR)
     said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
     for number, descriptor in enumerate((nothing, nothing, said)):

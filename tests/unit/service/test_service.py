@@ -200,6 +200,17 @@ def assert_another_one_sweeps(service: Node) -> None:
             left.unlink()
 
 
+def test_one_whose_starter_ignores_the_end_of_children_hears_of_theirs(own_home: Path) -> None:
+    """As some do that are the first process of a container; it is handed down."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert start() == 0
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    with node() as service:
+        assert called(service.socket, "ps").code == 0
+
+
 def test_one_that_was_killed_is_replaced(own_service: Node) -> None:
     own_service.kill(signal.SIGKILL)
     assert own_service.socket.exists()
