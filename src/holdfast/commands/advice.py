@@ -26,8 +26,10 @@ _TO_DO = {
 }
 
 
-def advice(run: str, ended: AttemptEnded | None, end: RunEnded | None) -> list[str]:
-    """Things to do, the most telling first; empty while all is well."""
+def advice(run: str, ended: AttemptEnded | None, end: RunEnded | None, *, lost: bool = False) -> list[str]:
+    """Things to do, the most telling first; empty while all is well. `lost`: nothing of the run is there."""
+    if lost:
+        return [f"holdfast resume {run}"]
     if end is not None and end.state == "succeeded":
         return []
     if end is not None and end.state == "stopped" and end.exit_code == LeaseHeld.exit_code:

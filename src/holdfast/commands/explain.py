@@ -12,8 +12,10 @@ from typing import Any
 
 import click
 
+from holdfast.commands import afar
 from holdfast.commands.advice import advice
 from holdfast.commands.arguments import chosen, clock_of, json_option, optional_run, print_json
+from holdfast.commands.liveness import live
 from holdfast.commands.wording import clock, plural
 from holdfast.errors import UsageError
 from holdfast.events import (
@@ -72,10 +74,19 @@ def command(context: click.Context, run: RunDir | None, as_json: bool) -> None:
     events = read(meant.journal)[0] if meant.journal.exists() else []
     restart = plan_of(meant)["restart"]
     now_s = clock_of(context)()
+    lost = _is_lost(meant, events)
     if as_json:
-        print_json(as_object(meant, events, restart, now_s))
+        print_json(as_object(meant, events, restart, now_s, lost=lost))
     else:
-        click.echo("\n".join(render(meant, events, restart, now_s)))
+        click.echo("\n".join(render(meant, events, restart, now_s, lost=lost)))
+
+
+def _is_lost(run: RunDir, events: Sequence[Event]) -> bool:
+    """Whether it goes on no more though nothing has ended it."""
+    from holdfast.lifecycle import fold
+    from holdfast.node.status import shown_state
+
+    return shown_state(fold(events), (), live=live(run)) == "lost"
 
 
 def stories(events: Sequence[Event]) -> list[Story]:
@@ -122,12 +133,14 @@ def waiting(events: Sequence[Event]) -> list[DevicesAwaited]:
     return [awaited] if awaited else []
 
 
-def render(run: RunDir, events: Sequence[Event], restart: Mapping[str, Any], now_s: float) -> list[str]:
-    """The lines for people. Pure but for the time zone."""
+def render(
+    run: RunDir, events: Sequence[Event], restart: Mapping[str, Any], now_s: float, *, lost: bool = False
+) -> list[str]:
+    """The lines for people. Pure but for the time zone and how the caller calls this machine."""
     told = stories(events)
     lines = [] if told else [f"{run.id}: no attempt was started yet"]
     for story in told:
-        lines += [*_attempt(run, story, now_s), ""]
+        lines += [*_attempt(run, story, None if lost else now_s), ""]
     for interval in intervals(events):
         lines += [*_sum(interval), ""]
     lines += [f"{run.id} waits for {line.wants}, {line.ahead} ahead; {line.why}" for line in waiting(events)]
@@ -135,13 +148,17 @@ def render(run: RunDir, events: Sequence[Event], restart: Mapping[str, Any], now
     if end:
         goes_on = "; it is to be continued" if end.to_be_continued else ""
         lines.append(f"{run.id} {end.state}, exit code {end.exit_code}: {end.reason}{goes_on}")
+    if lost:
+        lines.append(f"{run.id} is lost: nothing of it runs any more, and nobody saw why")
     if told and not (end and end.state == "succeeded"):
         lines.append(_budget_line(budgets(events, restart, now_s), restart))
     last = next((story.ended for story in reversed(told) if story.ended), None)
-    return lines + [f"to do: {said}" for said in advice(run.id, last, end)]
+    return lines + [f"to do: {afar.typed(said)}" for said in advice(run.id, last, end, lost=lost)]
 
 
-def as_object(run: RunDir, events: Sequence[Event], restart: Mapping[str, Any], now_s: float) -> dict[str, Any]:
+def as_object(
+    run: RunDir, events: Sequence[Event], restart: Mapping[str, Any], now_s: float, *, lost: bool = False
+) -> dict[str, Any]:
     """The same facts for programs. Pure."""
     end = _end(events)
     told = stories(events)
@@ -155,7 +172,7 @@ def as_object(run: RunDir, events: Sequence[Event], restart: Mapping[str, Any], 
         "end": None if end is None else asdict(end),
         "budgets": budgets(events, restart, now_s),
         "intervals": [asdict(interval) for interval in intervals(events)],
-        "advice": advice(run.id, last, end),
+        "advice": advice(run.id, last, end, lost=lost),
     }
 
 
@@ -171,10 +188,13 @@ def _continued(story: Story, event: Event) -> Story:
     return replace(story, restart=event) if isinstance(event, RestartScheduled) else story
 
 
-def _attempt(run: RunDir, story: Story, now_s: float) -> Iterator[str]:
+def _attempt(run: RunDir, story: Story, now_s: float | None) -> Iterator[str]:
+    """Its lines. `now_s` is None where it goes on no more."""
     started, ended = story.started, story.ended
-    lasted = show_duration((ended.t if ended else now_s) - started.t)
-    yield f"attempt {started.attempt}  {clock(started.t)}, {lasted}{'' if ended else ' so far'}, {_origin(story)}"
+    until_s = ended.t if ended else now_s
+    lasted = "end unseen" if until_s is None else show_duration(until_s - started.t)
+    so_far = "" if ended or now_s is None else " so far"
+    yield f"attempt {started.attempt}  {clock(started.t)}, {lasted}{so_far}, {_origin(story)}"
     if story.devices:
         yield f"  on GPU {', '.join(story.devices)}"
     for fallen in story.restored.fell_back if story.restored else []:

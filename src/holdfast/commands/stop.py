@@ -31,8 +31,9 @@ def end(run: RunDir, verb: str, body: dict[str, float], *, wait: bool) -> None:
         return
     with going_on(f"{run.id}: {verb} was asked for and goes on", hint=f"holdfast wait {run.id}"):
         status = when_over(run)
-    checkpoint = status.get("checkpoint")
+    saved = (status.get("checkpoint") or {"step": 0})["step"]
     said = f"{run.id} {status['state']}" + (f" at step {status['step']}" if status.get("step") is not None else "")
-    if checkpoint and status.get("step") is not None and (behind := status["step"] - checkpoint["step"]) > 0:
-        said += f"; {plural(behind, 'step')} since the newest checkpoint will be done again"
+    if (behind := (status.get("step") or 0) - saved) > 0:
+        since = "since the newest checkpoint" if status.get("checkpoint") else "that no checkpoint holds"
+        said += f"; {plural(behind, 'step')} {since} will be done again"
     say(said, hint=f"holdfast resume {run.id}" if status["state"] == "stopped" else "")

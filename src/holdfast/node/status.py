@@ -58,7 +58,7 @@ def compose(
     step = max([beat.step for beat in beats], default=0) or told
     total = max((beat.steps_total for beat in beats), default=ended.steps_total if ended else 0)
     speed = 1 / step_s if step_s > 0 else _mean_speed(state, beats, now_s)
-    running = state.phase == RunState.RUNNING
+    running = live and state.phase == RunState.RUNNING
     return {
         "run": plan.run,
         "name": plan.name,

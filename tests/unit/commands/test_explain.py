@@ -21,7 +21,7 @@ from holdfast.events import (
 )
 from holdfast.plan import RestartPlan
 from tests.unit.commands.golden import matches_golden
-from tests.unit.commands.scene import NOW, holdfast, make_run
+from tests.unit.commands.scene import NOW, holdfast, make_run, status, supervised
 
 CHOSEN = IntervalChosen(
     t=NOW - 890,
@@ -101,11 +101,23 @@ def test_json_has_the_same_facts() -> None:
     assert told["budgets"]["restarts"] == {"used": 1, "allowed": 20}
 
 
+def test_a_run_that_is_lost_is_not_told_as_going_on() -> None:
+    make_run(journal=JOURNAL[:2])
+
+    said = holdfast("explain", "digits").out
+
+    assert "so far" not in said
+    assert "digits is lost: nothing of it runs any more, and nobody saw why\n" in said
+    assert said.endswith("to do: holdfast resume digits\n")
+    assert json.loads(holdfast("explain", "digits", "--json").out)["advice"] == ["holdfast resume digits"]
+
+
 def test_the_interval_is_shown_with_every_term() -> None:
     first = replace(CHOSEN, seconds=100.0, best_s=100.0)
-    make_run(journal=(*JOURNAL[:2], first, CHOSEN))
+    run = make_run(journal=(*JOURNAL[:2], first, CHOSEN))
 
-    matches_golden("explain-interval.txt", holdfast("explain", "digits").out)
+    with supervised(run, status()):
+        matches_golden("explain-interval.txt", holdfast("explain", "digits").out)
     (told,) = json.loads(holdfast("explain", "digits", "--json").out)["intervals"]
     assert IntervalChosen(**told) == CHOSEN
 
@@ -120,9 +132,10 @@ def test_what_bounds_an_interval_is_said(bound: str, words: str) -> None:
 
 
 def test_a_run_that_has_only_begun_needs_nothing_done() -> None:
-    make_run(journal=JOURNAL[:2])
+    run = make_run(journal=JOURNAL[:2])
 
-    said = holdfast("explain", "digits").out
+    with supervised(run, status()):
+        said = holdfast("explain", "digits").out
 
     assert "so far, from the beginning" in said
     assert "to do:" not in said
@@ -141,8 +154,9 @@ def test_events_before_the_first_attempt_belong_to_none() -> None:
 @pytest.mark.parametrize(("want", "said"), [({"step": 4584}, "step 4584"), ({"term": 2, "sequence": 7}, "2-7")])
 def test_what_was_asked_for_is_told_until_it_is_restored(want: dict[str, int], said: str) -> None:
     journal = (ResumeRequested(t=NOW - 100, want=want), started(1, NOW - 95, step=4600))
-    make_run(journal=journal)
-    make_run("restored", journal=(*journal, Restored(t=NOW - 90, attempt=1, step=4580, term=3)))
+    asked = make_run(journal=journal)
+    restored = make_run("restored", journal=(*journal, Restored(t=NOW - 90, attempt=1, step=4580, term=3)))
 
-    assert f"so far, from {said}\n" in holdfast("explain", "digits").out
-    assert "so far, from step 4580\n" in holdfast("explain", "restored").out
+    with supervised(asked, status()), supervised(restored, status()):
+        assert f"so far, from {said}\n" in holdfast("explain", "digits").out
+        assert "so far, from step 4580\n" in holdfast("explain", "restored").out

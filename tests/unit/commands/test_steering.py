@@ -93,6 +93,16 @@ def test_stop_and_kill_wait_for_the_end(argv: tuple[str, ...], asked: tuple[str,
     assert "hint: holdfast resume digits" in said.err
 
 
+def test_what_was_saved_nowhere_is_told_by_a_stop() -> None:
+    run = make_run()
+
+    with supervised(run, status(checkpoint=None)) as fake:
+        fake.on_post = lambda _path: fake.ends("stopped", 143)
+        said = holdfast("stop", "digits")
+
+    assert "digits stopped at step 18200; 18200 steps that no checkpoint holds will be done again\n" in said.err
+
+
 def test_what_is_not_live_cannot_be_stopped() -> None:
     make_run(journal=(RunEnded(t=NOW, state="succeeded", exit_code=0, reason="done"),))
 

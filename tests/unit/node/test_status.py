@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 from holdfast.checkpoint.survey import CheckpointInfo
 from holdfast.commands.status import mirror, saved
 from holdfast.events import AttemptEnded, CheckpointCommitted
-from holdfast.lifecycle import State
+from holdfast.heartbeat import Page
+from holdfast.lifecycle import RunState, State
 from holdfast.node.status import compose
 from holdfast.plan import CheckpointPlan, MirrorPlan, Plan
 from holdfast.runs import RunDir
@@ -65,6 +67,23 @@ def test_an_attempt_that_had_nothing_left_to_do_keeps_the_step_it_continued_from
     told = compose(run, plan, State(history=(ended,)), [], now_s=NOW, live=False)
 
     assert (told["step"], told["epoch"]) == (92, 4)
+
+
+@pytest.mark.parametrize(("live", "left_s"), [(True, 41.0), (False, None)])
+def test_a_run_that_nothing_carries_has_no_time_left(tmp_path: Path, live: bool, left_s: float | None) -> None:
+    run = RunDir(tmp_path / "digits")
+    run.records.mkdir(parents=True)
+    checkpoint = CheckpointPlan(dir=str(tmp_path / "checkpoints"))
+    plan = Plan(run="digits", name="digits", dir=str(run.root), argv=("true",), cwd="/", checkpoint=checkpoint)
+    with contextlib.closing(Page(tmp_path / "page")) as page:
+        page.begin(pid=1, start_ticks=1, rank=0, world=1, attempt=1)
+        page.set(step=9, steps_total=50)
+        beat = page.read()
+    assert beat is not None
+
+    told = compose(run, plan, State(phase=RunState.RUNNING, attempt=1), [beat], now_s=NOW, live=live, step_s=1.0)
+
+    assert (told["eta_s"], told["speed_steps_per_s"]) == (left_s, left_s and 1.0)
 
 
 @pytest.mark.parametrize(
