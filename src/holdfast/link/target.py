@@ -69,8 +69,11 @@ def resolve(alias: str, *, config: str = "") -> Target:
     except subprocess.TimeoutExpired:
         raise HostUnreachable(f"ssh -G {alias} did not end within {_ANSWER_S:g} s") from None
     if told.returncode:
-        said = told.stderr.strip().splitlines()
-        raise HostUnreachable(f"ssh cannot be configured for {alias}: {said[-1] if said else 'it said nothing'}")
+        said = [line for line in told.stderr.splitlines() if ": terminating, " not in line]  # those say why
+        raise HostUnreachable(
+            f"ssh cannot be configured for {alias}: {said[0] if said else 'it said nothing'}",
+            hint=f"mend what it names; ssh -G {alias} says when it is well",
+        )
     values = dict(line.split(" ", 1) for line in told.stdout.splitlines() if " " in line)
     return Target(
         alias=alias,

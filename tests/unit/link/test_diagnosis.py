@@ -103,8 +103,11 @@ def test_an_option_that_ssh_does_not_know(server: lab.Sshd, tmp_path: Path) -> N
     config = changed(server, tmp_path, KeepAliveForever="yes")
 
     assert diagnose(said(config), "node").cause is Cause.CONFIGURATION
-    with pytest.raises(HostUnreachable, match="cannot be configured for node"):
+    with pytest.raises(
+        HostUnreachable, match=r"for node: .*: line \d+: Bad configuration option: keepaliveforever\n"
+    ) as met:
         target.resolve("node", config=str(config))
+    assert "ssh -G node" in met.value.hint
 
 
 @pytest.mark.parametrize("size_bytes", [120, 100])  # too long as it is, and with what ssh puts behind it at first
