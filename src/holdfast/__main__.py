@@ -52,7 +52,9 @@ def run(argv: Sequence[str], *, clock: Callable[[], float] | None = None) -> int
         _silence_stdout()
         return 0
     except HoldfastError as error:
-        return _say(str(error), error.hint, error.exit_code)
+        from holdfast.commands import afar
+
+        return _say(str(error), afar.typed(error.hint), error.exit_code)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _OUTSIDE:
             return _say(
@@ -117,8 +119,9 @@ def _link_askpass(argv: Sequence[str]) -> int:
 def _verb(argv: Sequence[str], clock: Callable[[], float] | None) -> int:
     import click
 
-    from holdfast.commands import group
+    from holdfast.commands import afar, group
 
+    afar.begin()
     try:
         returned = group.main(args=list(argv), prog_name="holdfast", standalone_mode=False, obj=clock)
     except click.Abort as error:

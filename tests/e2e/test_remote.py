@@ -203,6 +203,40 @@ def test_an_unknown_run_gets_the_nearest_name_of_that_machine(laptop: Laptop, ru
 
     assert (done.returncode, done.stdout) == (2, "")
     assert "no run named 'stedy'; did you mean 'steady'?" in done.stderr
+    assert "hint: holdfast ps --on node --all lists every run\n" in done.stderr
+
+
+def test_what_a_verb_advises_can_be_typed_where_the_run_is_not_known_by_its_name(laptop: Laptop) -> None:
+    script = "import time; time.sleep(600)"
+    assert (
+        laptop.holdfast("run", "--on", "node", "-d", "--name", "advised", "--", "python3", "-c", script).returncode == 0
+    )
+    (laptop.root / "home" / "remote" / "advised.json").unlink()
+    assert laptop.holdfast("status", "advised").returncode == 2
+
+    stopped = laptop.holdfast("stop", "node:advised")
+    advised = stopped.stderr.splitlines()[-1].removeprefix("hint: ")
+    resumed = laptop.holdfast(*advised.split()[1:], "-d")
+
+    assert advised == "holdfast resume --on node advised"
+    assert (resumed.returncode, resumed.stderr) == (0, "advised continues\nhint: holdfast attach --on node advised\n")
+    pid = until(lambda: json.loads(laptop.holdfast("status", "node:advised", "--json").stdout)["pid"], 30)
+    assert b"HOLDFAST_CALLED" not in Path(f"/proc/{pid}/environ").read_bytes()
+    assert laptop.holdfast("kill", "node:advised").returncode == 0
+
+
+def test_a_verb_whose_service_was_killed_says_what_to_look_at(laptop: Laptop, run: str, tmp_path: Path) -> None:
+    with laptop.following(tmp_path, "logs", "-f", run) as follower:
+        until(lambda: (tmp_path / "out").stat().st_size > 0)
+        for pid in processes(laptop.there, "holdfast node service"):
+            with contextlib.suppress(ProcessLookupError):  # a call of it, that has just ended
+                os.kill(pid, signal.SIGKILL)
+        assert follower.wait(60) == 10
+
+    said = (tmp_path / "err").read_text()
+    assert "error: the node's service ended while `logs` ran there" in said
+    assert "hint: holdfast ps --all --on node " in said
+    assert "steady" in laptop.holdfast("ps", "--all", "--on", "node").stdout
 
 
 def test_a_machine_that_does_not_answer_is_told_with_its_exit_code(laptop: Laptop) -> None:

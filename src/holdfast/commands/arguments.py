@@ -16,6 +16,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from holdfast import runs
+from holdfast.commands import afar
 from holdfast.errors import RunNotFound, UsageError, plain
 from holdfast.runs import RunDir
 
@@ -134,7 +135,7 @@ def say(sentence: str, *, hint: str = "") -> None:
     """Talk: one sentence on stderr, perhaps with a hint."""
     click.echo(plain(sentence), err=True)
     if hint:
-        click.echo(plain(f"hint: {hint}"), err=True)
+        click.echo(plain(f"hint: {afar.typed(hint)}"), err=True)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from holdfast.commands import reach, remembered
+from holdfast.commands import afar, reach, remembered
 from holdfast.commands.arguments import going_on, say
 from holdfast.errors import HoldfastError, HostUnreachable
 
@@ -103,8 +103,12 @@ async def _call(there: Reach, asked: Asked) -> int:
             return calling.result()
         looking.result()
         raise HostUnreachable(vigil.why)
-    except (CallLost, NoService):
+    except NoService:
         raise
+    except CallLost as error:
+        raise HostUnreachable(
+            str(error), hint=f"holdfast ps --all --on {there.host} tells before you do it again"
+        ) from error
     except HostUnreachable as error:
         raise vigil.gave_up(error) from error
     finally:
@@ -120,9 +124,9 @@ def captured(there: Reach, asked: Asked) -> VerbOutcome:
         return VerbOutcome(there.host, status, _read(out), _read(err))
 
 
-def looks() -> dict[str, str]:
-    """What of our environment decides how things look."""
-    return {name: os.environ[name] for name in _LOOKS if name in os.environ}
+def looks(host: str) -> dict[str, str]:
+    """What of our environment decides how things look, and what we call the machine."""
+    return {name: os.environ[name] for name in _LOOKS if name in os.environ} | {afar.CALLED: host}
 
 
 def hidden(words: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -150,7 +154,7 @@ def _straight(line: Line, path: tuple[str, ...], found: Journey) -> int:
             there,
             Asked(
                 words,
-                {**looks(), **secrets},
+                {**looks(there.host), **secrets},
                 patience_s=None if found.lasts else found.within_s,
                 stdin=0 if _is_asked() else None,
             ),
@@ -166,7 +170,7 @@ def at_each(lines: Mapping[str, Sequence[str]], within_s: float) -> list[VerbOut
 def _kept(host: str, words: Sequence[str], within_s: float) -> VerbOutcome:
     """What one machine of several said, told later; nobody can answer a question of the verb."""
     shown, secrets = hidden(words)
-    asked = Asked(shown, {**looks(), **secrets}, patience_s=within_s, is_attended=False)
+    asked = Asked(shown, {**looks(host), **secrets}, patience_s=within_s, is_attended=False)
     try:
         with reach.linked(host, within_s) as there:
             return captured(there, asked)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from holdfast.commands import afar
 from holdfast.commands.arguments import duration_option
 from holdfast.commands.reaching import complete_hosts
 from holdfast.commands.secrets import secret_values
@@ -244,7 +245,7 @@ def _check_mirror(plan: Plan, secrets: Mapping[str, str]) -> None:
         taken = bool(store.list("leases/"))
     except StoreRefused as error:
         click.echo(f"warning: the mirror cannot be used now: {error}", err=True)
-        click.echo(f"hint: {error.hint or 'the run starts, and catches up when it can'}", err=True)
+        click.echo(f"hint: {afar.typed(error.hint) or 'the run starts, and catches up when it can'}", err=True)
         return
     if taken:
         raise UsageError(

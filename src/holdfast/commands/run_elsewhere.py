@@ -20,7 +20,7 @@ from typing import Any
 import click
 
 from holdfast import creation, plan, spec
-from holdfast.commands import failover, orders, placement, remembered, remote
+from holdfast.commands import afar, failover, orders, placement, remembered, remote
 from holdfast.commands.arguments import say
 from holdfast.commands.placement import Choice
 from holdfast.commands.progress import bar
@@ -103,7 +103,7 @@ def start(wanted: Wanted, secrets: Sequence[str], *, detach: bool, as_json: bool
             standing = _let_others_stand_by(wanted, choice, made["run"], workdir, values)
         if not detach:
             there.lead(ports)
-            return remote.call(there, Asked(("attach", made["run"]), remote.looks()))
+            return remote.call(there, Asked(("attach", made["run"]), remote.looks(host)))
     name = f"{host}:{made['run']}"
     if as_json:
         click.echo(json.dumps({**made, "host": host, **({"standbys": standing} if len(wanted.hosts) > 1 else {})}))
@@ -203,8 +203,8 @@ def _run(
         text.write(wanted.text().encode())
         text.seek(0)
         asked = Asked(
-            ("run", "-f", "-", *words, *wanted.words()), secrets, cwd=folder, patience_s=wanted.within_s,
-            stdin=text.fileno(), stdout=stdout,
+            ("run", "-f", "-", *words, *wanted.words()), {afar.CALLED: there.host, **secrets}, cwd=folder,
+            patience_s=wanted.within_s, stdin=text.fileno(), stdout=stdout,
         )  # fmt: skip
         return remote.call(there, asked)
 

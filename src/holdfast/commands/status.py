@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from holdfast.commands import afar
 from holdfast.commands.arguments import (
     at_terminal,
     chosen,
@@ -44,7 +45,7 @@ def command(run: RunDir | None, as_json: bool, watch: bool) -> None:
     width = terminal_width()
     click.echo("\n".join(render(status, width)))
     for hint in hints(status):
-        click.echo("\n".join(hanging("hint: ", hint, width)), err=True)
+        click.echo("\n".join(hanging("hint: ", afar.typed(hint), width)), err=True)
 
 
 def render(status: dict[str, Any], width: int | None = None) -> list[str]:
@@ -171,5 +172,5 @@ def _redraw(run: RunDir) -> None:
             width = terminal_width()
             lines = render(status, width)
             for hint in hints(status):
-                lines += hanging("hint: ", hint, width)
+                lines += hanging("hint: ", afar.typed(hint), width)
             screen.update(Text("\n".join(lines)), refresh=True)
