@@ -230,7 +230,7 @@ def test_two_laptops_look_at_one_run_and_one_of_them_stops_it(
                 assert each.stdout is not None and each.stdout.readline() == "begun\n"
             assert second.said("stop", "node:shared", "--grace", "1s")[0] == 0
             assert one.communicate(timeout=60)[1].endswith(
-                "shared stopped at step 0, epoch 0\nhint: holdfast resume shared\n"
+                "shared stopped at step 0, epoch 0\nhint: holdfast resume --on node shared\n"
             )
             assert (one.returncode, two.wait(60)) == (143, 0)
 
@@ -282,7 +282,7 @@ def test_a_noexec_home_that_is_full_loses_nothing(
         assert laptop.said(*order("second")) == (1, f"error: {runs / 'second'}: No space left on device\n{hint}\n")
         full = f"error: node: the disk of {home}/.holdfast is full; what has arrived whole stays"
         assert laptop.said("sync", ".", "node:there") == (1, f"{full}\nhint: free some space there\n")
-        assert laptop.said("ps", "--on", "node") == (0, "1 ended run not shown\nhint: holdfast ps --all\n")
+        assert laptop.said("ps", "--on", "node") == (0, "1 ended run not shown\nhint: holdfast ps --on node --all\n")
         assert [run.name for run in runs.iterdir()] == ["first"]
 
         (home / "all").unlink()
