@@ -23,6 +23,7 @@ from tests.labs import sshd as lab
 from tests.labs.links import holder, kill_master, no_slot_is_taken, own_links, processes
 from tests.labs.servers import free_port
 from tests.needs import need
+from tests.unit.link.test_jupyter import STAND_IN
 from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
@@ -320,6 +321,27 @@ def test_a_terminal_of_a_run_is_there(laptop: Laptop, run: str) -> None:
     assert (done.returncode, done.stdout.strip()) == (0, str(laptop.output("steady").parent / "code"))
 
 
+def test_jupyter_of_a_run_is_started_in_its_environment(laptop: Laptop, tmp_path: Path) -> None:
+    """Its Python comes first on the PATH, whatever else the machine has; its folder is where the command runs."""
+    folder = laptop.there / "lab" / "bin"
+    folder.mkdir(parents=True)
+    for name, text in (("python", '#!/bin/sh\nexec python3 "$@"\n'), ("jupyter", STAND_IN)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    words = ("--name", "booked", "--set", f"environment.python={folder}/python", "-e", "MARK=of-the-run")
+    assert laptop.holdfast("run", "--on", "node", "-d", *words, "--", "sleep", "1000").returncode == 0
+
+    for place in ("booked", "node:booked"):
+        with laptop.following(tmp_path, "jupyter", place, "--no-browser") as seen:
+            url = until(lambda: (tmp_path / "out").read_text().strip(), 60)
+            assert fetched_from(url) == str(laptop.output("booked").parent / "code")
+            served = [path for path, line in contents(Path("/proc").glob("[0-9]*/cmdline")) if bytes(folder) in line]
+            assert b"\0MARK=of-the-run\0" in served[0].with_name("environ").read_bytes()
+            seen.send_signal(signal.SIGINT)
+            assert seen.wait(30) == 130
+    assert laptop.holdfast("kill", "booked").returncode == 0
+
+
 def test_tensorboard_of_a_run_is_opened_here_and_outlives_a_cut(laptop: Laptop, run: str, tmp_path: Path) -> None:
     for name, text in (("tensorboard/program.py", TENSORBOARD), ("werkzeug/serving.py", WERKZEUG)):
         path = laptop.there / "board" / name
@@ -396,7 +418,8 @@ def test_what_the_run_file_says_of_the_link_and_of_ports_holds_for_every_verb_of
         f"link: {{keepalive: 25x7, persist: 5m}}\nports: [{port}]\n"
     )
     drop()
-    assert laptop.holdfast("run", "-d", "-f", "linked.yaml").returncode == 0
+    assert laptop.holdfast("run", "-d", "-f", "linked.yaml", "--keepalive", "9x9").returncode == 0
+    assert [link["keepalive"] for link in held() if link["alias"] == "node"] == ["9x9"]
     drop()  # the next connection is made by a verb that has not read the file
 
     with laptop.following(tmp_path, "attach", "linked") as follower:

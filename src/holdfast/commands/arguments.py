@@ -21,6 +21,7 @@ from holdfast.errors import RunNotFound, UsageError, plain
 from holdfast.runs import RunDir
 
 Callback = TypeVar("Callback", bound=Callable[..., Any])
+KEEPALIVE = "--keepalive"
 
 
 class RunArgument(click.Argument):
@@ -28,6 +29,23 @@ class RunArgument(click.Argument):
 
     def __init__(self, *names: Any, **options: Any) -> None:
         super().__init__(*names, **{"shell_complete": complete_runs, **options})
+
+
+class KeepaliveOption(click.Option):
+    """`--keepalive 30x5`, auto or off: for every connection of this call. Raises BadQuantity."""
+
+    def __init__(self, *names: Any, **options: Any) -> None:
+        told = "Of the connection: a question every 30 s, dead after 5 unanswered; or auto, off."
+        super().__init__(
+            *names, **{"metavar": "30x5", "expose_value": False, "callback": _insist, "help": told, **options}
+        )
+
+
+def _insist(_context: click.Context, _parameter: click.Parameter, text: str | None) -> None:
+    if text is not None:
+        from holdfast.link import hosts
+
+        hosts.insist(text)
 
 
 def complete_runs(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -85,15 +103,8 @@ def duration_option(*names: str, **options: Any) -> Callable[[Callback], Callbac
 
 
 def keepalive_option(callback: Callback) -> Callback:
-    """`--keepalive 30x5`, auto or off, for one call; becomes units.Keepalive or the word. Raises BadQuantity."""
-
-    def read(text: str) -> object:
-        from holdfast.link.hosts import read_keepalive
-
-        return read_keepalive(text)
-
-    told = "A question every 30 s, dead after 5 unanswered; or auto, off."
-    return click.option("--keepalive", type=read, metavar="30x5", help=told)(callback)
+    """`--keepalive` of a verb that reaches a host by itself; the callback is not told."""
+    return click.option(KEEPALIVE, cls=KeepaliveOption)(callback)
 
 
 def json_option(callback: Callback) -> Callback:

@@ -12,9 +12,7 @@ import click
 from holdfast.commands.arguments import duration_option, going_on, json_option, keepalive_option, say
 
 if TYPE_CHECKING:
-    from holdfast.link.hosts import Settings
     from holdfast.link.remote import CommandOutcome
-    from holdfast.units import Keepalive
 
 
 @click.command("exec", context_settings={"ignore_unknown_options": True})
@@ -35,34 +33,32 @@ def command(
     patterns: tuple[str, ...],
     at_once: int,
     timeout: float,
-    keepalive: Keepalive | str | None,
     as_json: bool,
     words: tuple[str, ...],
 ) -> int:
     """Run COMMAND on every HOST. Exits as it did on one host; on several with the highest status."""
     from holdfast.link import names, remote, target
-    from holdfast.link.hosts import Settings
 
-    config, said = target.users_config(), Settings(keepalive=keepalive)
+    config = target.users_config()
     hosts = names.chosen(patterns, config)
     text = shlex.join(words) if len(words) > 1 else words[0]
     if len(hosts) == 1 and not as_json:
-        return _straight(hosts[0], text, config, timeout, said)
+        return _straight(hosts[0], text, config, timeout)
     highest = 0
     with going_on("what has begun on the hosts goes on there"):
-        for outcome in remote.everywhere(hosts, text, config=config, at_once=at_once, within_s=timeout, said=said):
+        for outcome in remote.everywhere(hosts, text, config=config, at_once=at_once, within_s=timeout):
             highest = max(highest, outcome.status)
             click.echo(json.dumps(_facts(outcome))) if as_json else _show(outcome)
     return highest
 
 
-def _straight(host: str, text: str, config: str, timeout: float, said: Settings) -> int:
+def _straight(host: str, text: str, config: str, timeout: float) -> int:
     from holdfast.commands import reach
     from holdfast.link import remote
     from holdfast.link.client import Links
 
     with Links() as links:
-        up = reach.shared(links, links.up(host, config=config, within_s=timeout, said=said))
+        up = reach.shared(links, links.up(host, config=config, within_s=timeout))
         sys.stdout.flush()
         with going_on(f"the command goes on at {host}"):
             return remote.run(up, text, (0, 1, 2))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from holdfast.commands.arguments import going_on, json_option, print_json, print_table, say
+from holdfast.commands.arguments import going_on, json_option, keepalive_option, print_json, print_table, say
 from holdfast.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Wanted:
 @click.option("-d", "--keep", is_flag=True, help="Leave it to the agent, until --stop.")
 @click.option("--ls", "listing", is_flag=True, help="What is forwarded now, and how the links are.")
 @click.option("--stop", is_flag=True, help="End what was left to the agent: of HOST and its PORTs here, or all.")
+@keepalive_option
 @json_option
 def command(host: str | None, specs: tuple[str, ...], keep: bool, listing: bool, stop: bool, as_json: bool) -> None:
     """Let PORT of this machine lead to HOST, until Ctrl-C; after a cut it is the same port again.

@@ -106,6 +106,15 @@ def start(up: Up, program: Program, shell: str = SHELL) -> Server:
     raise UsageError(sentence.format(host=up.alias), hint=hint)
 
 
+def start_for_run(host: str, run: str, program: Program) -> Server:
+    """Start it in the environment of a run there, where its command runs. Raises HostUnreachable, UsageError."""
+    from holdfast.commands.places import WITHIN_S
+    from holdfast.commands.reach import linked
+
+    with linked(host, WITHIN_S) as there:
+        return start(there.up, program, shlex.join(there.starting("shell", run, "--", "/bin/sh", "-s")))
+
+
 def look(host: str, name: str, server: Server, port: int, url: Callable[[int], str], *, browser: bool) -> None:
     """Let `port` of this machine, 0 for any, lead there, and show it, until Ctrl-C; then end it.
 

@@ -15,7 +15,7 @@ import click
 
 from holdfast import runs
 from holdfast.commands import remembered
-from holdfast.commands.arguments import RunArgument
+from holdfast.commands.arguments import KEEPALIVE, RunArgument
 from holdfast.commands.table import Away
 from holdfast.errors import HostUnreachable, UsageError
 
@@ -76,11 +76,16 @@ def journey(verb: click.Command, away: Away, context: click.Context, words: Sequ
     """
     patterns, left = _taken(words, ON)
     limits, left = _taken(left, WITHIN) if _is_ours(verb, WITHIN) else ([], left)
+    keepalives, left = _taken(left, KEEPALIVE)
     values, _, _ = verb.make_parser(context).parse_args([_marked(word, at) for at, word in enumerate(left)])
     helping = verb.get_help_option(context)
     if helping is not None and values.get(helping.name or ""):
         return None
     within_s = _seconds(limits)
+    if keepalives:
+        from holdfast.link import hosts
+
+        hosts.insist(keepalives[-1])
     named = list(_named(verb, values, None if patterns else within_s))
     lines = _at_each(patterns, named, left) if patterns else _by_machine(verb, named, left)
     if not lines:

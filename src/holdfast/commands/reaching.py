@@ -10,6 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from holdfast.commands import places, remembered
+from holdfast.commands.arguments import KEEPALIVE, KeepaliveOption
 from holdfast.commands.table import Away
 from holdfast.errors import HostUnreachable
 
@@ -114,6 +115,7 @@ def _options(verb: click.Command) -> list[click.Parameter]:
             [places.WITHIN, "within"], metavar="DURATION", expose_value=False, default="30s", show_default=True,
             help="How long HOST may not answer.",
         ),
+        KeepaliveOption([KEEPALIVE]),
     ]  # fmt: skip
     return [option for option in ours if option.opts[0] not in taken]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from holdfast.commands import afar
-from holdfast.commands.arguments import duration_option
+from holdfast.commands.arguments import duration_option, keepalive_option
 from holdfast.commands.reaching import complete_hosts
 from holdfast.commands.secrets import secret_values
 from holdfast.errors import RunFileError, UsageError
@@ -49,6 +49,7 @@ _STDIN = Path("-")
     "--on", "host", metavar="HOST", shell_complete=complete_hosts, help="There instead of here; of a pool, the freest."
 )
 @duration_option("--timeout", default="30s", show_default=True, help="How long HOST may not answer.")
+@keepalive_option
 @click.option("--snapshot/--in-place", "copy", default=None, help="Run a copy of the code, or the code itself.")
 @click.option("--detach", "-d", is_flag=True, help="Start it and leave it.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and start nothing.")

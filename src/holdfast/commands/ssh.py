@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from holdfast.commands.arguments import keepalive_option
 from holdfast.errors import HostUnreachable
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 @click.command("ssh", context_settings={"ignore_unknown_options": True})
 @click.argument("host")
 @click.argument("words", metavar="[-- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
+@keepalive_option
 def command(host: str, words: tuple[str, ...]) -> int:
     """A terminal on HOST, or COMMAND at a terminal there. Exits as that did.
 

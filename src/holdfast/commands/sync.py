@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from holdfast.commands.arguments import duration_option, going_on, json_option, say
+from holdfast.commands.arguments import duration_option, going_on, json_option, keepalive_option, say
 from holdfast.commands.progress import bar
 from holdfast.commands.wording import plural
 from holdfast.errors import HostUnreachable, UsageError
@@ -49,6 +49,7 @@ class _Job:
 @click.option("--dry-run", is_flag=True, help="Say what would be done.")
 @click.option("--watch", is_flag=True, help="Stay, and bring each change.")
 @duration_option("--timeout", default="30s", show_default=True, help="For the connection.")
+@keepalive_option
 @json_option
 def command(
     source: str,

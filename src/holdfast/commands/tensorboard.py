@@ -7,7 +7,7 @@ import shlex
 import click
 
 from holdfast.commands import page
-from holdfast.commands.arguments import RunArgument
+from holdfast.commands.arguments import RunArgument, keepalive_option
 from holdfast.errors import UsageError
 
 # TensorBoard itself listens on ports alone, which everybody of that machine can reach: its own program is given
@@ -55,6 +55,7 @@ _NAME = "tensorboard"
 @click.option("--python", default="", metavar="PATH", help="A Python there that has tensorboard.")
 @click.option("--port", default=0, type=click.IntRange(0, 65535), help="Port here; by default any.")
 @click.option("--browser/--no-browser", default=True, help="Open it in a browser, or only say where it is.")
+@keepalive_option
 def command(place: str, python: str, port: int, browser: bool) -> None:
     """Start TensorBoard there and open it here. Ctrl-C ends it; a lost connection does not.
 
@@ -65,7 +66,10 @@ def command(place: str, python: str, port: int, browser: bool) -> None:
     host, meant = places.placed(place)
     if not host:
         raise UsageError(f"{place} is on this machine", hint="tensorboard --logdir ., after holdfast shell RUN")
-    server = _of_folder(host, meant, python) if _is_folder(meant) else _of_run(host, meant, python)
+    if _is_folder(meant):
+        server = _of_folder(host, meant, python)
+    else:
+        server = page.start_for_run(host, meant, _tensorboard(".", python))
     page.look(host, _NAME, server, port, lambda at: f"http://127.0.0.1:{at}/", browser=browser)
 
 
@@ -80,15 +84,6 @@ def _of_folder(host: str, folder: str, python: str) -> page.Server:
     from_home = "." if folder in ("", "~") else folder.removeprefix("~/")
     with Links() as links:
         return page.start(links.up(host, config=target.users_config()), _tensorboard(from_home, python))
-
-
-def _of_run(host: str, run: str, python: str) -> page.Server:
-    from holdfast.commands.places import WITHIN_S
-    from holdfast.commands.reach import linked
-
-    with linked(host, WITHIN_S) as there:
-        shell = shlex.join(there.starting("shell", run, "--", "/bin/sh", "-s"))
-        return page.start(there.up, _tensorboard(".", python), shell)
 
 
 def _tensorboard(directory: str, python: str) -> page.Program:

@@ -1,8 +1,8 @@
 """What is set for a host, what was measured of the way there, and what follows for its connection.
 
 One file, `$HOLDFAST_HOME/hosts.json`, by the name a person uses, written whole; pools of hosts lie there too
-(`pools.py`). The first that says something counts: the command line, HOLDFAST_KEEPALIVE, the run file's `link`, the
-host's settings, the defaults.
+(`pools.py`). The first that says something counts: the command line, the environment (HOLDFAST_KEEPALIVE and so
+on), the run file's `link`, the host's settings, the defaults.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MOST_UNANSWERED = 60
 PERSIST_S = 1800.0
 COMPRESSED_FROM_S = 0.2  # of round trip: a channel is at 2 MiB a round trip then, which a busy core still compresses
 _WORDS = ("auto", "off")
-_INSISTING = ("the command line", "HOLDFAST_KEEPALIVE", "the host's settings")
+_INSISTING = ("the command line", "the environment", "the host's settings")
 _SAYING = (*_INSISTING, "the run file")
 
 
@@ -193,11 +193,11 @@ def _worth_compressing(measured: Measured | None) -> tuple[bool | None, str]:
 
 
 def for_call(alias: str, said: Settings | None = None, run_file: Settings | None = None) -> Chosen:
-    """What holds for a call to `alias`. Raises UsageError for HOLDFAST_KEEPALIVE, HoldfastError for the file."""
+    """What holds for a call to `alias`. Raises UsageError for the environment, HoldfastError for the file."""
     host = load().get(alias, Host())
     layers = [
         ("the command line", said or Settings()),
-        ("HOLDFAST_KEEPALIVE", from_environment(os.environ)),
+        ("the environment", from_environment(os.environ)),
         ("the run file", run_file or Settings()),
         ("the host's settings", host.settings),
     ]
@@ -205,15 +205,31 @@ def for_call(alias: str, said: Settings | None = None, run_file: Settings | None
 
 
 def from_environment(environ: Mapping[str, str]) -> Settings:
-    """HOLDFAST_KEEPALIVE: for a CI script without any file. Raises BadQuantity."""
-    text = environ.get("HOLDFAST_KEEPALIVE")
-    return Settings(keepalive=read_keepalive(text)) if text else Settings()
+    """HOLDFAST_KEEPALIVE, HOLDFAST_COMPRESSION and so on: for a CI script without any file. Raises UsageError."""
+    said: dict[str, Any] = {}
+    for name, (ours, read_text, _) in TEXTS.items():
+        if text := environ.get(_variable(name)):
+            try:
+                said[ours] = read_text(text)
+            except UsageError as error:
+                raise UsageError(f"{_variable(name)}: {error}", hint=error.hint) from error
+    return Settings(**said)
+
+
+def insist(keepalive: str) -> None:
+    """Let every connection of this program, and of programs that it starts, have it. Raises BadQuantity."""
+    read_keepalive(keepalive)
+    os.environ[_variable("keepalive")] = keepalive
+
+
+def _variable(name: str) -> str:
+    return f"HOLDFAST_{name.upper()}"
 
 
 def from_run_file(link: RunFileLink) -> Settings:
     """What a run file's `link` says itself; its defaults say nothing."""
-    names = {"keepalive": "keepalive", "persist": "persist_s", "compression": "compression", "max_age": "max_age_s"}
-    said: dict[str, Any] = {ours: getattr(link, name) for name, ours in names.items() if name in link.model_fields_set}
+    given = [name for name in TEXTS if name in link.model_fields_set]
+    said: dict[str, Any] = {TEXTS[name][0]: getattr(link, name) for name in given}
     never = {name: 0.0 for name in ("persist_s", "max_age_s") if said.get(name, 0.0) in ("no", None)}
     return Settings(**{**said, **{name: value for name, value in never.items() if name in said}})
 

@@ -16,7 +16,6 @@ from holdfast.errors import HoldfastError, HostUnreachable
 from holdfast.link import clock, mux
 from holdfast.link.channels import Channel, Connection, session_when_free, when_free
 from holdfast.link.client import Links, Up, telling
-from holdfast.link.hosts import Settings
 from holdfast.link.mux import MasterGone, Passenger
 
 AT_ONCE = 32  # hosts
@@ -90,13 +89,12 @@ def everywhere(
     config: str = "",
     at_once: int = AT_ONCE,
     within_s: float = 60.0,
-    said: Settings | None = None,
 ) -> Iterator[CommandOutcome]:
     """Run `command` on every host, so many at once; outcomes in the order of `hosts`, each as soon as it may."""
     began_s = clock.now_s()
     free: dict[str, threading.Semaphore] = {}
     with ThreadPoolExecutor(max(1, at_once)) as pool:
-        waiting = [pool.submit(_one, host, command, config, within_s, free, began_s, said) for host in hosts]
+        waiting = [pool.submit(_one, host, command, config, within_s, free, began_s) for host in hosts]
         try:
             for future in waiting:
                 yield future.result()
@@ -112,12 +110,11 @@ def _one(
     within_s: float,
     free: dict[str, threading.Semaphore],
     asked_s: float,
-    said: Settings | None,
 ) -> CommandOutcome:
     began_s = time.monotonic()
     try:
         with Links() as links:
-            up = links.up(host, config=config, within_s=within_s, asked_s=asked_s, said=said)
+            up = links.up(host, config=config, within_s=within_s, asked_s=asked_s)
             slots = free.setdefault(up.key, threading.Semaphore(SESSIONS))  # one step, whatever other threads do
             with telling(up), slots:
                 left_s = within_s - (time.monotonic() - began_s)

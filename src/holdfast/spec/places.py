@@ -111,6 +111,10 @@ class Link(Section):
     persist: Persist = Field(1800.0, description="how long a connection that nobody uses is kept; or no")
     compression: Literal["auto", "on", "off"] = Field("auto", description="of what goes over it")
     max_age: Duration | None = Field(None, description="renewed before it is this old", examples=["7h30m"])
+    tcp_keepalive: bool | None = Field(None, description="that of TCP (TCPKeepAlive); on when not given")
+    identities_only: bool | None = Field(
+        None, description="only keys that are configured (IdentitiesOnly); as your ssh is configured when not given"
+    )
 
 
 class SecretRecipe(Section):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
 import pytest
 
 from holdfast.commands import group, places, remembered
+from holdfast.commands.arguments import KeepaliveOption
 from holdfast.commands.reaching import Reaching
 from holdfast.commands.table import THERE
 from holdfast.errors import UsageError
@@ -157,6 +159,25 @@ def test_a_wrong_option_is_told_before_anybody_is_asked() -> None:
 
     assert said.code == 2
     assert "No such option" in said.err
+
+
+@pytest.mark.parametrize(
+    "name", ["run", "exec", "sync", "ssh", "forward", "jupyter", "tensorboard", "ps", "logs", "attach", "shell"]
+)
+def test_every_verb_that_reaches_a_host_takes_a_keepalive(name: str) -> None:
+    verb = group.get_command(click.Context(group), name)
+
+    assert verb is not None
+    assert [param.opts for param in verb.params if isinstance(param, KeepaliveOption)] == [["--keepalive"]]
+
+
+def test_a_keepalive_is_of_the_connection_and_no_word_of_the_verb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOLDFAST_KEEPALIVE", "1x1")  # so that what is said here ends with this test
+
+    assert going("status", "--keepalive", "8x3", "gpu-a:digits") == [("gpu-a", "digits")]
+    assert os.environ["HOLDFAST_KEEPALIVE"] == "8x3"
+    with pytest.raises(UsageError, match="'8' is not a keepalive"):
+        going("logs", "-f", "--keepalive=8", "gpu-a:digits")
 
 
 def test_the_deadline_is_the_callers() -> None:

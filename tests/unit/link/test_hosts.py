@@ -12,7 +12,7 @@ from holdfast.errors import HoldfastError, UsageError
 from holdfast.link import hosts
 from holdfast.link.hosts import Chosen, Idle, Measured, Settings
 from holdfast.spec.places import Link
-from holdfast.units import BadQuantity, Keepalive
+from holdfast.units import Keepalive
 
 FAST, SLOW = Keepalive(interval_s=5, count=2), Keepalive(interval_s=60, count=5)
 
@@ -40,7 +40,7 @@ def test_the_first_that_says_something_counts(monkeypatch: pytest.MonkeyPatch) -
     assert keepalive() == ("60x5", "the host's settings")
     assert keepalive(run=run_file) == ("20x4", "the run file")
     monkeypatch.setenv("HOLDFAST_KEEPALIVE", "7x7")
-    assert keepalive(run=run_file) == ("7x7", "HOLDFAST_KEEPALIVE")
+    assert keepalive(run=run_file) == ("7x7", "the environment")
     assert keepalive(Settings(keepalive=FAST), run_file) == ("5x2", "the command line")
     assert keepalive(Settings(keepalive="off"), run_file)[0] == "off"
     assert hosts.for_call("gpu-a", None, run_file).max_age_s == 7.5 * 3600
@@ -63,10 +63,29 @@ def test_the_words_of_a_run_file_mean_what_they_say() -> None:
     assert (chosen.persist_s, chosen.compression, chosen.max_age_s, chosen.keepalive) == (0.0, True, 0.0, None)
 
 
-def test_a_variable_that_is_no_keepalive_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOLDFAST_KEEPALIVE", "30")
+def test_every_setting_may_stand_in_the_environment_and_in_a_run_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = Link.model_validate({"tcp_keepalive": True, "identities_only": False})
+    hosts.update("gpu-a", Settings(tcp_keepalive=False))
+    assert hosts.for_call("gpu-a", None, hosts.from_run_file(link)).options["TCPKeepAlive"] == "yes"
+    assert hosts.for_call("gpu-a", None, hosts.from_run_file(link)).options["IdentitiesOnly"] == "no"
 
-    with pytest.raises(BadQuantity, match="'30' is not a keepalive"):
+    texts = {"tcp_keepalive": "off", "identities_only": "on", "compression": "on", "persist": "no", "max_age": "1h"}
+    for name, text in {**texts, "multiplex": "off"}.items():
+        monkeypatch.setenv(f"HOLDFAST_{name.upper()}", text)
+    chosen = hosts.for_call("gpu-a", None, hosts.from_run_file(link))
+
+    assert {"TCPKeepAlive": "no", "IdentitiesOnly": "yes", "Compression": "yes"}.items() <= chosen.options.items()
+    assert (chosen.persist_s, chosen.max_age_s, chosen.multiplex) == (0.0, 3600.0, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [("KEEPALIVE", "30", "'30' is not a keepalive"), ("MULTIPLEX", "yes", "neither on nor off")],
+)
+def test_a_variable_that_says_nothing_is_told(monkeypatch: pytest.MonkeyPatch, name: str, text: str, says: str) -> None:
+    monkeypatch.setenv(f"HOLDFAST_{name}", text)
+
+    with pytest.raises(UsageError, match=f"HOLDFAST_{name}: .*{says}"):
         hosts.for_call("gpu-a")
 
 
