@@ -28,7 +28,7 @@ from holdfast.link.states import State, refused_since
 from holdfast.link.target import Target, folder, make_folder, resolve
 from holdfast.link.wire import Malformed
 
-PROTOCOL = 2  # of the messages: one more whenever an agent and a client of before would misunderstand each other
+PROTOCOL = 3  # of the messages: one more whenever an agent and a client of before would misunderstand each other
 IDLE_S = 600.0  # without a link and without a client
 _TICK_S = 1.0
 

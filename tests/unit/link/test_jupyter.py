@@ -138,15 +138,23 @@ def test_it_ends_with_a_command_whose_terminal_is_closed_or_that_is_killed(home:
     assert not folder_of(server).exists()
 
 
-def test_one_that_nobody_waits_for_any_more_is_not_left_there(home: Path) -> None:
+def held_by(server: lab.Sshd) -> int:
+    """How many files the processes of its connections have open."""
+    watching = lab.children(server.pid)
+    return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in (*watching, *lab.children(*watching)))
+
+
+def test_one_that_nobody_waits_for_any_more_is_not_left_there(home: Path, server: lab.Sshd) -> None:
     seen = Terminal("jupyter", "node", "--python", f"{home}/slow/python3")
     (begun,) = until(lambda: listed(f"{home}/slow/jupyter lab --no-browser"))
+    before = held_by(server)
     os.kill(seen.pid, signal.SIGKILL)
     seen.exit_code()
+    until(lambda: held_by(server) < before)  # the server knows it too
 
     (home / "now").touch()
 
-    until(lambda: listed("ServerApp.sock=") == [])
+    until(lambda: servers(home) == [])
     until(lambda: not folder_of(begun).exists())
 
 
