@@ -112,7 +112,31 @@ def test_reuse_is_proved_and_the_shared_connection_stays() -> None:
     cold, shared, ours = (min(way["times_s"]) for way in told["ways"])
     assert ours < cold / 3 and shared < cold
     assert told["ways"][0]["sshd_cpu_s"] is not None
-    assert (told["state"], told["keepalive"]) == ("up", "15x3")
+    assert (told["state"], told["keepalive"], told["shared"]) == ("up", "15x3", True)
+
+
+def test_a_host_that_is_not_shared_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOLDFAST_MULTIPLEX", "off")
+
+    said = holdfast("host", "check", "node", "--calls", "2").stdout
+
+    assert "no other call uses it (--multiplex off); reuse would save" in said
+
+
+@pytest.mark.parametrize(("name", "state"), [("other", "up"), ("nowhere.invalid", "down")])
+def test_a_watch_tells_all_of_a_link_that_another_name_has_made_and_of_one_that_is_down(
+    users: Path, name: str, state: str
+) -> None:
+    users.write_text(users.read_text().replace("Host node", "Host node other"))
+    assert holdfast("exec", "--on", "node", "--", "true").returncode == 0
+    argv = [sys.executable, "-m", "holdfast", "host", "check", name, "--watch", "--json"]
+
+    with ended(subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, bufsize=1)) as watching:
+        assert watching.stdout is not None
+        fact = json.loads(watching.stdout.readline())
+
+    assert (fact["host"], fact["state"]) == (name, state)
+    assert set(fact) == {"host", "state", "since_s", "trip_s", "loss_ratio", "keepalive", "users", "why"}
 
 
 def test_the_connection_is_watched() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,26 +29,27 @@ _NOTICED = 1.5  # a round trip so many times longer or shorter is a change
 @json_option
 def command(host: str, calls: int, watch: bool, as_json: bool) -> int:
     """Show whether the connection to HOST is shared and what that saves, measured now."""
-    from holdfast.link import client, reuse, target
+    from holdfast.link import client, hosts, reuse, target
 
+    to = target.resolve(host, config=target.users_config())
     with client.Links() as links:
         if watch:
             with going_on(f"the connection to {host} goes on"):
-                for fact in _changes(links, host):
+                for fact in _changes(links, host, to.key):
                     click.echo(json.dumps(fact) if as_json else _line(fact))
             return 0
         up = links.up(host)
-        to = target.resolve(host, config=target.users_config())
         ways = asyncio.run(reuse.compare(up, to, calls))
         link = next(each for each in links.every() if each["key"] == up.key)
+    is_shared = hosts.for_call(host).multiplex
     if as_json:
-        print_json({**_fact(host, link), "ways": [_told(way) for way in ways]})
+        print_json({**_fact(host, link), "shared": is_shared, "ways": [_told(way) for way in ways]})
     else:
-        _show(host, link, ways)
+        _show(host, link, ways, is_shared)
     return 0
 
 
-def _show(host: str, link: dict[str, Any], ways: Sequence[Way]) -> None:
+def _show(host: str, link: dict[str, Any], ways: Sequence[Way], is_shared: bool) -> None:
     from holdfast.link.probing import ms
     from holdfast.units import show_duration
 
@@ -64,7 +66,11 @@ def _show(host: str, link: dict[str, Any], ways: Sequence[Way]) -> None:
     age = show_duration(max(0.0, time.time() - link["opened_s"]))
     trip = ms(link["trip_s"])
     click.echo(f"{host} is {link['state']}: a connection {age} old, round trip {trip}, keepalive {link['keepalive']}")
-    click.echo(f"reuse saves {saved}: {cold.median_s / ours.median_s:.0f} times faster")
+    faster = f"{cold.median_s / ours.median_s:.0f} times faster"
+    if is_shared:
+        click.echo(f"reuse saves {saved}: {faster}")
+    else:
+        click.echo(f"no other call uses it (--multiplex off); reuse would save {saved}: {faster}")
 
 
 def _cpu(way: Way) -> str:
@@ -79,20 +85,18 @@ def _told(way: Way) -> dict[str, Any]:
     return {"way": way.name, "median_s": way.median_s, "times_s": list(way.times_s), "sshd_cpu_s": way.cpu_s}
 
 
-def _changes(links: Links, host: str) -> Iterator[dict[str, Any]]:
-    """The state of the link now, then each other one."""
+def _changes(links: Links, host: str, key: str) -> Iterator[dict[str, Any]]:
+    """The state of the link now, then each other one. key: of the place that `host` means, whatever else it is called.
+
+    Asked for once: a link that somebody uses comes back by itself, and one that needs a person is not asked again.
+    """
     from holdfast.errors import HostUnreachable
 
     last: dict[str, Any] | None = None
-    wanted_s = 0.0
+    with suppress(HostUnreachable):  # the link says why
+        key = links.up(host, within_s=5.0).key
     while True:
-        if time.monotonic() >= wanted_s:  # one that needed a person is not asked for again and again
-            wanted_s = float("inf")
-            try:
-                links.up(host, within_s=5.0)
-            except HostUnreachable as error:
-                yield {"host": host, "state": "down", "why": str(error)}
-        link = next((each for each in links.every() if each["alias"] == host), None)
+        link = next((each for each in links.every() if each["key"] == key), None)
         if link is not None and (last is None or _is_other(last, link)):
             last = link
             yield _fact(host, link)
