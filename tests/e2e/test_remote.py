@@ -331,14 +331,13 @@ def test_jupyter_of_a_run_is_started_in_its_environment(laptop: Laptop, tmp_path
     words = ("--name", "booked", "--set", f"environment.python={folder}/python", "-e", "MARK=of-the-run")
     assert laptop.holdfast("run", "--on", "node", "-d", *words, "--", "sleep", "1000").returncode == 0
 
-    for place in ("booked", "node:booked"):
-        with laptop.following(tmp_path, "jupyter", place, "--no-browser") as seen:
-            url = until(lambda: (tmp_path / "out").read_text().strip(), 60)
-            assert fetched_from(url) == str(laptop.output("booked").parent / "code")
-            served = [path for path, line in contents(Path("/proc").glob("[0-9]*/cmdline")) if bytes(folder) in line]
-            assert b"\0MARK=of-the-run\0" in served[0].with_name("environ").read_bytes()
-            seen.send_signal(signal.SIGINT)
-            assert seen.wait(30) == 130
+    with laptop.following(tmp_path, "jupyter", "booked", "--no-browser") as seen:
+        url = until(lambda: (tmp_path / "out").read_text().strip(), 60)
+        assert fetched_from(url) == str(laptop.output("booked").parent / "code")
+        served = [path for path, line in contents(Path("/proc").glob("[0-9]*/cmdline")) if bytes(folder) in line]
+        assert b"\0MARK=of-the-run\0" in served[0].with_name("environ").read_bytes()
+        seen.send_signal(signal.SIGINT)
+        assert seen.wait(30) == 130
     assert laptop.holdfast("kill", "booked").returncode == 0
 
 

@@ -191,17 +191,8 @@ def test_wrong_calls_are_told_in_a_sentence(words: list[str], sentence: str) -> 
     assert "bug" not in said.stderr
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["exec", "--on", "node", "--keepalive", "8x3", "--", "true"],
-        ["ssh", "--keepalive", "8x3", "node", "true"],
-    ],
-    ids=lambda words: words[0],
-)
-def test_a_call_may_have_a_keepalive_of_its_own(words: list[str]) -> None:
-    holdfast(*words)
-
+def test_a_call_may_have_a_keepalive_of_its_own() -> None:
+    assert holdfast("exec", "--on", "node", "--keepalive", "8x3", "--", "true").returncode == 0
     assert [link["keepalive"] for link in held()] == ["8x3"]
 
 

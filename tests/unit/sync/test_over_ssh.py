@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from tests.children import ended
 from tests.labs import gate
 from tests.labs import sshd as lab
 from tests.labs.links import own_links
+from tests.unit.commands.terminal import Terminal
 from tests.unit.sync.ends import held, tree
 from tests.waiting import until
 
@@ -72,6 +74,19 @@ def test_there_and_back(tmp_path: Path, node: Node) -> None:
     assert conflict.returncode == 1
     assert conflict.stderr.splitlines()[0] == "kept a: it was changed there"
     assert (back.returncode, held(tmp_path / "back")) == (0, held(there))
+
+
+def test_who_looks_sees_how_far_holdfast_and_the_folder_are(tmp_path: Path, node: Node) -> None:
+    shutil.rmtree(node.home / ".holdfast", ignore_errors=True)
+    source = tree(tmp_path / "s", large=os.urandom(12 << 20))
+
+    asked = Terminal("ps", "--on", "node")
+    assert asked.exit_code() == 0
+    brought = Terminal("sync", str(source), "node:looked")
+    assert brought.exit_code() == 0
+
+    assert re.search(r"holdfast → node .*[0-9.]+/[0-9.]+ MB", asked.shown.decode())
+    assert re.search(rf"{source} → node:looked .*[0-9.]+/12\.6 MB", brought.shown.decode())
 
 
 def test_a_cut_connection_is_made_again(tmp_path: Path, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
