@@ -12,6 +12,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+if not __package__:  # started as a folder, `python -I …/holdfast`: then that is where Python looks for modules first
+    sys.path[0] = os.path.dirname(sys.path[0])  # noqa: PTH120 - pathlib takes long to import
+
 from holdfast.errors import INTERRUPTED, HoldfastError, plain
 
 if TYPE_CHECKING:

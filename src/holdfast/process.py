@@ -150,7 +150,6 @@ def start_shim(
     *,
     alone: bool = False,
     secrets: Mapping[str, str] | None = None,
-    python: str = sys.executable,
     within_s: float = 15.0,
 ) -> None:
     """Start the shim of `run`, detached from everything of the caller; returns when its socket answers.
@@ -158,11 +157,11 @@ def start_shim(
     What is started takes the lock, listens, forks and leaves, so its exit status is the answer. Raises LeaseHeld when
     another live shim holds the lock, HoldfastError with the end of node.log when it died.
     """
-    command = [python, "-m", "holdfast", "node", "shim", str(run.root), "--detach", *(["--alone"] if alone else [])]
+    argv = [*command(), "node", "shim", str(run.root), "--detach", *(["--alone"] if alone else [])]
     with open(run.node_log, "ab", opener=_private) as log:
         said_before = log.tell()
         child = subprocess.Popen(
-            command,
+            argv,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=log,
@@ -206,9 +205,18 @@ def callers(environ: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "PYTHONPATH": before} if before else kept
 
 
+def command() -> list[str]:
+    """The words that start this holdfast again; isolated from PYTHONPATH, PYTHONHOME and so on, if it is so itself."""
+    if sys.flags.isolated:
+        return [sys.executable, "-I", str(Path(__file__).resolve().parent)]
+    return [sys.executable, "-m", "holdfast"]
+
+
 def node_environment() -> dict[str, str]:
-    """Ours with `holdfast` importable, the caller's PYTHONPATH remembered, and nothing of an outer run."""
+    """Ours for what `command` starts: nothing of an outer run, `holdfast` importable, the caller's PYTHONPATH kept."""
     environ = {name: value for name, value in os.environ.items() if name not in TRAINER_VARIABLES}
+    if sys.flags.isolated:
+        return environ
     before = environ.setdefault(CALLER_PYTHONPATH, environ.get("PYTHONPATH", ""))
     package = str(Path(__file__).resolve().parent.parent)
     environ["PYTHONPATH"] = os.pathsep.join(part for part in (package, before) if part)

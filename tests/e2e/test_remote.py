@@ -315,6 +315,22 @@ def test_the_same_command_after_a_lost_answer_makes_no_second_run(laptop: Laptop
     laptop.stop("again")
 
 
+def test_what_start_up_files_set_for_pythons_is_for_runs_alone(laptop: Laptop) -> None:
+    (laptop.there / ".bashrc").write_text("export PYTHONHOME=/nowhere PYTHONPATH=/spoilt PYTHONWARNINGS=error\n")
+    end_service(laptop)  # the next one finds them
+    try:
+        words = ("--", "sh", "-c", 'echo "$PYTHONHOME $PYTHONPATH $PYTHONWARNINGS"')
+        done = laptop.holdfast("run", "--on", "node", "-d", "--name", "spoilt", *words)
+        assert done.returncode == 0, done.stderr
+        assert laptop.holdfast("wait", "node:spoilt").returncode == 0
+    finally:
+        (laptop.there / ".bashrc").unlink()
+        end_service(laptop)
+
+    library = laptop.output("spoilt").parent / "lib"
+    assert f"/nowhere {library}:/spoilt error\n" in laptop.output("spoilt").read_text()
+
+
 def test_a_terminal_of_a_run_is_there(laptop: Laptop, run: str) -> None:
     done = laptop.holdfast("shell", run, "--", "pwd")
 
@@ -439,6 +455,14 @@ def test_stopping_waits_for_the_end_there(laptop: Laptop, run: str) -> None:
 
     assert done.returncode == 0, done.stderr
     assert json.loads(laptop.holdfast("status", run, "--json").stdout)["state"] == "stopped"
+
+
+def end_service(laptop: Laptop) -> None:
+    """Those that it has forked for calls end with it."""
+    for pid in processes(laptop.there, "holdfast node service"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    until(lambda: not processes(laptop.there, "holdfast node service"))
 
 
 def fetched_from(url: str) -> str:

@@ -84,10 +84,11 @@ def test_request_times_out(tmp_path: Path) -> None:
             process.request(tmp_path / "s", {"op": "x"}, timeout_s=0.05)
 
 
-def test_a_shim_that_cannot_run_says_why(tmp_path: Path) -> None:
+def test_a_shim_that_cannot_run_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho no such thing as holdfast >&2\nexit 1\n")
     python.chmod(0o700)
 
+    monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(HoldfastError, match="no such thing as holdfast"):
-        process.start_shim(RunDir(tmp_path), python=str(python))
+        process.start_shim(RunDir(tmp_path))

@@ -14,7 +14,6 @@ from holdfast.bundle.places import Node, Platform
 from holdfast.bundle.probing import Facts, Unfit
 from holdfast.link import remote
 from holdfast.link.client import Up
-from holdfast.process import CALLER_PYTHONPATH
 from holdfast.units import show_size
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 PROBE_S = 30.0
 START_S = 30.0
-SERVICE = ("-m", "holdfast", "node", "service")
+SERVICE = ("node", "service")
 Tell = Callable[[str], None]  # a sentence for a person
 
 
@@ -125,7 +124,7 @@ def _order(found: Facts) -> Order:
 
 
 def start(up: Up, node: Node, words: tuple[str, ...] = SERVICE) -> None:
-    """Run the node's Python with the bundle on its path until it returns; a service does so when it listens.
+    """Run the holdfast of the bundle until it returns; a service does so when it listens.
 
     Raises Unfit with the last line it said, HostUnreachable.
     """
@@ -140,15 +139,13 @@ def start(up: Up, node: Node, words: tuple[str, ...] = SERVICE) -> None:
 
 
 def starting(node: Node, words: tuple[str, ...]) -> str:
-    """The shell's lines. Bundle and Python are young again, so that they stay; PYTHONPATH as it was is trainers'."""
+    """The shell's lines. Bundle and Python are young again, so that they stay."""
     quote = shlex.quote
     brought = f"{posixpath.dirname(posixpath.dirname(node.python))}/{places.PYTHON}"  # where it is one that we brought
     return "\n".join(
         [
-            f'export {CALLER_PYTHONPATH}="${{PYTHONPATH-}}"',
             f"touch -c {quote(f'{node.folder}/{places.CONTENTS}')} {quote(brought)}",
-            f"export HOLDFAST_HOME={quote(node.home)} PYTHONPATH={quote(node.folder)}",
-            f"cd / && exec {shlex.join([node.python, '-s', *words])} </dev/null",
+            f"cd / && HOLDFAST_HOME={quote(node.home)} exec {shlex.join(node.command(*words))} </dev/null",
             "",
         ]
     )

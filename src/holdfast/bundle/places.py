@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from holdfast import fsio, runs
+from holdfast import fsio, process, runs
 
 CONTENTS = "bundle.json"  # in each bundle, written last
 LAUNCHER = "holdfast"  # beside the bundles, starts the newest
+VENV_LAUNCHER = "__PYVENV_LAUNCHER__"  # where a Python is, whatever -I says to it
 PYTHON = "python.txt"  # in each Python that we have brought, written last
 NO_BUNDLE = "dev"
 REFUSED_S = 86400.0
@@ -43,11 +43,15 @@ class Node:
     home: str  # HOLDFAST_HOME, its real path
     python: str
     platform: Platform
-    folder: str  # of the bundle, on the path of `python`
+    folder: str  # of the bundle
     bundle: str  # its hash
     socket: str  # where a service that was started from it listens
     made_of: str = field(default="", compare=False)  # `sources.fingerprint` of the holdfast here whose bundle it is
     refused_s: float = 0.0  # when its sshd opened no channel to that though somebody listened (unix time); 0: never
+
+    def command(self, *words: str) -> list[str]:
+        """What starts our holdfast there. Its Python heeds nothing that the user's start-up files say to Pythons."""
+        return ["/usr/bin/env", "-u", VENV_LAUNCHER, self.python, "-I", f"{self.folder}/holdfast", *words]
 
     def refuses(self, now_s: float) -> bool:
         """Whether it is not worth trying: what an sshd allows may be another thing tomorrow."""
@@ -63,7 +67,7 @@ def own() -> str:
 def command() -> list[str]:
     """The words that start this holdfast from elsewhere, at a boot or later: a bundle goes when a newer one comes."""
     if own() == NO_BUNDLE:
-        return [sys.executable, "-m", "holdfast"]
+        return process.command()
     return ["/bin/sh", str(Path(__file__).resolve().parents[3] / LAUNCHER)]
 
 

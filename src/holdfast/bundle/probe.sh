@@ -1,6 +1,7 @@
 # What holdfast asks of a node, for any POSIX shell. Whoever sends this sets `mark` first; answers are lines NAME=VALUE
 # between two lines with the mark, so that what the user's shell prints before is no answer.
 export LC_ALL=C PATH="$PATH:/usr/local/bin:/usr/bin:/bin"
+unset __PYVENV_LAUNCHER__ # says where a Python is, whatever -I says to it
 umask 077
 uid=$(id -u)
 
@@ -46,7 +47,7 @@ pythons() {
       real=$(readlink -f "$each" || echo "$each")
       case " $seen " in *" $real "*) continue ;; esac
       seen="$seen $real"
-      echo "python=$each $("$each" -E -s -S -c "$asks" </dev/null 2>/dev/null)"
+      echo "python=$each $("$each" -I -S -c "$asks" </dev/null 2>/dev/null)"
     done
   done | head -n 16
 }

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from holdfast.bundle.closure import Bundle, cache
+from holdfast.bundle.places import VENV_LAUNCHER
 from holdfast.bundle.probing import Half, Unfit
 from holdfast.bundle.standalone import Standalone
 from holdfast.errors import HostUnreachable
@@ -100,7 +101,8 @@ def _taking(python: Standalone, folder: str, half: Half | None, mark: str) -> by
 
 def _words(python: str) -> str:
     """Start the unpacker; the same in every shell, as long as the path is plain."""
-    return f"""exec {python} -E -s -c 'import sys; exec(sys.stdin.buffer.read({_UNPACK.stat().st_size}))'"""
+    isolated = f"/usr/bin/env -u {VENV_LAUNCHER} {python} -I"
+    return f"exec {isolated} -c 'import sys; exec(sys.stdin.buffer.read({_UNPACK.stat().st_size}))'"
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 # begun bytes, or nothing; size and sha256 of the archive; settle, a text for that Python. What follows is the archive
 # from that byte on. The last line is `MARK ok`, `MARK taken` where half is somebody else's by now, or `MARK` and why not.
 export LC_ALL=C PATH="$PATH:/usr/local/bin:/usr/bin:/bin"
+unset __PYVENV_LAUNCHER__ # says where a Python is, whatever -I says to it
 umask 077
 part=$folder/.$name.$$@$(uname -n).part # by this others know whether we live
 
@@ -40,6 +41,6 @@ said=$(sha256sum <"$part/archive")
 rm -rf "$part/python"
 mkdir "$part/python"
 said=$( (cd "$part/python" && gzip -dc ../archive | tar -xof -) 2>&1) || refuse "its Python cannot be unpacked: $(last)"
-said=$("$part/python/bin/python3" -E -s -c "$settle" "$part/python" "$folder/$name" 2>&1 </dev/null) ||
+said=$("$part/python/bin/python3" -I -c "$settle" "$part/python" "$folder/$name" 2>&1 </dev/null) ||
   refuse "its Python does not run there: $(last)"
 refuse ok

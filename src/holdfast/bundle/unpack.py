@@ -234,8 +234,8 @@ def launch(folder: Path, name: str) -> None:
     bundle = folder / name
     text = f"""#!/bin/sh
 # The holdfast that was pushed here last, {bundle}/
-export HOLDFAST_CALLER_PYTHONPATH="${{PYTHONPATH-}}" PYTHONPATH={shlex.quote(str(bundle))}
-exec {shlex.quote(sys.executable)} -s -m holdfast "$@"
+unset __PYVENV_LAUNCHER__
+exec {shlex.quote(sys.executable)} -I {shlex.quote(f"{bundle}/holdfast")} "$@"
 """
     new = folder / f".{LAUNCHER}.{secrets.token_hex(4)}"
     new.write_text(text)

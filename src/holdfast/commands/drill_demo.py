@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from holdfast import process
 from holdfast.commands.liveness import POLL_S, live
 from holdfast.errors import HoldfastError
 from holdfast.runs import RunDir
@@ -57,7 +58,7 @@ def start() -> RunDir:
     (home / "train.py").write_text(TRAINING)
     (home / "holdfast.yaml").write_text(RUN_FILE.format(python=sys.executable))
     environ = {**os.environ, "HOLDFAST_HOME": str(home / "home")}
-    argv = [sys.executable, "-m", "holdfast", "run", "-d", "--json"]
+    argv = [*process.command(), "run", "-d", "--json"]
     done = subprocess.run(argv, cwd=home, env=environ, stdout=subprocess.PIPE, check=False)
     if done.returncode != 0:
         raise HoldfastError(f"the demo run did not start: exit code {done.returncode}", hint=f"look into {home}")

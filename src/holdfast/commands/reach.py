@@ -16,7 +16,6 @@ from holdfast import runs
 from holdfast.commands.arguments import say
 from holdfast.commands.progress import bar_once_moving
 from holdfast.errors import HoldfastError, HostUnreachable, UsageError
-from holdfast.process import CALLER_PYTHONPATH
 
 if TYPE_CHECKING:
     from holdfast.bundle import Node
@@ -152,8 +151,7 @@ class Linked:
 
     def starting(self, *words: str) -> list[str]:
         """What starts a program of ours there, as words for a shell."""
-        ours = [f"HOLDFAST_HOME={self.node.home}", f"PYTHONPATH={self.node.folder}", f"{CALLER_PYTHONPATH}="]
-        return ["env", *ours, self.node.python, "-s", "-m", "holdfast", *words]
+        return ["env", f"HOLDFAST_HOME={self.node.home}", *self.node.command(*words)]
 
     @property
     def channels(self) -> str:
@@ -161,9 +159,7 @@ class Linked:
 
         Commands that are started there find the environment that they would find under sshd.
         """
-        ours = f'{CALLER_PYTHONPATH}="${{PYTHONPATH-}}" PYTHONPATH={shlex.quote(self.node.folder)}'
-        words = shlex.join([self.node.python, "-s", "-m", "holdfast", "node", "channels"])
-        return f"exec /bin/sh -c {shlex.quote(f'export {ours}; exec {words}')}"
+        return f"exec {shlex.join(self.node.command('node', 'channels'))}"
 
     def share(self) -> None:
         """From now on everything over one session, if that is all there is. Raises HostUnreachable."""

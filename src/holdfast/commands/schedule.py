@@ -13,13 +13,12 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from holdfast import runs
+from holdfast import process, runs
 from holdfast.bundle import places
 from holdfast.commands import clockwork, cronfields
 from holdfast.commands.arguments import json_option, print_json, print_table, say
@@ -152,7 +151,7 @@ def _check_is_here(run_file: Path) -> None:
 
 
 def _start(name: str, told: dict[str, Any]) -> RunDir:
-    argv = [sys.executable, "-m", "holdfast", "run", "-d", "--json", "-f", told["run_file"]]
+    argv = [*process.command(), "run", "-d", "--json", "-f", told["run_file"]]
     folder = Path(told["run_file"]).parent
     done = subprocess.run(argv, cwd=folder, env={**os.environ, **told["environ"]}, stdout=subprocess.PIPE, check=False)
     if done.returncode != 0:

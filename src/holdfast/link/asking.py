@@ -10,25 +10,28 @@ import contextlib
 import getpass
 import os
 import re
+import shlex
 import sys
 import threading
 from pathlib import Path
 from typing import Any
 
+from holdfast import process
 from holdfast.link import messages
 from holdfast.link.states import PERSON_S
 from holdfast.link.target import folder
 
 PROGRAM = Path(__file__).with_name("askpass")
 NOTICE, CONFIRM = "none", "confirm"  # kinds of question, as ssh names them; "" asks for words
-_KEY, _PYTHON = "HOLDFAST_LINK", "HOLDFAST_PYTHON"
+_KEY, _COMMAND = "HOLDFAST_LINK", "HOLDFAST_COMMAND"
 _SHOWN = re.compile(r"\byes\b")  # an answer to this is no secret
 _one_at_a_time = threading.Lock()  # a terminal has one line for answers
 
 
 def environment(key: str) -> dict[str, str]:
     """What makes the ssh of link `key` ask us. Source: ssh(1), SSH_ASKPASS_REQUIRE (OpenSSH 8.4)."""
-    return {"SSH_ASKPASS": str(PROGRAM), "SSH_ASKPASS_REQUIRE": "force", _KEY: key, _PYTHON: sys.executable}
+    ours = {_KEY: key, _COMMAND: shlex.join(process.command())}
+    return {"SSH_ASKPASS": str(PROGRAM), "SSH_ASKPASS_REQUIRE": "force", **ours}
 
 
 def main(prompt: str) -> int:

@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -253,7 +252,7 @@ def _part_with(told: dict[str, Any]) -> NoReturn:
 def _start() -> None:
     """Returns when an agent listens. Raises HoldfastError."""
     log = make_folder() / "agent.log"
-    argv = [sys.executable, "-m", "holdfast", "link-agent"]
+    argv = [*process.command(), "link-agent"]
     try:
         with log.open("ab") as said:
             status = subprocess.call(

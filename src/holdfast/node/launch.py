@@ -23,7 +23,8 @@ Environment = dict[str, str | None]  # added to the shim's own; None takes a var
 def environment(run: RunDir, plan: Plan, state: State, attempt: int, caller: Mapping[str, str]) -> Environment:
     """The variables of attempt `attempt`; `caller` is what the run was started from."""
     given = {**caller, **plan.env}
-    paths = [str(run.lib), given.get(CALLER_PYTHONPATH, "") if "PYTHONPATH" not in plan.env else plan.env["PYTHONPATH"]]
+    own = given.get("PYTHONPATH", "")
+    paths = [str(run.lib), own if "PYTHONPATH" in plan.env else given.get(CALLER_PYTHONPATH, own)]
     tracked = {} if "WANDB_RUN_ID" in given else {"WANDB_RUN_ID": tracker_id(run, plan), "WANDB_RESUME": "allow"}
     tracked |= {variable: value for variable, value in state.trackers if variable not in given}
     errors = {} if "TORCHELASTIC_ERROR_FILE" in given else {"TORCHELASTIC_ERROR_FILE": str(error_file(run, attempt))}

@@ -40,6 +40,7 @@ SETTLED_S = 10.0  # a child that lived this long is brought back at once
 OFFERS_S = 5.0  # how long a new shim waits for the offers of those it adopted before it makes slots of its own
 FIRST_RANK_S = 60.0  # alone: how long to wait for the first rank
 OURS = ("supervisor", "archiver")
+_STARTS = ("-I", str(Path(__file__).resolve().parents[1])) if sys.flags.isolated else ("-m", "holdfast")  # as we were
 
 Message = dict[str, Any]
 
@@ -213,7 +214,7 @@ class Shim:
                 self.due_s[role] = time.monotonic() + self.delay_s[role]
                 with open(self.run_dir / "node.log", "ab", opener=_private) as log:
                     popen = subprocess.Popen(
-                        [sys.executable, "-m", "holdfast", "node", role, str(self.run_dir)],
+                        [sys.executable, *_STARTS, "node", role, str(self.run_dir)],
                         stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", close_fds=False,
                         start_new_session=True,
                     )  # fmt: skip

@@ -130,7 +130,7 @@ class Standby:
 
     def start(self, secrets: Mapping[str, str]) -> None:
         """Leave a process behind that looks after it. Raises LeaseHeld when one does, HoldfastError."""
-        command = [sys.executable, "-m", "holdfast", "node", "standby", "serve", self.run]
+        command = [*process.command(), "node", "standby", "serve", self.run]
         with open(self.log, "ab", opener=_private) as log:
             child = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd="/", env=process.node_environment(),

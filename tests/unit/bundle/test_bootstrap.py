@@ -28,17 +28,18 @@ from holdfast.service import streams
 from holdfast.service.client import Calls
 from tests.labs import sshd as lab
 from tests.needs import need
+from tests.unit.bundle.loading import SPOILING, loads, spoil
 from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
-NOISE = 'echo welcome; echo "uid=0" ; printf "no newline" >&2\n'
-IMPORTS = ("-c", "import holdfast, holdfast.commands, pydantic, blake3, zstandard, ruamel.yaml, rich, click, pathspec")
+NOISE = f'echo welcome; echo "uid=0" ; printf "no newline" >&2\n{SPOILING}'
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[lab.Sshd, Path]]:
     with lab.person() as (user, home), lab.sshd(tmp_path_factory.mktemp("sshd"), user, home) as server:
         (home / ".bashrc").write_text(NOISE)
+        spoil(home)
         yield server, home
 
 
@@ -73,7 +74,7 @@ def test_an_empty_home_gets_a_bundle_that_runs(up: Up, home: Path) -> None:
 
     node = bundle.ensure(up, progress=lambda now, all_: sent.append((now, all_)))
 
-    bundle.start(up, node, IMPORTS)
+    loads(up, node)
     assert node.home == str(home / ".holdfast")
     assert node.folder == str(home / ".holdfast" / "bundles" / node.bundle)
     assert node.uid == home.stat().st_uid
@@ -113,7 +114,7 @@ def test_what_is_known_is_not_asked_and_what_is_asked_again_is_not_sent_again(up
     sent: list[int] = []
 
     asked = bundle.ensure(up, again=True, progress=lambda now, _: sent.append(now))
-    bundle.start(up, asked, IMPORTS)
+    loads(up, asked)
 
     assert (asked, sent) == (node, [])
     assert bundle.ensure(Up(up.alias, up.key, "/nowhere", 0.0)) == node
@@ -132,32 +133,30 @@ def test_a_holdfast_that_was_changed_is_sent_by_the_next_call(
     (copy / "new.py").write_text("it = 1\n")
     second = bundle.ensure(up)
 
-    bundle.start(up, second, ("-c", "import holdfast.new"))
+    loads(up, second, "import holdfast.new")
     assert second.bundle != first.bundle
     assert places.remembered(up.key) == second
 
 
-def test_code_on_the_node_knows_its_bundle_and_what_it_was_called_with(up: Up, home: Path) -> None:
+def test_code_on_the_node_knows_its_bundle_and_how_it_is_started(up: Up) -> None:
     node = bundle.ensure(up)
-    text = (
-        "import os; from holdfast.bundle import places; names = ('HOLDFAST_HOME', 'HOLDFAST_CALLER_PYTHONPATH');"
-        "said = [places.own(), *map(os.environ.get, names), *places.command()];"
-        "print(*said, sep='|', file=open(os.environ['HOME'] + '/said', 'w'))"
-    )
+    text = "from holdfast.bundle import places; print(places.own(), *places.command())"
 
-    bundle.start(up, node, ("-c", text))
+    said = loads(up, node, text)
 
     launcher = f"{node.home}/bundles/holdfast"
-    assert (home / "said").read_text() == f"{node.bundle}|{node.home}||/bin/sh|{launcher}\n"
-    done = subprocess.run([launcher, "--version"], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
+    assert said.endswith(f"{node.bundle} /bin/sh {launcher}\n")  # its shell said something before
+    done = subprocess.run(
+        [launcher, "--version"], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", "PYTHONHOME": "/"}
+    )
     assert done.stdout.startswith("holdfast"), done
 
 
 def test_what_does_not_start_is_told_with_its_last_words_and_asked_anew(up: Up) -> None:
     node = bundle.ensure(up)
 
-    with pytest.raises(Unfit, match=r"node: .* ended with status 3: no such thing"):
-        bundle.start(up, node, ("-c", "import sys; sys.stderr.write('well\\nno such thing\\n'); sys.exit(3)"))
+    with pytest.raises(Unfit, match=r"node: node service --idle no ended with status 2: .*error: --idle 'no' is not a"):
+        bundle.start(up, node, ("node", "service", "--idle", "no"))
     assert places.remembered(up.key) is None
 
 
@@ -166,7 +165,7 @@ def test_what_is_started_is_young_again_so_that_it_stays(up: Up, home: Path) -> 
     contents = home / ".holdfast" / "bundles" / node.bundle / places.CONTENTS
     os.utime(contents, (0, 0))
 
-    bundle.start(up, node, ("-c", "pass"))
+    bundle.start(up, node, ("--version",))
 
     assert contents.stat().st_mtime > 0
 
@@ -216,7 +215,7 @@ def test_a_push_whose_link_dies_leaves_nothing_half_and_works_the_next_time(
 
     with lab.master(place[0]) as path:
         up = Up("node", "0123456789ab", path, 0.0)
-        bundle.start(up, bundle.ensure(up, again=True), IMPORTS)
+        loads(up, bundle.ensure(up, again=True))
 
 
 def _end_master(path: str) -> None:
@@ -234,7 +233,7 @@ def test_a_home_whose_files_cannot_be_run_keeps_state_and_code_goes_elsewhere(up
         said: list[str] = []
         try:
             node = bundle.ensure(up, again=True, tell=said.append)
-            bundle.start(up, node, IMPORTS)
+            loads(up, node)
         finally:
             shutil.rmtree(elsewhere, ignore_errors=True)
 

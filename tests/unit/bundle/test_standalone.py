@@ -26,10 +26,10 @@ from tests.labs import sshd as lab
 from tests.labs.links import master_of
 from tests.labs.pythons import Shelf
 from tests.needs import need
+from tests.unit.bundle.loading import SPOILING, loads, spoil
 from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
-IMPORTS = ("-c", "import holdfast, holdfast.commands, pydantic, blake3, zstandard, ruamel.yaml, rich, click, pathspec")
 OLD = '#!/bin/sh\necho "3.8.10 cpython True"\n'
 HELD = 1_000_000  # bytes of an archive after which SLOW waits
 SLOW = f"#!/bin/sh\ndd bs=1000 count={HELD // 1000} iflag=fullblock 2>/dev/null\n{{}}\nexec /bin/cat\n"
@@ -53,7 +53,8 @@ def home(server: tuple[lab.Sshd, Path]) -> Iterator[Path]:
     """Of a person there, as it was before."""
     home = server[1]
     (home / "bin").mkdir()
-    (home / ".bashrc").write_text("export PATH=$HOME/bin:$PATH\n")
+    (home / ".bashrc").write_text(f"{SPOILING}export PATH=$HOME/bin:$PATH\n")
+    spoil(home)
     yield home
     for name in ("bin", ".holdfast"):
         shutil.rmtree(home / name, ignore_errors=True)
@@ -104,7 +105,7 @@ def test_a_node_without_a_python_gets_one_and_the_next_time_has_it(up: Up, home:
 
     node = bundle.ensure(up, tell=said.append)
 
-    bundle.start(up, node, IMPORTS)
+    loads(up, node)
     platform = node.platform
     made = standalone.cached(platform)
     assert made is not None
@@ -130,7 +131,7 @@ def test_a_python_that_is_too_old_is_left_where_it_is_and_ours_goes_where_files_
         start.write("export HOLDFAST_HOME=$HOME/noexec\n")
     try:
         node = bundle.ensure(up)
-        bundle.start(up, node, IMPORTS)
+        loads(up, node)
     finally:
         shutil.rmtree(elsewhere, ignore_errors=True)
 
