@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from holdfast import plan
 from holdfast.runs import RunDir
 from tests.labs import sshd as lab
 from tests.labs.clock import Clock, clock
-from tests.labs.links import own_links
+from tests.labs.links import own_links, processes
 from tests.needs import need
 from tests.waiting import until
 
@@ -161,6 +162,25 @@ def test_a_host_that_a_person_must_mend_is_a_sentence_and_nothing_is_left(
     assert (server[0].folder / "known_before").read_text() == known
     assert not (laptop.home / "remote").exists()
     assert sorted(server[1].rglob("*")) == there
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_a_shell_that_talks_without_end_is_heard_for_as_long_as_one_said(
+    laptop: Laptop, server: tuple[lab.Sshd, Path], is_known: bool
+) -> None:
+    if is_known:
+        assert laptop.holdfast("ps", "--on", "node-b.invalid").returncode == 0
+        for pid in processes(server[1], "holdfast node service"):
+            os.kill(pid, signal.SIGKILL)
+    (server[1] / ".bashrc").write_text("while :; do echo noise; done\n")
+    try:
+        status, said = laptop.said("ps", "--on", "node-b.invalid", "--timeout", "3s")
+        until(lambda: not processes(server[1], "bash"))
+    finally:
+        (server[1] / ".bashrc").unlink()
+
+    assert status == 10
+    assert re.search(r"did not end within 3 s|nothing of ours has answered there for 3 s", said), said
 
 
 def test_paths_may_be_as_long_as_they_like(server: tuple[lab.Sshd, Path], fetched: Path, tmp_path: Path) -> None:

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from holdfast.bundle.closure import Bundle
     from holdfast.bundle.push import Order, Progress
 
-PROBE_S = 30.0
-START_S = 30.0
+ANSWER_S = 30.0  # for the shell there, to one question
 SERVICE = ("node", "service")
 Tell = Callable[[str], None]  # a sentence for a person
 
@@ -30,13 +29,15 @@ def ensure(
     up: Up,
     *,
     again: bool = False,
+    within_s: float = ANSWER_S,
     tell: Tell = lambda _: None,
     progress: Progress = lambda _sent, _all: None,
 ) -> Node:
     """A node with this very holdfast on it.
 
     What is remembered is believed and nobody is asked; where that turns out wrong, nobody listening at the socket,
-    `again` asks the node. Raises Unfit, HostUnreachable, NoWheel, HoldfastError, OSError.
+    `again` asks the node. within_s: for its answer; what is sent may take longer. Raises Unfit, HostUnreachable,
+    NoWheel, HoldfastError, OSError.
     """
     made_of = sources.fingerprint()
     known = None if again else places.remembered(up.key)
@@ -45,7 +46,7 @@ def ensure(
     from holdfast.bundle.giving import give
     from holdfast.bundle.push import push
 
-    found = probing.ask(up, within_s=PROBE_S)
+    found = probing.ask(up, within_s=within_s)
     for warning in probing.warnings(up.alias, found):
         tell(warning)
     pythons = probing.choose(up.alias, found, sys.version_info[:2])
@@ -123,12 +124,12 @@ def _order(found: Facts) -> Order:
     return Order(folder=found.bundles_folder, runs=f"{found.home}/runs", kept=found.wheels, collect=not found.is_shared)
 
 
-def start(up: Up, node: Node, words: tuple[str, ...] = SERVICE) -> None:
+def start(up: Up, node: Node, words: tuple[str, ...] = SERVICE, *, within_s: float = ANSWER_S) -> None:
     """Run the holdfast of the bundle until it returns; a service does so when it listens.
 
     Raises Unfit with the last line it said, HostUnreachable.
     """
-    outcome = remote.ask(up, probing.SHELL, starting(node, words).encode(), within_s=START_S)
+    outcome = remote.ask(up, probing.SHELL, starting(node, words).encode(), within_s=within_s)
     if outcome.error or outcome.status:
         places.forget(up.key)
         said = (outcome.error or outcome.err.decode(errors="replace")).strip().splitlines()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from holdfast.link.hosts import Settings
     from holdfast.service.streams import Stream
 
+_ANSWER_S = 30.0  # for the shell there
 _AGAIN_S = 10.0  # for one attempt to have the link back
 
 
@@ -58,7 +59,7 @@ def linked(host: str, within_s: float, run_file: Settings | None = None) -> Iter
         up = links.up(host, config=users_config(), within_s=within_s, run_file=run_file)
         with telling(up):
             with _sending(up.alias) as progress:
-                there = reached(links, up, progress=progress, run_file=run_file)
+                there = reached(links, up, within_s=within_s, progress=progress, run_file=run_file)
             try:
                 yield there
             finally:
@@ -80,12 +81,13 @@ def reached(
     up: Up,
     *,
     again: bool = False,
+    within_s: float = _ANSWER_S,
     progress: Progress = lambda _done, _all: None,
     run_file: Settings | None = None,
 ) -> Linked:
     """The machine behind `up`, our own code in place there, and one session for everything where it allows no more.
 
-    again: what is remembered of it is wrong. Raises HostUnreachable.
+    again: what is remembered of it is wrong. within_s: for each answer of its shell. Raises HostUnreachable.
     """
     from holdfast import bundle
     from holdfast.bundle import places
@@ -95,7 +97,8 @@ def reached(
         if up.single and not up.by_one:  # one at a time: who has the session for everybody has it for good
             held.callback(os.close, runs.lock(places.make_folder("hosts") / f"{up.key}.lock", wait=True))
             up = links.up(up.alias, config=users_config(), run_file=run_file)
-        there = Linked(links, up, bundle.ensure(up, again=again, tell=say, progress=progress), run_file)
+        node = bundle.ensure(up, again=again, within_s=within_s, tell=say, progress=progress)
+        there = Linked(links, up, node, run_file, within_s)
         there.share()
         return there
 
@@ -115,9 +118,11 @@ def shared(links: Links, up: Up) -> Up:
 class Linked:
     """Over the link that the agent holds. Use from one thread."""
 
-    def __init__(self, links: Links, up: Up, node: Node, run_file: Settings | None = None) -> None:
+    def __init__(
+        self, links: Links, up: Up, node: Node, run_file: Settings | None = None, within_s: float = _ANSWER_S
+    ) -> None:
         self._links, self.up, self.node = links, up, node
-        self._run_file = run_file
+        self._run_file, self._within_s = run_file, within_s
         self._ports: list[int] = []  # of ours that lead there
         self._is_new_agent = False  # which knows nothing of them
         self._connection: Connection | None = None
@@ -175,7 +180,7 @@ class Linked:
         """What was remembered of the machine is wrong: ask it, and bring what it lacks. Raises HostUnreachable."""
         from holdfast import bundle
 
-        self.node = bundle.ensure(self.up, again=True, tell=say)
+        self.node = bundle.ensure(self.up, again=True, within_s=self._within_s, tell=say)
 
     async def connect(self) -> Stream:
         from holdfast.service.streams import through
@@ -268,10 +273,10 @@ class Linked:
 
         try:
             try:
-                bundle.start(self.up, self.node)
+                bundle.start(self.up, self.node, within_s=self._within_s)
             except Unfit:
                 self.ask_again()
-                bundle.start(self.up, self.node)
+                bundle.start(self.up, self.node, within_s=self._within_s)
         except Unfit:
             raise
         except HostUnreachable as error:

@@ -132,7 +132,7 @@ def _outcomes(job: _Job, progress: Progress) -> Iterator[Outcome]:
             up = _reached(links, job)
             try:
                 with telling(up):
-                    there = reached(links, up, again=again, progress=progress)
+                    there = reached(links, up, again=again, within_s=job.timeout_s, progress=progress)
                     with conversation(there.up, there.starting("node", *_end(job))) as frames:
                         for outcome in _rounds(job, frames, moved):
                             again = False

@@ -135,7 +135,9 @@ async def _kept(up: Up, command: str, given: bytes, within_s: float, began_s: fl
             _, out, err, exit_ = await within(work, max(0.0, within_s))
         except asyncio.TimeoutError:
             await channel.signal("TERM")
-            raise HostUnreachable(f"{up.alias}: the command did not end in time, and was sent SIGTERM") from None
+            raise HostUnreachable(
+                f"{up.alias}: the command did not end within {within_s:.0f} s, and was sent SIGTERM"
+            ) from None
     finally:
         await connection.close()
     seconds = time.monotonic() - began_s

@@ -52,13 +52,13 @@ class CallLost(HostUnreachable):
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Of the connection below a call. `away_s`: seconds since it has gone, None when it is back."""
+    """Of the connection below a call. `away_s`: seconds since it has gone, None when it is there."""
 
     away_s: float | None
     why: str = ""
 
 
-Watch: TypeAlias = Callable[[Standing], bool]  # told before each new attempt, and when it is back; False gives up
+Watch: TypeAlias = Callable[[Standing], bool]  # told before each new attempt, and when it is there; False gives up
 
 
 def _for_ever(_standing: Standing) -> bool:
@@ -157,8 +157,7 @@ class Calls:
         while riding.status is None and not riding.left.is_set():
             try:
                 stream, first = await self._joined(order, riding)
-                if gone_s is not None:
-                    self._watch(Standing(None))
+                self._watch(Standing(None))
                 gone_s = None
                 try:
                     await riding.ride(stream, first)

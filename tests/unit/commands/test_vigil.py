@@ -93,6 +93,11 @@ def test_a_call_ends_with_the_patience_though_nothing_tells_that_the_connection_
         remote.call(Deaf("suspect"), Asked(("ps",), patience_s=0.1))
 
 
+def test_a_call_that_nobody_takes_ends_with_the_patience_though_the_link_is_up() -> None:
+    with pytest.raises(HostUnreachable, match="gpu-a: the link is up, and nothing of ours has answered there for 0 s"):
+        remote.call(Deaf("up"), Asked(("ps",), patience_s=0.1))
+
+
 def test_patience_ends_and_what_lasts_has_no_end() -> None:
     assert Vigil(Wire("down"), 30.0).cut(Standing(29.0))
     assert not Vigil(Wire("down"), 30.0).cut(Standing(31.0))
