@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import os
 import pwd
+import select
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,10 +17,11 @@ from pathlib import Path
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.process import environment
 from holdfast.turn import Device, fitting
-from holdfast.units import parse_accelerators
+from holdfast.units import parse_accelerators, show_size
 
 PROGRAM = "nvidia-smi"
 DEADLINE_S = 15.0  # a driver that is not kept loaded takes seconds to come up
+MOST_BYTES = 1 << 20
 _END_S = 1.0
 _NONE = "No devices were found"
 _WARNING, _WARNED = (
@@ -162,22 +165,46 @@ def _asked(path: str | None, question: str) -> str:
         )
     child = subprocess.Popen(
         [program, question, "--format=csv,noheader,nounits"],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
-        said, _ = child.communicate(timeout=DEADLINE_S)
-    except subprocess.TimeoutExpired:
+        said = _heard(child)
+    finally:
         _give_up(child)
-        hint = "the driver hangs: dmesg may say why, and often only a reboot helps"
-        raise NoAnswer(f"{PROGRAM} has not answered within {DEADLINE_S:g} s", hint=hint) from None
     if child.returncode not in (0, _WARNED) and _NONE not in said:
         told = said.strip().splitlines()[:1] or ["nothing"]
         raise NoAnswer(f"{PROGRAM} ended with status {child.returncode} and says {told[0][:200]!r}")
     return "" if _NONE in said else said
 
 
-def _give_up(child: subprocess.Popen[str]) -> None:
+def _heard(child: subprocess.Popen[bytes]) -> str:
+    """All that it says until it ends. Raises NoAnswer when that takes too long, or is too much."""
+    assert child.stdout
+    said, end_s = bytearray(), time.monotonic() + DEADLINE_S
+    coming = select.poll()
+    coming.register(child.stdout)
+    try:
+        while coming.poll(max(0.0, end_s - time.monotonic()) * 1000):
+            part = os.read(child.stdout.fileno(), 1 << 16)
+            if not part:
+                child.wait(max(0.0, end_s - time.monotonic()))
+                return said.decode(errors="replace")
+            said += part
+            if len(said) > MOST_BYTES:
+                raise NoAnswer(
+                    f"{PROGRAM} says more than {show_size(MOST_BYTES)}: that is no list of devices",
+                    hint=f"is it NVIDIA's? command -v {PROGRAM}",
+                )
+    except subprocess.TimeoutExpired:
+        pass
+    hint = "the driver hangs: dmesg may say why, and often only a reboot helps"
+    raise NoAnswer(f"{PROGRAM} has not answered within {DEADLINE_S:g} s", hint=hint)
+
+
+def _give_up(child: subprocess.Popen[bytes]) -> None:
     """Whom the kernel does not let go of is left behind."""
+    assert child.stdout
+    child.stdout.close()
     child.kill()
     with suppress(subprocess.TimeoutExpired):
-        child.communicate(timeout=_END_S)
+        child.wait(_END_S)

@@ -120,6 +120,21 @@ def test_a_driver_that_hangs(smi: FakeNvidia, monkeypatch: pytest.MonkeyPatch) -
         nvidia.computing(search(smi))
 
 
+def test_a_program_that_says_too_much(smi: FakeNvidia) -> None:
+    (smi.folder / "nvidia-smi").write_text("#!/bin/sh\nexec yes 0, GPU-0, A, 1, 1\n")
+
+    with pytest.raises(nvidia.NoAnswer, match=r"nvidia-smi says more than 1\.0 MiB"):
+        nvidia.devices(search(smi))
+
+
+def test_a_driver_that_hangs_with_nothing_more_to_say(smi: FakeNvidia, monkeypatch: pytest.MonkeyPatch) -> None:
+    (smi.folder / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 600 >/dev/null 2>&1\n")
+    monkeypatch.setattr(nvidia, "DEADLINE_S", 0.3)
+
+    with pytest.raises(nvidia.NoAnswer, match=r"has not answered within 0\.3 s"):
+        nvidia.devices(search(smi))
+
+
 def test_who_computes_without_having_the_device(smi: FakeNvidia, somebody: int) -> None:
     me, gone = pwd.getpwuid(os.getuid()).pw_name, 2**22 + 1
     seen = [Computing("GPU-0", somebody), Computing("GPU-1", gone), Computing("GPU-2", gone)]
