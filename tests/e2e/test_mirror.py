@@ -6,12 +6,14 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from holdfast import process
 from holdfast.checkpoint import load
 from holdfast.errors import LeaseHeld, NoValidCheckpoint, RunFileError, StoreRefused, UsageError
 from holdfast.mirror import fence, pull
@@ -134,6 +136,26 @@ def test_over_s3_with_its_credentials_as_secrets(box: Box, other: Box, rclone: S
     back = box.holdfast("ckpt", "push", run.id, **environ)
     assert LeaseHeld.exit_code == back.returncode
     assert "another machine" in back.stderr
+
+
+def test_a_program_without_the_library_stops_at_the_word_that_lies_on_its_pools_mirror(
+    box: Box, tmp_path: Path
+) -> None:
+    (tmp_path / "nas").mkdir()
+    store = connect(str(tmp_path / "nas"), {})
+    box.write(
+        "holdfast.yaml",
+        f"name: plain\nrun: exec sleep 600\nresources: {{failover: 10m}}\ncheckpoint: {{mirror: '{tmp_path}/nas'}}\n",
+    )
+    run = box.start()
+
+    fence.tell_to_stop(store)
+    looks = until(lambda: box.process(run, "archiver"))
+    process.send_signal(looks, signal.SIGKILL)  # the next one looks at once
+
+    assert "stopped" == box.wait_for(run, "stopped", "failed")["state"], box.tail(run)
+    until(lambda: box.process(run, "shim") is None, 60, what="the end of the mirror")
+    assert not fence.is_told_to_stop(store)
 
 
 def restored(run: RunDir) -> int:

@@ -27,7 +27,7 @@ from holdfast.checkpoint.survey import CheckpointInfo
 from holdfast.errors import HoldfastError, StoreRefused
 from holdfast.goodput import Failures
 from holdfast.mirror import origin, pull
-from holdfast.mirror.fence import BEAT_S, Fence, Owner, Superseded, alive, is_told_to_stop, refuse_if_alive
+from holdfast.mirror.fence import BEAT_S, Fence, Owner, Superseded, alive, is_told_to_stop, refuse_if_alive, revoke_stop
 from holdfast.mirror.keeper import Keeper
 from holdfast.mirror.view import View
 from holdfast.node.eventlog import EventLog
@@ -36,6 +36,7 @@ from holdfast.node.mishaps import Mishaps
 from holdfast.node.worker import Worker
 from holdfast.plan import Keep, MirrorPlan, Plan
 from holdfast.runs import RunDir
+from holdfast.stores import Store
 
 RETRY_S = (5.0, 60.0)  # first and longest pause of a store that is away
 LOGS_S = 60.0
@@ -123,12 +124,15 @@ class Mirroring:
 
     def _do(self, *, last: bool) -> None:
         found = survey.take(self._root)
-        if found.lease is None:
+        if found.lease is None:  # nothing was saved yet, or never will be: a program without the library
+            if self._plan.yields:
+                self._tell_stop(self._connected().store)
+                self._back()
             return
         keeper = self._connected()
         keeper.hold()
         self._tell_unfenced(keeper)
-        self._tell_stop(keeper)
+        self._tell_stop(keeper.store)
         if not self._sent_origin:
             told = origin.send(self._run, keeper.store)
             self._sent_origin = True
@@ -191,9 +195,9 @@ class Mirroring:
             told = f"{self._mirror.url} overwrites where it was asked to create; machines are told apart by listing"
             self._log.write("warning", id="mirror-unfenced", message=told)
 
-    def _tell_stop(self, keeper: Keeper) -> None:
+    def _tell_stop(self, store: Store) -> None:
         """Pass on that the run is to stop, once. Only runs of a pool are told so."""
-        if self._plan.yields and not self._state.get("told_to_stop") and is_told_to_stop(keeper.store):
+        if self._plan.yields and not self._state.get("told_to_stop") and is_told_to_stop(store):
             self._note(told_to_stop=True)
             self._log.write("warning", id="mirror-stop", message=f"{self._mirror.url} says that this run is to stop")
 
@@ -211,8 +215,10 @@ class Mirroring:
     def _beat(self) -> bool:
         """Say that we live; whether the mirror has word for us, which a round looks at."""
         keeper = self._keeper
-        if keeper is not None and keeper.lease is not None:
+        if keeper is not None:
             with suppress(HoldfastError, OSError):  # the round tells of a store that is away
+                if keeper.lease is None:
+                    return self._plan.yields and is_told_to_stop(keeper.store)
                 fence = Fence(keeper.store, Owner.here(self._root))
                 fence.beat(keeper.lease)
                 return self._plan.yields and fence.has_word(keeper.lease)
@@ -229,6 +235,8 @@ class Mirroring:
         if self._keeper is not None:
             with suppress(HoldfastError, OSError):  # then its last sign of life grows old by itself
                 self._keeper.rest()
+                if self._keeper.lease is None and self._state.get("told_to_stop"):
+                    revoke_stop(self._keeper.store)
 
     def _tell_behind(self) -> None:
         live = [info for info in survey.take(self._root).checkpoints if info.live]

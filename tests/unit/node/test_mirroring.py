@@ -203,6 +203,32 @@ def test_a_run_of_a_pool_that_saves_rarely_hears_of_it_with_its_next_sign_of_lif
     assert ["mirror-stop"] == [line["id"] for line in told(run, "warning")]
 
 
+def test_a_run_of_a_pool_that_saves_nothing_hears_of_it_too(run: RunDir, tmp_path: Path) -> None:
+    store, nothing_saved = connect(str(run.root.parent / "mirror"), {}), Machine(tmp_path / "empty")
+    fence.tell_to_stop(store)
+    one_round(mirroring_of(run, nothing_saved))  # of no pool
+    assert fence.is_told_to_stop(store)
+    fence.revoke_stop(store)
+    mirroring = mirroring_of(run, nothing_saved, yields=True)
+    _, pulse = mirroring.workers
+    one_round(mirroring)
+    assert select.select([pulse.wake], [], [], 30)[0]
+    pulse.collect()
+    assert not run.archiver_log.exists()
+
+    fence.tell_to_stop(store)
+    mirroring.tick(time.monotonic() + 2 * BEAT_S)
+    assert select.select([pulse.wake], [], [], 30)[0]
+    pulse.collect()
+    mirroring.tick(time.monotonic())
+    settled(mirroring)
+
+    assert ["mirror-stop"] == [line["id"] for line in told(run, "warning")]
+    mirroring.finish(lambda _: None)
+    settled(mirroring)
+    assert not fence.is_told_to_stop(store), "nobody else is to take it for word of theirs"
+
+
 def test_what_is_known_of_another_mirror_does_not_count(run: RunDir, machine: Machine) -> None:
     run.mirror.write_text(json.dumps({"url": "/elsewhere", "unreachable_since_s": 5.0, "enforced": True}))
 
