@@ -1,7 +1,8 @@
 """A program with a web page on a host, looked at here: how it is started there, shown, and ended.
 
 It listens on a unix socket in a folder of its own there, where nobody else of that machine can reach it, and goes on
-while the link is away.
+while the link is away. The folder of one that was killed goes when the next one starts; who lives has it in its command
+line, and one that is just being started is young.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ UNUSED_S = 86_400  # so long after it was last used it ends by itself, where nob
 SHELL = "exec /bin/sh -s"
 _START_S = 60.0
 _END_S = 10.0
+_YOUNG_MIN = 10
 _SAYS = "holdfast-page: "  # before what we read: start-up files of a shell may print anything
 
 # /bin/sh reads this from its standard input: a secret on a command line could be seen by everybody on that machine.
@@ -36,7 +38,11 @@ _START = """
 say() {{ echo "{says}$*"; }}
 fail() {{ say "$1"; exit 0; }}
 {find}
-folder=`mktemp -d /tmp/holdfast-{name}.XXXXXX` || fail folder
+ours=holdfast-{name}.`uname -n` # containers may share /tmp
+for left in `find /tmp -maxdepth 1 -user "$(id -u)" -name "$ours.??????" -mmin +{young} 2>/dev/null`; do
+  grep -qsa "$left/[s]" /proc/[0-9]*/cmdline || rm -rf "$left"
+done
+folder=`mktemp -d "/tmp/$ours.XXXXXX"` || fail folder
 {begin} >"$folder/log" 2>&1 </dev/null &
 trap '' PIPE
 left={tries}
@@ -84,7 +90,9 @@ def start(up: Up, program: Program, shell: str = SHELL) -> Server:
     from holdfast.link import remote
 
     tries = round(_START_S * 10)
-    script = _START.format(says=_SAYS, find=program.find, name=program.name, begin=program.begin, tries=tries)
+    script = _START.format(
+        says=_SAYS, find=program.find, name=program.name, young=_YOUNG_MIN, begin=program.begin, tries=tries
+    )
     outcome = remote.ask(up, shell, script.encode(), within_s=2 * _START_S)
     lines = outcome.out.decode(errors="replace").splitlines()
     said = [line.removeprefix(_SAYS) for line in lines if line.startswith(_SAYS)]

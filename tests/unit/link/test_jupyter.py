@@ -158,6 +158,35 @@ def test_one_that_nobody_waits_for_any_more_is_not_left_there(home: Path, server
     until(lambda: not folder_of(begun).exists())
 
 
+def test_the_folder_of_one_that_was_killed_goes_with_the_next_start_and_that_of_a_live_one_stays(home: Path) -> None:
+    words = ("jupyter", "node", "--python", f"{home}/bin/python3")
+    with contextlib.ExitStack() as seen:
+        for _ in range(2):
+            seen.enter_context(looked_at(*words))
+        killed, lives = servers(home)
+        os.kill(int(killed.split()[0]), signal.SIGKILL)
+        until(lambda: servers(home) == [lives])
+        for one in (killed, lives):
+            os.utime(folder_of(one), (0, 0))
+
+        seen.enter_context(looked_at(*words))
+
+        assert not folder_of(killed).exists()
+        assert (folder_of(lives) / "s").exists()
+
+
+@contextlib.contextmanager
+def looked_at(*words: str) -> Iterator[None]:
+    """A page, until the end of the block."""
+    seen = Terminal(*words)
+    seen.await_text(b"?token=")
+    try:
+        yield
+    finally:
+        seen.press(b"\x03")
+        assert seen.exit_code() == 130
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
