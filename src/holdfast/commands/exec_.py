@@ -56,12 +56,13 @@ def _straight(host: str, text: str, config: str, timeout: float) -> int:
     from holdfast.commands import reach
     from holdfast.link import remote
     from holdfast.link.client import Links
+    from holdfast.link.mux import HOST_ANSWER_S
 
     with Links() as links:
         up = reach.shared(links, links.up(host, config=config, within_s=timeout))
         sys.stdout.flush()
         with going_on(f"the command goes on at {host}"):
-            return remote.run(up, text, (0, 1, 2))
+            return remote.run(up, text, (0, 1, 2), within_s=min(timeout, HOST_ANSWER_S))
 
 
 def _show(outcome: CommandOutcome) -> None:

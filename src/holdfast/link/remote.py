@@ -41,18 +41,16 @@ class CommandOutcome:
     seconds: float = 0.0
 
 
-def run(up: Up, command: str, stdio: Sequence[int], *, within_s: float | None = None) -> int:
-    """Run `command` there on descriptors of ours; its exit status.
+def run(up: Up, command: str, stdio: Sequence[int], *, within_s: float = mux.HOST_ANSWER_S) -> int:
+    """Run `command` there on descriptors of ours; its exit status. within_s: for the host to begin it.
 
     Raises HostUnreachable when the link ends first, BrokenPipeError when the reader of stdout has left.
     """
 
     async def ride() -> int:
-        ridden = await passenger(up, command, stdio)
+        ridden = await passenger(up, command, stdio, within_s=within_s)
         try:
-            return await within(ridden.wait(), within_s)
-        except asyncio.TimeoutError:
-            raise HostUnreachable(f"{up.alias}: the command did not end within {within_s:g} s") from None
+            return await ridden.wait()
         finally:
             ridden.close()
 
@@ -72,9 +70,9 @@ def _is_read(descriptor: int) -> bool:
     return not any(events & select.POLLERR for _, events in looking.poll(0))
 
 
-async def passenger(up: Up, command: str, stdio: Sequence[int]) -> Passenger:
+async def passenger(up: Up, command: str, stdio: Sequence[int], *, within_s: float = mux.HOST_ANSWER_S) -> Passenger:
     """`command` in a session that the master drives on three descriptors, as soon as there is one. Raises as mux's."""
-    return await when_free(lambda: mux.passenger(up.path, command, stdio), SLOT_S)
+    return await when_free(lambda: mux.passenger(up.path, command, stdio, within_s=within_s), SLOT_S)
 
 
 def ask(up: Up, command: str, given: bytes = b"", *, within_s: float) -> CommandOutcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
@@ -66,6 +67,20 @@ def test_a_cut_below_the_relay_is_waited_for(between: tuple[lab.Sshd, relays.Cut
     assert "suspect" in seen or cut_s < 10
     assert before["keepalive"] == "15x44"
     assert server.log.count("Accepted publickey") == 1
+
+
+def test_a_command_waits_no_longer_than_it_is_told_to(between: tuple[lab.Sshd, relays.Cutter], tmp_path: Path) -> None:
+    """The link is not given up meanwhile, so nothing else ends the wait. The master keeps what it was given."""
+    argv = [sys.executable, "-m", "holdfast", "exec", "--on", "node", "--timeout", "2s", "--", "true"]
+    with Links() as links, (tmp_path / "err").open("w+") as err:
+        links.up("node")
+        between[1].refuse(True)
+        done = subprocess.run(argv, stdout=err, stderr=err, check=False)
+        err.seek(0)
+        said = err.read()
+
+    assert done.returncode == 10
+    assert re.search(r"error: node: the link is \w+: .* did not answer within 2 s\n", said), said
 
 
 def test_a_relay_that_does_not_know_the_token_is_asked_once(
