@@ -209,6 +209,17 @@ def test_a_host_that_is_away_is_told_and_the_next_one_taken(pool: Pool) -> None:
     assert "(nowhere: cannot be reached: " in done.stderr
 
 
+def test_the_end_of_a_run_that_nobody_could_go_on_with_asks_no_other_host(pool: Pool) -> None:
+    (pool.root / "project" / "run.yaml").write_text(
+        "resources: {infra: [ssh/nowhere, ssh/node-b]}\nname: unmirrored\nrun: python3 wait.py\n"
+    )
+    assert pool.holdfast("run", "-f", "run.yaml", "-d", "--timeout", "10s").stdout == "node-b:unmirrored\n"
+
+    killed = pool.holdfast("kill", "unmirrored")
+
+    assert (killed.returncode, "nowhere" in killed.stderr) == (0, False), killed.stderr
+
+
 def test_where_nobody_can_be_reached_all_reasons_are_told(pool: Pool) -> None:
     (pool.root / "project" / "run.yaml").write_text(
         "resources: {infra: [ssh/nowhere, ssh/not-there]}\nname: planned\nrun: python3 wait.py\n"

@@ -299,7 +299,8 @@ def test_a_noexec_home_that_is_full_loses_nothing(
         fill(home)
         runs = home / ".holdfast" / "runs"
         hint = "hint: free some space, or set HOLDFAST_HOME to another disk"
-        assert laptop.said(*order("second")) == (1, f"error: {runs / 'second'}: No space left on device\n{hint}\n")
+        said = f"error: {runs / 'second'}: No space left on device\n{hint}\nthat was the answer of node\n"
+        assert laptop.said(*order("second")) == (1, said)
         full = f"error: node: the disk of {home}/.holdfast is full; what has arrived whole stays"
         assert laptop.said("sync", ".", "node:there") == (1, f"{full}\nhint: free some space there\n")
         assert laptop.said("ps", "--on", "node") == (0, "1 ended run not shown\nhint: holdfast ps --on node --all\n")

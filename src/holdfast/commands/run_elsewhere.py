@@ -99,7 +99,8 @@ def start(wanted: Wanted, secrets: Sequence[str], *, detach: bool, as_json: bool
         folder = _bring(there, workdir)
         with orders.ordering(*_order(host, wanted, workdir)) as token:
             made = _made(there, wanted, ("-d", "--json", "--order", token), values, folder)
-            remembered.remember(host, made["run"], workdir, write(link), ports, wanted.hosts)
+            moves = wanted.order.spec.checkpoint.mirror is not None  # else no other host has anything of it
+            remembered.remember(host, made["run"], workdir, write(link), ports, wanted.hosts if moves else ())
             standing = _let_others_stand_by(wanted, choice, made["run"], workdir, values)
         if not detach:
             there.lead(ports)
@@ -160,7 +161,8 @@ def _answer(outcome: remote.VerbOutcome) -> placement.Answer:
         told: dict[str, Any] = json.loads(outcome.out)
         return told
     said = str(outcome.error) if outcome.error else outcome.err.decode(errors="replace").partition("\n")[0]
-    return said.removeprefix("error: ").removeprefix(f"{outcome.host} ") or f"exit code {outcome.status}"
+    said = said.removeprefix("error: ").removeprefix(f"{outcome.host}: ").removeprefix(f"{outcome.host} ")
+    return said or f"exit code {outcome.status}"
 
 
 def _order(host: str, wanted: Wanted, workdir: Path) -> tuple[str, ...]:
@@ -190,7 +192,8 @@ def _made(
     with tempfile.TemporaryFile() as out:
         status = _run(there, wanted, words, secrets, folder, stdout=out.fileno())
         if status:
-            raise click.exceptions.Exit(status)  # it has said why
+            say(f"that was the answer of {there.host}")
+            raise click.exceptions.Exit(status)
         out.seek(0)
         found: dict[str, Any] = json.load(out)
         return found
