@@ -31,7 +31,7 @@ class Wanted:
 @click.command("forward")
 @click.argument("host", required=False)
 @click.argument("specs", metavar="PORT[:[HOST:]PORT]...", nargs=-1)
-@click.option("-d", "--keep", is_flag=True, help="Leave it to the agent, until --stop.")
+@click.option("-d", "--detach", "keep", is_flag=True, help="Leave it to the agent, until --stop.")
 @click.option("--ls", "listing", is_flag=True, help="What is forwarded now, and how the links are.")
 @click.option("--stop", is_flag=True, help="End what was left to the agent: of HOST and its PORTs here, or all.")
 @keepalive_option

@@ -51,7 +51,7 @@ def command() -> None:
 @click.option("--cron", "when", help='Five cron fields, for instance "0 2 * * *".')
 @click.option("--nightly", is_flag=True, help=f"At two in the morning: the same as --cron {NIGHTLY!r}.")
 @click.option("--name", help="Of the schedule. [default: the run file's folder]")
-@click.option("--by", type=click.Choice(["systemd", "cron"]), help="[default: what this machine has]")
+@click.option("--by", type=click.Choice(["systemd", "cron"]), help="Whose clock.  [default: what this machine has]")
 @click.option("--print-ci", is_flag=True, help="Print the same as a CI recipe and change nothing.")
 def add(run_file: Path, when: str | None, nightly: bool, name: str | None, by: str | None, print_ci: bool) -> None:
     """Run RUN_FILE by the clock."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.argument("name")
 @click.option("--hostname", help="Its address.  [default: NAME]")
 @click.option("--user", help="Who logs in there.")
-@click.option("--port", type=click.IntRange(1, 65535))
+@click.option("--port", type=click.IntRange(1, 65535), help="Of its SSH server.")
 @click.option("--jump", metavar="HOST", help="Through that host (ProxyJump).")
 @click.option("--key", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The only key to show.")
 @settings_options

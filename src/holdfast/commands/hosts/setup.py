@@ -19,7 +19,9 @@ _KEY = "resume"
 @click.command("setup")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option("--remove", is_flag=True, help="Take it out again.")
-@click.option("--by", type=click.Choice(["systemd", "cron"]), help="[default: what this machine has]")
+@click.option(
+    "--by", type=click.Choice(["systemd", "cron"]), help="What starts them.  [default: what this machine has]"
+)
 def command(yes: bool, remove: bool, by: str | None) -> None:
     """Continue unended and preempted runs by themselves after a reboot: a user service, or an @reboot entry of cron."""
     try:

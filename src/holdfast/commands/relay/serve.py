@@ -18,7 +18,13 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command("serve")
-@click.option("--listen", default="127.0.0.1:8022", show_default=True, metavar="ADDRESS:PORT")
+@click.option(
+    "--listen",
+    default="127.0.0.1:8022",
+    show_default=True,
+    metavar="ADDRESS:PORT",
+    help="Where clients, or the proxy, come.",
+)
 @click.option("--cert", type=_FILE, help="The certificate and those between it and its authority, PEM.")
 @click.option("--key", type=_FILE, help="Its private key, PEM.")
 @click.option("--behind-proxy", is_flag=True, help="TLS ends in a reverse proxy; addresses are in X-Forwarded-For.")
