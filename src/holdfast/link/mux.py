@@ -25,6 +25,7 @@ VERSION = 4
 ANSWER_S = 10.0  # of the master
 HOST_ANSWER_S = 30.0  # of the host, which may lie behind what others send over a slow way; a dead one is told before
 
+BY_SIGNAL = 255  # in place of an exit status, as ssh has it
 HELLO = 0x00000001
 NEW_SESSION, ALIVE_CHECK, TERMINATE = 0x10000002, 0x10000004, 0x10000005
 OPEN_FORWARD, CLOSE_FORWARD, STOP_LISTENING, PROXY = 0x10000006, 0x10000007, 0x10000009, 0x1000000F
@@ -176,8 +177,8 @@ class Passenger:
     async def wait(self) -> int:
         """The exit status of the remote command, 255 for a signal, when all it wrote is written here.
 
-        The master tells the status as soon as it knows, and hangs up when the descriptors have everything.
-        Raises MasterGone when nobody will tell any more.
+        The master tells the status as soon as it knows, and hangs up when the descriptors have everything. Of a signal
+        it tells nothing. Raises MasterGone when nobody will tell any more.
         """
         status: int | None = None
         with _told(self._control.path):
@@ -186,7 +187,8 @@ class Passenger:
                     kind, body = await self._control.read()
                 except ConnectionResetError:
                     if status is None:
-                        raise
+                        await alive(self._control.path)  # else it is the master that has ended
+                        status = BY_SIGNAL
                     break
                 if kind == EXIT and body.u32() == self._session:
                     status = body.u32()

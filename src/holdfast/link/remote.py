@@ -42,7 +42,9 @@ class CommandOutcome:
 
 
 def run(up: Up, command: str, stdio: Sequence[int], *, within_s: float = mux.HOST_ANSWER_S) -> int:
-    """Run `command` there on descriptors of ours; its exit status. within_s: for the host to begin it.
+    """Run `command` there on descriptors of ours; its exit status, 255 when a signal ended it.
+
+    within_s: for the host to begin it.
 
     Raises HostUnreachable when the link ends first, BrokenPipeError when the reader of stdout has left.
     """
@@ -56,11 +58,14 @@ def run(up: Up, command: str, stdio: Sequence[int], *, within_s: float = mux.HOS
 
     with telling(up):
         try:
-            return asyncio.run(ride())
+            status = asyncio.run(ride())
         except MasterGone:
             if _is_read(stdio[1]):
                 raise
-            raise BrokenPipeError from None  # a master hangs up then, too
+            status = mux.BY_SIGNAL
+    if status == mux.BY_SIGNAL and not _is_read(stdio[1]):  # a master hangs up then, too
+        raise BrokenPipeError
+    return status
 
 
 def _is_read(descriptor: int) -> bool:

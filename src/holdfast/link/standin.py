@@ -27,7 +27,6 @@ _SAID_BYTES = 2000  # of what is said on standard error, kept for whoever asks w
 _PIECE_BYTES = 256 << 10
 _FULL_S = 0.1
 _SESSION = 1  # each passenger has a connection of its own, and on it one session
-_BY_SIGNAL = 255  # the exit status that a master tells then
 
 
 class Standin:
@@ -221,7 +220,7 @@ async def _ride(channel: Channel, stdio: list[int]) -> int:
         await asyncio.gather(feeding, return_exceptions=True)
     if exit_.status is None and not exit_.signal:
         return -1
-    return _BY_SIGNAL if exit_.status is None else exit_.status
+    return mux.BY_SIGNAL if exit_.status is None else exit_.status
 
 
 async def _feed(channel: Channel, descriptor: int) -> None:

@@ -51,6 +51,13 @@ def test_one_host_gives_its_bytes_and_its_status() -> None:
     assert hashlib.sha256(done.stdout).digest() == hashlib.sha256(sent).digest()
 
 
+def test_a_command_that_is_killed_is_no_host_that_is_away() -> None:
+    """As on a machine that has no memory left; ssh exits with 255 too."""
+    done = holdfast("exec", "--on", "node", "--", "echo begun; kill -9 $$")
+
+    assert (done.returncode, done.stdout, done.stderr) == (255, b"begun\n", b"")
+
+
 def test_a_reader_that_leaves_is_no_error() -> None:
     argv = [sys.executable, "-m", "holdfast", "exec", "--on", "node", "--", "yes"]
     with ended(subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)) as child:
