@@ -155,8 +155,6 @@ class Call:
         if not self.has_frames_after(received):
             return
         self._inlet.forget()
-        self._kept.acknowledge(received)
-        self._outlets.resume()
         talk = self._talk = asyncio.create_task(self._converse(reader, writer, first, received))
         try:
             await asyncio.wait([talk])

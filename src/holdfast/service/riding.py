@@ -37,7 +37,7 @@ class Riding:
         self._kept = Kept()
         self._moved = asyncio.Event()  # there may be something to send
         self._room = asyncio.Event()  # for more input
-        self._used: int | None = None  # what the node said on this connection
+        self._is_greeted = False  # whether the node has said on this connection how many it has
         self.left = asyncio.Event()  # the caller goes
         self.is_known = False  # to the service
         self.asked_s: float | None = None  # when the service was first asked, which it may have heard or not
@@ -79,7 +79,7 @@ class Riding:
 
         Raises Cut, Malformed, and OSError of the caller's own streams.
         """
-        self._used = None
+        self._is_greeted = False
         listening = asyncio.create_task(self._listen(stream, first))
         telling = asyncio.create_task(self._tell(stream))
         try:
@@ -123,9 +123,8 @@ class Riding:
             self._sinks[number].put(data)
             await self._sinks[number].flush()
         elif frame.kind is Kind.ACK:
-            count = frames.ack_of(frame)
-            self._kept.acknowledge(count)
-            self._used = count if self._used is None else self._used
+            self._kept.acknowledge(frames.ack_of(frame))
+            self._is_greeted = True
             self._room.set()
         elif frame.kind is Kind.EXIT:
             self.status = frames.exit_of(frame)
@@ -159,8 +158,8 @@ class Riding:
             if self._columns is not None and self._columns != columns:
                 columns = self._columns
                 parts.append(frames.resize(columns))
-            if self._used is not None:
-                at = max(at, self._used, self._kept.first)
+            if self._is_greeted:
+                at = max(at, self._kept.first)
                 batch = self._kept.some(at, _BATCH_BYTES)
                 at += len(batch)
                 parts += batch

@@ -83,6 +83,35 @@ def test_much_output_is_bounded_in_memory(own_service: Node, run: RunDir) -> Non
     assert own_service.memory_bytes() - before < 40 << 20
 
 
+def test_what_is_left_behind_is_not_waited_for(service: Node, run: RunDir) -> None:
+    said = called(service.socket, *SH, "sleep 90 & echo $!")
+
+    os.kill(int(said.out), signal.SIGKILL)  # it lives
+    assert said.code == 0
+
+
+def test_the_exit_is_told_behind_the_last_words(own_service: Node, run: RunDir, tmp_path: Path) -> None:
+    """The service hears of both at once, and a pipe holds more than a frame does."""
+    script = f"until [ -e {tmp_path}/go ]; do sleep 0.02; done; head -c 65536 /dev/zero; exit 3"
+
+    async def main() -> Said:
+        saying = asyncio.create_task(calling(own_service.socket, *SH, script))
+        while not own_service.children():
+            await asyncio.sleep(0.01)
+        (verb,) = own_service.children()
+        process.send_signal(own_service.who, signal.SIGSTOP)
+        try:
+            (tmp_path / "go").touch()
+            await asyncio.to_thread(until, lambda: " Z " in Path(f"/proc/{verb}/stat").read_text())
+        finally:
+            process.send_signal(own_service.who, signal.SIGCONT)
+        return await saying
+
+    said = asyncio.run(asyncio.wait_for(main(), 100))
+
+    assert (said.code, len(said.out)) == (3, 1 << 16)
+
+
 def test_a_reader_that_waits_stops_the_verb_and_not_the_service(service: Node, run: RunDir) -> None:
     async def main() -> None:
         ours, its = os.pipe()

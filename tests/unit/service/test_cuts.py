@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import functools
 import hashlib
 import itertools
 import json
@@ -10,6 +12,9 @@ import os
 import random
 import signal
 import socket
+import struct
+import tempfile
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +26,10 @@ from holdfast.runs import RunDir
 from holdfast.service import frames
 from holdfast.service.calls import Call, Order
 from holdfast.service.client import CallLost, Calls, Standing
-from holdfast.service.frames import Frame, Kind
+from holdfast.service.frames import WINDOW_BYTES, Decoder, Frame, Kind
+from holdfast.service.riding import Riding
 from holdfast.service.streams import unix
+from holdfast.service.tasks import stop
 from tests.unit.service.lab import Node, Said, ask, calling, node, proxy, start
 from tests.waiting import until
 
@@ -118,6 +125,53 @@ def test_a_verb_that_a_killed_service_may_have_begun_is_not_begun_by_the_next(ow
         until(lambda: not own_service.socket.exists())
 
 
+@pytest.mark.parametrize("first", [40_000, 1 << 16], ids=["the next is begun", "the next is not begun"])
+def test_input_that_waits_is_taken_once(own_service: Node, run: RunDir, tmp_path: Path, first: int) -> None:
+    """The pipe is full, and the window too, whenever the connection is cut."""
+    data = random.Random(first).randbytes(6 << 20)
+    script = f"until [ -e {tmp_path}/go ]; do sleep 0.02; done; exec sha256sum"
+
+    def room() -> int:
+        """How much more the verb's pipe takes; all where it has none yet."""
+        for verb in own_service.children():
+            stdin = Path(f"/proc/{verb}/fd/0")
+            if str(stdin.readlink()).startswith("pipe:"):
+                with stdin.open("rb", 0) as pipe:
+                    (held,) = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
+                    return fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) - int(held)
+        return 1 << 16
+
+    def give(descriptor: int) -> None:
+        with os.fdopen(descriptor, "wb", 0) as feed:
+            feed.write(data[:first])
+            until(lambda: room() == (1 << 16) - first, 20)
+            view = memoryview(data)[first:]
+            while view:
+                view = view[feed.write(view) :]
+
+    async def main() -> bytes:
+        ours, its = os.pipe()
+        async with proxy(own_service.socket, iter(())) as between:
+            with os.fdopen(ours, "rb", 0) as stdin, tempfile.TemporaryFile() as out:
+                argv = ["shell", "digits", "--", "sh", "-c", script]
+                call = Calls(unix(between.path)).call(argv, stdin=stdin.fileno(), stdout=out.fileno())
+                both = asyncio.gather(call, asyncio.to_thread(give, its))
+                try:
+                    for number in range(3):
+                        sent = functools.partial(lambda n: between.up[n:] and between.up[n] > WINDOW_BYTES, number)
+                        await asyncio.to_thread(until, sent, 20)
+                        assert room() < os.sysconf("SC_PAGE_SIZE")  # a pipe is full of pages, and not always of bytes
+                        between.cut()
+                    (tmp_path / "go").touch()
+                    await both
+                finally:
+                    both.cancel()
+                out.seek(0)
+                return out.read(64)
+
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == hashlib.sha256(data).hexdigest().encode()
+
+
 @pytest.mark.parametrize("request_line", ["POST /calls", "GET /calls/{number}?out=1", "GET /calls/{number}?out=4"])
 def test_frames_that_are_not_here_are_refused(service: Node, run: RunDir, request_line: str) -> None:
     """Three have come, two of them are acknowledged."""
@@ -171,8 +225,6 @@ def test_signals_pass_once_though_they_are_sent_again(service: Node, run: RunDir
     script = f"exec 2>/dev/null; {traps}; echo ready; while :; do sleep 0.02; done"
 
     async def main() -> tuple[bytes, int]:
-        from holdfast.service.riding import Riding
-
         ours, its = os.pipe()
         with os.fdopen(its, "wb", 0) as sink, os.fdopen(ours, "rb", 0) as seen:
             riding = Riding(None, sink.fileno(), sink.fileno(), None)
@@ -194,6 +246,38 @@ def test_signals_pass_once_though_they_are_sent_again(service: Node, run: RunDir
             return said + seen.read(), len(between.down)
 
     assert asyncio.run(asyncio.wait_for(main(), 60)) == (b"ready\none\ntwo\nend\n", 3)
+
+
+def test_what_is_not_written_yet_is_not_acknowledged(own_home: Path) -> None:
+    """A signal of the laptop comes behind what was acknowledged before."""
+
+    async def node(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(2):
+            writer.write(frames.output(1, bytes(frames.PAYLOAD_BYTES - 1)).encoded())  # a pipe takes one of them
+        decoder = Decoder()
+        while not any(frame.kind is Kind.SIGNAL for frame in heard):
+            heard.extend(decoder.fed(await reader.read(1 << 16)))
+        writer.close()
+        is_heard.set()
+
+    async def main() -> None:
+        ours, its = os.pipe()
+        with os.fdopen(its, "wb", 0) as sink, os.fdopen(ours, "rb", 0):
+            async with await asyncio.start_unix_server(node, str(own_home / "node.sock")):
+                stream = await unix(own_home / "node.sock")()
+                riding = Riding(None, sink.fileno(), sink.fileno(), None)
+                going = asyncio.create_task(riding.ride(stream, b""))
+                while riding.received < 2:
+                    await asyncio.sleep(0.01)
+                riding.signal(signal.SIGUSR1)
+                await is_heard.wait()
+                await stop(going)
+                await stream.close()
+
+    heard: list[Frame] = []
+    is_heard = asyncio.Event()
+    asyncio.run(asyncio.wait_for(main(), 30))
+    assert max((frames.ack_of(frame) for frame in heard if frame.kind is Kind.ACK), default=0) == 1
 
 
 def test_who_has_waited_long_enough_gives_up(service: Node, run: RunDir) -> None:
