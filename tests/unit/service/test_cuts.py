@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import functools
 import hashlib
 import itertools
 import json
@@ -127,9 +126,9 @@ def test_a_verb_that_a_killed_service_may_have_begun_is_not_begun_by_the_next(ow
 
 @pytest.mark.parametrize("first", [40_000, 1 << 16], ids=["the next is begun", "the next is not begun"])
 def test_input_that_waits_is_taken_once(own_service: Node, run: RunDir, tmp_path: Path, first: int) -> None:
-    """The pipe is full, and the window too, whenever the connection is cut."""
+    """The pipe is full, and the window too, whenever the connection is cut, and the node has told what it has."""
     data = random.Random(first).randbytes(6 << 20)
-    script = f"until [ -e {tmp_path}/go ]; do sleep 0.02; done; exec sha256sum"
+    script = f"until [ -e {tmp_path}/go ]; do sleep 0.02; echo more; done; exec sha256sum"
 
     def room() -> int:
         """How much more the verb's pipe takes; all where it has none yet."""
@@ -158,16 +157,19 @@ def test_input_that_waits_is_taken_once(own_service: Node, run: RunDir, tmp_path
                 both = asyncio.gather(call, asyncio.to_thread(give, its))
                 try:
                     for number in range(3):
-                        sent = functools.partial(lambda n: between.up[n:] and between.up[n] > WINDOW_BYTES, number)
-                        await asyncio.to_thread(until, sent, 20)
+                        while len(between.up) == number or between.up[number] < WINDOW_BYTES:
+                            await asyncio.sleep(0.01)
                         assert room() < os.sysconf("SC_PAGE_SIZE")  # a pipe is full of pages, and not always of bytes
+                        told = between.down[number]
+                        while between.down[number] < told + 2 * len(frames.output(1, b"more\n").encoded()):
+                            await asyncio.sleep(0.01)
                         between.cut()
                     (tmp_path / "go").touch()
                     await both
                 finally:
                     both.cancel()
                 out.seek(0)
-                return out.read(64)
+                return out.read().split()[-2]
 
     assert asyncio.run(asyncio.wait_for(main(), 60)) == hashlib.sha256(data).hexdigest().encode()
 
