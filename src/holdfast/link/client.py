@@ -20,7 +20,7 @@ from holdfast.errors import HoldfastError, HostUnreachable, LeaseHeld, UsageErro
 from holdfast.link import asking, clock, hosts, messages
 from holdfast.link.agent import PROTOCOL, socket_path
 from holdfast.link.hosts import Settings
-from holdfast.link.mux import End, MasterGone
+from holdfast.link.mux import End, MasterGone, Silent
 from holdfast.link.states import PERSON_S, State
 from holdfast.link.target import make_folder, users_config
 
@@ -177,6 +177,10 @@ def telling(up: Up) -> Iterator[None]:
         yield
     except MasterGone as error:
         link = next((one for one in held() if one["key"] == up.key), {"state": State.DOWN.value, "why": "", "hint": ""})
+        if link["state"] == State.UP.value and not isinstance(
+            error, Silent
+        ):  # it is there again, or the agent does not know yet
+            raise HostUnreachable(f"{up.alias}: the connection was cut") from error
         raise HostUnreachable(
             f"{up.alias}: the link is {link['state']}: {link['why'] or error}", hint=link["hint"]
         ) from error

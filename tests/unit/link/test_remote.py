@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from holdfast.link import mux, names, remote
 from holdfast.link.client import Links
 from tests.children import ended
 from tests.labs import sshd as lab
+from tests.labs.links import kill_master
 from tests.labs.servers import free_port
 from tests.waiting import until
 
@@ -56,6 +58,22 @@ def test_a_command_that_is_killed_is_no_host_that_is_away() -> None:
     done = holdfast("exec", "--on", "node", "--", "echo begun; kill -9 $$")
 
     assert (done.returncode, done.stdout, done.stderr) == (255, b"begun\n", b"")
+
+
+def test_a_command_whose_connection_is_cut_is_told_as_that(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "holdfast", "exec", "--on", "node", "--", "echo begun; sleep 100"]
+    with (
+        (tmp_path / "err").open("wb") as said,
+        ended(subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=said)) as running,
+    ):
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"begun\n"
+        kill_master()
+        assert running.wait(60) == 10
+
+    assert re.match(
+        r"error: node: the (connection was cut|link is (down|dead|connecting): )", (tmp_path / "err").read_text()
+    )
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
