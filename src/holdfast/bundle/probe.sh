@@ -58,6 +58,8 @@ echo "uid=$uid"
 echo "system=$(uname -s)"
 echo "machine=$(uname -m)"
 echo "libc=$(libc | head -n 1)"
+login1=org.freedesktop.login1
+echo "logout=$(busctl --timeout=2 get-property $login1 /org/freedesktop/login1 $login1.Manager KillUserProcesses 2>/dev/null)"
 home=${HOLDFAST_HOME:-$HOME/.holdfast}
 case $home in /*) ;; *) home=$HOME/$home ;; esac
 echo "asked=$home"

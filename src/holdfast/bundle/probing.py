@@ -87,6 +87,7 @@ class Facts:
     bundles: tuple[str, ...]
     wheels: frozenset[str]  # SHA-256 of those that are kept there
     halves: tuple[Half, ...] = ()
+    kills_at_logout: bool = False  # logind does, all that a session has begun (KillUserProcesses of logind.conf)
 
     @property
     def bundles_folder(self) -> str:
@@ -144,6 +145,7 @@ def facts(told: Sequence[tuple[str, str]], now_s: float) -> Facts:
         bundles=tuple(value for name, value in told if name == "bundle"),
         wheels=frozenset(value for name, value in told if name == "wheel"),
         halves=tuple(_half(value) for name, value in told if name == "half"),
+        kills_at_logout=one.get("logout", "") == "b true",
     )
 
 
@@ -240,6 +242,11 @@ def warnings(alias: str, found: Facts) -> list[str]:
     if abs(found.ahead_s) > MOST_SKEW_S:
         side = "ahead of" if found.ahead_s > 0 else "behind"
         said.append(f"{alias}: its clock is {show_duration(abs(found.ahead_s))} {side} this machine's")
+    if found.kills_at_logout and found.uid:  # root is excepted, unless somebody says otherwise
+        said.append(
+            f"{alias}: its logind ends all that a login has begun (KillUserProcesses=yes): runs end with it, "
+            "unless who looks after it names you in KillExcludeUsers"
+        )
     if found.trials.get("home") == "noexec":
         said.append(f"{alias}: {found.home} is mounted noexec: our code lies in {found.place} instead")
     return said

@@ -265,6 +265,23 @@ def test_a_clock_that_is_far_off_is_a_warning() -> None:
     ]
 
 
+@pytest.mark.parametrize(("says", "kills"), [("b true", True), ("b false", False), ("", False)])
+def test_a_machine_that_ends_what_a_login_has_begun_is_a_warning(tmp_path: Path, says: str, kills: bool) -> None:
+    bus = tmp_path / "bin" / "busctl"
+    bus.parent.mkdir()
+    bus.write_text(
+        f'#!/bin/sh\ncase "$*" in *" org.freedesktop.login1.Manager KillUserProcesses") echo "{says}";; esac\n'
+    )
+    bus.chmod(0o755)
+
+    found = probe(tmp_path, path=f"{bus.parent}:/usr/bin:/bin")
+
+    assert found.kills_at_logout is kills
+    told = " ".join(probing.warnings("gpu-a", dataclasses.replace(FACTS, kills_at_logout=found.kills_at_logout)))
+    assert ("(KillUserProcesses=yes): runs end with it" in told) is kills
+    assert probing.warnings("gpu-a", dataclasses.replace(FACTS, kills_at_logout=kills, uid=0)) == []
+
+
 def test_a_folder_of_several_machines_is_known_as_such() -> None:
     assert [dataclasses.replace(FACTS, files=each).is_shared for each in ("nfs4", "xfs", "fuseblk", "tmpfs")] == [
         True, False, True, False,
