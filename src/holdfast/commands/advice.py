@@ -27,7 +27,7 @@ _TO_DO = {
 
 
 def advice(run: str, ended: AttemptEnded | None, end: RunEnded | None, *, lost: bool = False) -> list[str]:
-    """Things to do, the most telling first; empty while all is well. `lost`: nothing of the run is there."""
+    """Things to do, the most telling first; empty while all is well. `lost`: nobody carries the run."""
     if lost:
         return [f"holdfast resume {run}"]
     if end is not None and end.state == "succeeded":

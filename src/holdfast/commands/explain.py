@@ -149,7 +149,7 @@ def render(
         goes_on = "; it is to be continued" if end.to_be_continued else ""
         lines.append(f"{run.id} {end.state}, exit code {end.exit_code}: {end.reason}{goes_on}")
     if lost:
-        lines.append(f"{run.id} is lost: nothing of it runs any more, and nobody saw why")
+        lines.append(f"{run.id} is lost: no process of holdfast carries it any more")
     if told and not (end and end.state == "succeeded"):
         lines.append(_budget_line(budgets(events, restart, now_s), restart))
     last = next((story.ended for story in reversed(told) if story.ended), None)
