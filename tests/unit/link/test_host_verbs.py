@@ -16,7 +16,7 @@ from holdfast.link import include
 from holdfast.link.client import Links, held
 from tests.children import ended
 from tests.labs import sshd as lab
-from tests.labs.links import kill_master
+from tests.labs.links import kill_agent, kill_master
 from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
@@ -148,6 +148,11 @@ def test_the_connection_is_watched() -> None:
         kill_master()
         seen = [json.loads(watching.stdout.readline())]
         while seen[-1]["state"] != "up" or seen[-1]["since_s"] < first["since_s"] + 1:
+            seen.append(json.loads(watching.stdout.readline()))
+        until(lambda: time.time() > seen[-1]["since_s"] + 1.5)
+        kill_agent()
+        before_s = seen[-1]["since_s"]
+        while seen[-1]["state"] != "up" or seen[-1]["since_s"] < before_s + 1:
             seen.append(json.loads(watching.stdout.readline()))
         watching.send_signal(signal.SIGINT)
         assert watching.wait(60) == 130

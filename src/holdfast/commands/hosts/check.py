@@ -32,12 +32,12 @@ def command(host: str, calls: int, watch: bool, as_json: bool) -> int:
     from holdfast.link import client, hosts, reuse, target
 
     to = target.resolve(host, config=target.users_config())
+    if watch:
+        with going_on(f"the connection to {host} goes on"):
+            for fact in _changes(host, to.key):
+                click.echo(json.dumps(fact) if as_json else _line(fact))
+        return 0
     with client.Links() as links:
-        if watch:
-            with going_on(f"the connection to {host} goes on"):
-                for fact in _changes(links, host, to.key):
-                    click.echo(json.dumps(fact) if as_json else _line(fact))
-            return 0
         up = links.up(host)
         ways = asyncio.run(reuse.compare(up, to, calls))
         link = next(each for each in links.every() if each["key"] == up.key)
@@ -85,21 +85,30 @@ def _told(way: Way) -> dict[str, Any]:
     return {"way": way.name, "median_s": way.median_s, "times_s": list(way.times_s), "sshd_cpu_s": way.cpu_s}
 
 
-def _changes(links: Links, host: str, key: str) -> Iterator[dict[str, Any]]:
+def _changes(host: str, key: str) -> Iterator[dict[str, Any]]:
     """The state of the link now, then each other one. key: of the place that `host` means, whatever else it is called.
 
     Asked for once: a link that somebody uses comes back by itself, and one that needs a person is not asked again.
     """
-    from holdfast.errors import HostUnreachable
+    from holdfast.link.client import AgentGone, Links
 
     last: dict[str, Any] | None = None
+    while True:
+        with suppress(AgentGone), Links() as links:  # one that was killed is replaced
+            for link in _looks(links, host, key):
+                if last is None or _is_other(last, link):
+                    last = link
+                    yield _fact(host, link)
+
+
+def _looks(links: Links, host: str, key: str) -> Iterator[dict[str, Any]]:
+    """The link, again and again. Raises AgentGone."""
+    from holdfast.errors import HostUnreachable
+
     with suppress(HostUnreachable):  # the link says why
         key = links.up(host, within_s=5.0).key
     while True:
-        link = next((each for each in links.every() if each["key"] == key), None)
-        if link is not None and (last is None or _is_other(last, link)):
-            last = link
-            yield _fact(host, link)
+        yield from (each for each in links.every() if each["key"] == key)
         time.sleep(_LOOK_S)
 
 
