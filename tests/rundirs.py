@@ -10,9 +10,10 @@ from typing import Any
 
 from holdfast import journal, process
 from holdfast.events import Event, RunCreated
-from holdfast.lifecycle import State, fold
+from holdfast.lifecycle import fold
 from holdfast.plan import CheckpointPlan, Plan, RestartPlan
 from holdfast.runs import RunDir
+from holdfast.state import State
 
 QUICK = RestartPlan(backoff_initial_s=0.02, backoff_max_s=0.1)
 

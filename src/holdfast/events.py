@@ -194,7 +194,7 @@ class ExitSeen(Event):
 
 @_event("attempt_ended")
 class AttemptEnded(Event):
-    """The exit, classified; `exit_class` is a name of `lifecycle.ExitClass`."""
+    """The exit, classified; `exit_class` is a name of `exits.ExitClass`."""
 
     attempt: int
     exit_class: str

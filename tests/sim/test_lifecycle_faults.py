@@ -14,24 +14,22 @@ from itertools import pairwise
 import pytest
 
 from holdfast import events as ev
+from holdfast.exits import ExitClass
 from holdfast.lifecycle import (
-    OVER,
-    SEGMENT,
     Action,
     AskStop,
     Classify,
     Emit,
-    ExitClass,
     Finish,
     KillAttempt,
-    Policy,
     Prepare,
     StartAttempt,
-    State,
     decide,
     fold,
 )
 from holdfast.plan import RestartPlan
+from holdfast.state import OVER, Policy, State
+from holdfast.verdict import SEGMENT
 
 SEEDS = 26
 SCHEDULES = 50  # a seed

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import pytest
 
 from holdfast import events as ev
-from holdfast.lifecycle import OVER, Action, Classify, Emit, Finish, Policy, StartAttempt, State, decide, fold
+from holdfast.lifecycle import Action, Classify, Emit, Finish, StartAttempt, decide, fold
 from holdfast.plan import RestartPlan
+from holdfast.state import OVER, Policy, State
 from holdfast.turn import Book, Device, Waiting, asked, fitting, kept, turn
 from holdfast.units import Accelerators
 

@@ -15,16 +15,14 @@ from holdfast.lifecycle import (
     Emit,
     Finish,
     KillAttempt,
-    Policy,
     Prepare,
-    RunState,
     StartAttempt,
-    State,
     decide,
     fold,
     segment_is_over,
 )
 from holdfast.plan import RestartPlan, RestartRule
+from holdfast.state import Policy, RunState, State
 
 CREATED = ev.RunCreated(t=0.0, run="digits")
 BEGUN = (CREATED, ev.SupervisorStarted(t=1.0, pid=1, boot="a"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from holdfast.errors import LeaseHeld
 from holdfast.events import AttemptEnded, RunEnded
 
-# exit class (`lifecycle.ExitClass`) → what a person can do; classes that need nobody are not here
+# exit class (`exits.ExitClass`) → what a person can do; classes that need nobody are not here
 _TO_DO = {
     "code_error": "mend the exception above, in the run's snapshot of the code (holdfast shell {run}) or in a new run",
     "import_error": "install the missing module where `run:` finds it",

@@ -207,7 +207,7 @@ def _attempt(run: RunDir, story: Story, now_s: float | None) -> Iterator[str]:
     if story.stacks:
         yield f"  stacks: {run.root / story.stacks}"
     if ended:
-        from holdfast.lifecycle import describe
+        from holdfast.exits import describe
 
         yield from textwrap.indent(describe(ended).removeprefix(f"attempt {ended.attempt} "), "  ").splitlines()
         yield from textwrap.indent(ended.traceback.strip(), "    ").splitlines()

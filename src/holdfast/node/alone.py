@@ -7,12 +7,12 @@ from dataclasses import replace
 from holdfast.errors import STOPPED_WITH_CHECKPOINT
 from holdfast.events import AttemptStarted, CheckpointCommitted, RunEnded
 from holdfast.heartbeat import Beat
-from holdfast.lifecycle import RunState, State
 from holdfast.node import tail
 from holdfast.node.pages import Pages
 from holdfast.plan import Plan
 from holdfast.process import Identity, alive
 from holdfast.runs import RunDir
+from holdfast.state import RunState, State
 
 ATTEMPT = 1  # nobody counts the attempts of a script that is started by hand
 _ENDS = {"finished": ("succeeded", 0), "stopped": ("stopped", STOPPED_WITH_CHECKPOINT)}

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.checkpoint.load import checkpoints
-from holdfast.lifecycle import State
 from holdfast.plan import VISIBLE, Plan
 from holdfast.process import CALLER_PYTHONPATH
 from holdfast.runs import RunDir
+from holdfast.state import State
 
 TRACKERS = ("MLFLOW_RUN_ID",)  # the variables that a program's records may set for later attempts
 Environment = dict[str, str | None]  # added to the shim's own; None takes a variable away

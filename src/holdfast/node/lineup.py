@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 
 from holdfast import events as ev
 from holdfast.errors import HoldfastError
-from holdfast.lifecycle import State
 from holdfast.node import gpus, nvidia, sweep
 from holdfast.plan import Plan
 from holdfast.runs import RunDir
+from holdfast.state import State
 from holdfast.turn import Book, Device, Waiting, asked, kept, obstacles, turn
 from holdfast.units import parse_accelerators
 

@@ -13,13 +13,13 @@ from typing import Any
 
 from holdfast import events as ev
 from holdfast import findings
-from holdfast.lifecycle import State
 from holdfast.node import launch, logfile, tail, watch
 from holdfast.node.attempt import Attempt
 from holdfast.node.headroom import Headroom
 from holdfast.node.tail import Tail
 from holdfast.plan import Plan
 from holdfast.runs import RunDir
+from holdfast.state import State
 
 NO_LIBRARY_S = 60.0
 FULL = ("No space left", f"Errno {errno.ENOSPC}", "Disk quota exceeded", "disk is full", "disk full")

@@ -16,12 +16,13 @@ from holdfast import journal, process
 from holdfast.checkpoint.lineage import Position
 from holdfast.events import AttemptEnded, FindingRaised
 from holdfast.heartbeat import Beat, Phase
-from holdfast.lifecycle import OVER, Policy, RunState, State, fold
+from holdfast.lifecycle import fold
 from holdfast.node import tail
 from holdfast.node.alone import by_itself
 from holdfast.node.pages import Pages, newest_copy
 from holdfast.plan import Plan
 from holdfast.runs import RunDir
+from holdfast.state import OVER, Policy, RunState, State
 
 _NOT_METRICS = {"t", "step", "epoch", "attempt"}
 
@@ -94,7 +95,7 @@ def compose(
 
 
 def shown_state(state: State, beats: Sequence[Beat], *, live: bool) -> str:
-    """The lifecycle's state, or a view of it: `saving` while ranks save, `lost` when nobody watches a begun run."""
+    """The run's phase, or a view of it: `saving` while ranks save, `lost` when nobody watches a begun run."""
     begun = state.attempt or state.awaited or state.phase == RunState.PREPARING
     if not live and state.phase not in OVER and begun:
         return "lost"

@@ -22,7 +22,6 @@ from typing import Any
 from holdfast import events as ev
 from holdfast import exits, journal, lifecycle, process
 from holdfast.errors import BudgetSpent, HoldfastError, LeaseHeld, UsageError
-from holdfast.lifecycle import OVER, Policy
 from holdfast.node import evidence, launch, logfile, status, sweep
 from holdfast.node.attempt import Attempt
 from holdfast.node.control import Ask, Control
@@ -32,6 +31,7 @@ from holdfast.node.pages import Pages, newest_copy
 from holdfast.node.shimlink import ShimLink, Slots, connect
 from holdfast.plan import Plan
 from holdfast.runs import RunDir, make_runtime
+from holdfast.state import OVER, Policy, RunState
 
 TICK_S = 0.25
 DRAIN_S = 30.0  # how long a decision to stop waits for a save that is still on its way to disk
@@ -291,7 +291,7 @@ class Supervisor:
         self._sweep()
         answer = self._spawn(0, self.plan.setup)
         if answer is None:
-            if self.attempt.trainer is None and self.state.phase == lifecycle.RunState.QUEUED:
+            if self.attempt.trainer is None and self.state.phase == RunState.QUEUED:
                 self._prepare()
         elif answer["ok"]:
             self._apply(ev.SetupStarted(t=time.time(), pid=answer["pid"]))

@@ -29,7 +29,7 @@ from holdfast.spec.fields import (
     wrong,
 )
 
-# how `lifecycle` classifies the end of an attempt that nobody asked for
+# how `exits` classifies the end of an attempt that nobody asked for
 ExitClass = Literal[
     "killed", "host_oom", "cuda_oom", "cuda_error", "nccl_error", "hang", "preempted", "code_error", "import_error",
     "disk_full", "segfault", "bus_error", "abort", "cannot_start", "lost", "no_checkpoint", "unknown",

@@ -10,10 +10,11 @@ import pytest
 
 from holdfast.events import RunCreated, TrackerSeen
 from holdfast.goodput import Failures
-from holdfast.lifecycle import State, fold
+from holdfast.lifecycle import fold
 from holdfast.node import launch
 from holdfast.plan import CheckpointPlan, Plan
 from holdfast.runs import RunDir
+from holdfast.state import State
 
 
 def plan(root: Path, **fields: Any) -> Plan:

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from holdfast.events import AttemptStarted, DevicesAwaited, DevicesTaken
-from holdfast.lifecycle import Policy, State, decide
+from holdfast.lifecycle import decide
 from holdfast.node import gpus, lineup, nvidia
 from holdfast.node.lineup import Lineup
 from holdfast.plan import Plan
 from holdfast.runs import RunDir
+from holdfast.state import Policy, State
 from tests import rundirs
 from tests.fake_nvidia import FakeNvidia, attempt_of
 from tests.waiting import until

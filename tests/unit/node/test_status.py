@@ -13,10 +13,10 @@ from holdfast.checkpoint.survey import CheckpointInfo
 from holdfast.commands.status import mirror, saved
 from holdfast.events import AttemptEnded, CheckpointCommitted
 from holdfast.heartbeat import Page
-from holdfast.lifecycle import RunState, State
 from holdfast.node.status import compose
 from holdfast.plan import CheckpointPlan, MirrorPlan, Plan
 from holdfast.runs import RunDir
+from holdfast.state import RunState, State
 from tests.mirrors import Machine
 
 NOW = 1_764_000_000.0
