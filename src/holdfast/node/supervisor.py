@@ -15,29 +15,30 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from holdfast import events as ev
-from holdfast import exits, journal, lifecycle, process
-from holdfast.errors import BudgetSpent, HoldfastError, LeaseHeld, UsageError
+from holdfast import exits, lifecycle, process
+from holdfast.errors import BudgetSpent, HoldfastError, LeaseHeld
 from holdfast.node import evidence, launch, logfile, status, sweep
+from holdfast.node.asks import Asks
 from holdfast.node.attempt import Attempt
-from holdfast.node.control import Ask, Control
+from holdfast.node.chronicle import Chronicle
+from holdfast.node.control import Control
 from holdfast.node.lineup import Lineup
-from holdfast.node.observer import Observer, raised
+from holdfast.node.observer import Observer
 from holdfast.node.pages import Pages, newest_copy
 from holdfast.node.shimlink import ShimLink, Slots, connect
 from holdfast.plan import Plan
 from holdfast.runs import RunDir, make_runtime
-from holdfast.state import OVER, Policy, RunState
+from holdfast.state import OVER, Policy, RunState, State
 
 TICK_S = 0.25
 DRAIN_S = 30.0  # how long a decision to stop waits for a save that is still on its way to disk
 ABANDON_S = 20.0  # how long ending a run takes at most whose directory is gone
 LINGER_S = 10.0  # how long a supervisor that found the run over waits for `resume`
-DISK_RETRY_S = 1.0
+AGAIN_S = 0.1  # between two tries to end it
 SWEPT_S = 2.0  # a sweep this fresh need not be repeated before a start
 
 
@@ -50,8 +51,8 @@ class Supervisor:
 
     def __init__(self, run: RunDir, plan: Plan) -> None:
         self.dir, self.plan, self.policy = run, plan, Policy.of(plan)
-        self.state = lifecycle.fold(journal.read(run.journal)[0], self.policy)
-        self.journal = journal.Journal(run.journal)
+        self.chronicle = Chronicle(run.journal, self.policy, self._do)
+        self.asks = Asks(run.id, plan, self.chronicle)
         self.boot = process.boot_id()
         self.rebooted = bool(self.state.boot) and self.state.boot != self.boot
         self.attempt = Attempt(run, plan)
@@ -71,6 +72,11 @@ class Supervisor:
         self.selector = selectors.DefaultSelector()
         self.control = Control(run.runtime / "control.sock", status=self.status, journal=run.journal)
 
+    @property
+    def state(self) -> State:
+        """What is known of the run."""
+        return self.chronicle.state
+
     # -- life
 
     def run(self) -> int:
@@ -80,7 +86,7 @@ class Supervisor:
         found_over = self.state.phase in OVER
         self._meet_shim()
         lives = self.attempt.trainer is not None
-        self._apply(ev.SupervisorStarted(t=time.time(), pid=os.getpid(), adopted=lives, boot=self.boot))
+        self.chronicle.apply(ev.SupervisorStarted(t=time.time(), pid=os.getpid(), adopted=lives, boot=self.boot))
         if found_over and self.finish_at_s is not None:
             self.finish_at_s += LINGER_S
         try:
@@ -101,13 +107,13 @@ class Supervisor:
         if self.terminated:
             self.terminated = False
             grace_s = self.plan.stop_grace_s
-            self._apply(ev.StopRequested(t=time.time(), how="preempted", grace_s=grace_s))
+            self.chronicle.apply(ev.StopRequested(t=time.time(), how="preempted", grace_s=grace_s))
         if self.start is not None and time.time() >= self.start.at_s:
             self._start_attempt(self.start)
         if time.monotonic() >= self.next_tick_s:
             self.next_tick_s = time.monotonic() + TICK_S
             self._tick()
-        self._sync()
+        self.chronicle.sync()
 
     def _patience_s(self) -> float:
         soon = self.next_tick_s - time.monotonic()
@@ -135,29 +141,9 @@ class Supervisor:
         answer = self._ask({"op": "finish"})
         if not answer["ok"]:
             raise HoldfastError(f"the shim cannot finish: {answer['error']}")
-        self._sync()
+        self.chronicle.sync()
 
-    # -- the journal
-
-    def _apply(self, event: ev.Event) -> None:
-        """Journal `event` and do what follows from it."""
-        todo = [event]
-        while todo:
-            event = todo.pop(0)
-            self._write(event)
-            self.state, actions = lifecycle.decide(self.state, event, self.policy)
-            for action in actions:
-                if isinstance(action, lifecycle.Emit):
-                    todo.append(action.event)
-                else:
-                    self._do(action)
-
-    def _write(self, event: ev.Event) -> None:
-        _until_there_is_room(lambda: self.journal.append(event, durable=False))
-
-    def _sync(self) -> None:
-        """Make the journal durable; called before anything is done outside."""
-        _until_there_is_room(self.journal.sync)
+    # -- what is to be done
 
     def _do(self, action: lifecycle.Action) -> None:
         if isinstance(action, lifecycle.Classify):
@@ -169,9 +155,9 @@ class Supervisor:
             self.lineup.leave()
             result = self.state.result
             if result is not None and result.exit_code == BudgetSpent.exit_code:
-                self._raise("restart-budget", result.reason)
+                self.chronicle.report("restart-budget", result.reason)
         else:
-            self._sync()
+            self.chronicle.sync()
             if isinstance(action, lifecycle.Prepare):
                 self._prepare()
             elif isinstance(action, lifecycle.AskStop):
@@ -191,7 +177,7 @@ class Supervisor:
         self.selector.register(link.sock, selectors.EVENT_READ, self._shim_readable)
         self.secrets.update(link.hello.get("secrets", {}))
         if before not in (0, link.pid):
-            self._apply(ev.ProcessRestarted(t=time.time(), role="shim", pid=before, cause="it was gone"))
+            self.chronicle.apply(ev.ProcessRestarted(t=time.time(), role="shim", pid=before, cause="it was gone"))
         trainer = link.hello["trainer"]
         for record in link.hello["exits"]:
             self._exit_record(record)
@@ -235,7 +221,7 @@ class Supervisor:
                 self._push(push)
         if self._is_deleted():
             raise _Deleted
-        self._sync()
+        self.chronicle.sync()
         self._meet_shim()
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -265,7 +251,7 @@ class Supervisor:
             self._exit_record(push)
         elif push["event"] == "exit":
             cause = exits.status_words(_exit_code(push["status"]))
-            self._apply(ev.ProcessRestarted(t=time.time(), role=push["role"], pid=push["pid"], cause=cause))
+            self.chronicle.apply(ev.ProcessRestarted(t=time.time(), role=push["role"], pid=push["pid"], cause=cause))
 
     def _exit_record(self, record: dict[str, Any]) -> None:
         """The shim saw the trainer end. Acknowledged once it is in the journal."""
@@ -273,16 +259,16 @@ class Supervisor:
         if number > self.state.attempt:  # it began and ended while no supervisor looked
             self._attempt_started(number, who, log_offset=0)
         self._trainer_gone(number, _exit_code(record["status"]), int(record["number"]))
-        self._sync()
+        self.chronicle.sync()
         self._ask({"op": "ack", "exit": record["number"]})
 
     def _trainer_gone(self, number: int, exit_status: int | None, record: int) -> None:
         self.attempt.gone(number)
         if number == 0:
             ended = exit_status if exit_status is not None else 1
-            self._apply(ev.SetupEnded(t=time.time(), status=ended))
+            self.chronicle.apply(ev.SetupEnded(t=time.time(), status=ended))
         else:
-            self._apply(ev.ExitSeen(t=time.time(), attempt=number, status=exit_status, number=record))
+            self.chronicle.apply(ev.ExitSeen(t=time.time(), attempt=number, status=exit_status, number=record))
 
     # -- starting and ending attempts
 
@@ -294,24 +280,24 @@ class Supervisor:
             if self.attempt.trainer is None and self.state.phase == RunState.QUEUED:
                 self._prepare()
         elif answer["ok"]:
-            self._apply(ev.SetupStarted(t=time.time(), pid=answer["pid"]))
+            self.chronicle.apply(ev.SetupStarted(t=time.time(), pid=answer["pid"]))
         else:
             logfile.write_line(self.dir.output, f"holdfast: setup cannot be started: {answer['error']}")
-            self._apply(ev.SetupStarted(t=time.time()))
-            self._apply(ev.SetupEnded(t=time.time(), status=exits.NOT_FOUND))
+            self.chronicle.apply(ev.SetupStarted(t=time.time()))
+            self.chronicle.apply(ev.SetupEnded(t=time.time(), status=exits.NOT_FOUND))
 
     def _start_attempt(self, start: lifecycle.StartAttempt) -> None:
         if self._secrets_missing():
             names = ", ".join(self._secrets_missing())
-            self._raise("needs-secrets", f"secrets are missing: {names}")
+            self.chronicle.report("needs-secrets", f"secrets are missing: {names}")
             return
-        self._clear("needs-secrets")
+        self.chronicle.clear("needs-secrets")
         if self.state.phase in OVER or self.state.stop is not None:
             self.start = None
             return
         if not self._has_devices():
             return
-        self._sync()
+        self.chronicle.sync()
         if time.monotonic() - self.swept_s > SWEPT_S:
             self._sweep()
         offset = _size(self.dir.output)
@@ -324,13 +310,13 @@ class Supervisor:
             return
         self.exec_error = str(answer["error"])
         self._attempt_started(start.attempt, None, log_offset=offset)
-        self._apply(ev.ExitSeen(t=time.time(), attempt=start.attempt, status=exits.NOT_FOUND))
+        self.chronicle.apply(ev.ExitSeen(t=time.time(), attempt=start.attempt, status=exits.NOT_FOUND))
 
     def _has_devices(self) -> bool:
         """Whether the run has the devices it wants, if any: those it had, or those whose turn has come."""
         news = self.lineup.ask(self.state)
         if news is not None:
-            self._apply(news)
+            self.chronicle.apply(news)
         return not self.lineup.waits
 
     def _spawn(self, attempt: int, argv: tuple[str, ...]) -> dict[str, Any] | None:
@@ -347,9 +333,9 @@ class Supervisor:
     def _attempt_started(self, number: int, who: process.Identity | None, *, log_offset: int) -> None:
         self.start = None
         if number == 0:
-            self._apply(ev.SetupStarted(t=time.time(), pid=who.pid if who else 0))
+            self.chronicle.apply(ev.SetupStarted(t=time.time(), pid=who.pid if who else 0))
             return
-        self._apply(
+        self.chronicle.apply(
             ev.AttemptStarted(
                 t=time.time(), attempt=number, pid=who.pid if who else 0, start_ticks=who.start_ticks if who else 0,
                 log_offset=log_offset, resume_step=self.state.committed_step,
@@ -371,9 +357,9 @@ class Supervisor:
         self.exec_error, self.rebooted = "", False
         swept = self._sweep()
         self._wait_for_save(verdict.exit_class, max((beat.step for beat in beats), default=0))
-        self._clear("hang")
+        self.chronicle.clear("hang")
         self._tell_segment(verdict.exit_class, seen.attempt)
-        self._apply(
+        self.chronicle.apply(
             ev.AttemptEnded(
                 t=time.time(), attempt=seen.attempt, exit_class=verdict.exit_class.value, status=seen.status,
                 step=max([beat.step for beat in beats], default=self.state.committed_step),
@@ -394,12 +380,12 @@ class Supervisor:
 
     def _tell_segment(self, exit_class: exits.ExitClass, attempt: int) -> None:
         if exit_class == exits.ExitClass.SEGMENT_END:
-            self._clear("segment-unsaved")
+            self.chronicle.clear("segment-unsaved")
         elif exit_class == exits.ExitClass.SEGMENT_CUT:
             newest = f"the newest checkpoint is of step {self.state.committed_step}"
             by_itself = "the program does not use the library, and begins anew unless it saves by itself"
             told = newest if self.state.library else by_itself
-            self._raise("segment-unsaved", f"the segment of attempt {attempt} ended without a save: {told}")
+            self.chronicle.report("segment-unsaved", f"the segment of attempt {attempt} ended without a save: {told}")
 
     def _wait_for_save(self, exit_class: exits.ExitClass, step: int) -> None:
         """A save that is still on its way to disk is progress: let it arrive before progress decides."""
@@ -416,9 +402,9 @@ class Supervisor:
         self.swept_s = time.monotonic()
         if swept.stuck:
             pids = ", ".join(str(who.pid) for who in swept.stuck)
-            self._raise("orphans-stuck", f"processes {pids} do not end even on SIGKILL")
+            self.chronicle.report("orphans-stuck", f"processes {pids} do not end even on SIGKILL")
         else:
-            self._clear("orphans-stuck")
+            self.chronicle.clear("orphans-stuck")
         return swept
 
     def _secrets_missing(self) -> list[str]:
@@ -438,16 +424,18 @@ class Supervisor:
         if hang is not None:
             self._on_hang(hang)
         elif self.observer.over:
-            self._clear("hang")
+            self.chronicle.clear("hang")
         for finding in self.observer.remarks(self.state, now_s=time.time()):
-            self._apply_finding(finding)
+            self.chronicle.note(finding)
         stopping = self.state.stop is not None or self.state.segment is not None
         self.attempt.press(stopping=stopping, step_s=self.observer.memory.step_s)
         if self.state.stop is None and self.attempt.save_wanted():
-            self._apply(ev.SaveRequested(t=time.time(), number=self.state.save_number + 1, reason="a rank wants it"))
+            self.chronicle.apply(
+                ev.SaveRequested(t=time.time(), number=self.state.save_number + 1, reason="a rank wants it")
+            )
         if lifecycle.segment_is_over(self.state, self.policy, time.time()):
             number, grace_s = self.state.attempt, self.plan.stop_grace_s
-            self._apply(ev.SegmentOver(t=time.time(), attempt=number, grace_s=grace_s))
+            self.chronicle.apply(ev.SegmentOver(t=time.time(), attempt=number, grace_s=grace_s))
         limit_s = self.plan.max_duration_s
         if limit_s is not None and time.time() - self.state.since_s - self.state.queued_s > limit_s:
             grace_s = self.plan.stop_grace_s
@@ -464,7 +452,7 @@ class Supervisor:
             self.attempt.kill()
             if not self.attempt.members() and self._is_finished():
                 return
-            time.sleep(DISK_RETRY_S / 10)
+            time.sleep(AGAIN_S)
 
     def _is_finished(self) -> bool:
         """Whether the shim agrees that it is over, or has left already."""
@@ -476,43 +464,30 @@ class Supervisor:
 
     def _apply_once_stopping(self, event: ev.StopRequested) -> None:
         if self.state.stop is None and self.state.phase not in OVER:
-            self._apply(event)
+            self.chronicle.apply(event)
 
     def _observe(self) -> None:
         """Journal what the library and the archiver have written since the last look."""
         for event in self.observer.news(self.state):
             if isinstance(event, (ev.FindingRaised, ev.FindingCleared)):
-                self._apply_finding(event)
+                self.chronicle.note(event)
             else:
-                self._apply(event)
+                self.chronicle.apply(event)
 
     def _on_hang(self, hang: ev.HangDetected) -> None:
-        self._apply(hang)
+        self.chronicle.apply(hang)
         action = self.plan.watchdog.action
-        self._raise("hang", f"no heartbeat for {hang.silent_s:.0f} s in phase {hang.phase}, at step {hang.step}")
-        self._sync()
+        self.chronicle.report(
+            "hang", f"no heartbeat for {hang.silent_s:.0f} s in phase {hang.phase}, at step {hang.step}"
+        )
+        self.chronicle.sync()
         if action == "notify":
             return
         path = self.attempt.capture(fatal=action == "restart")
-        self._apply(ev.StacksCaptured(t=time.time(), attempt=hang.attempt, path=path))
+        self.chronicle.apply(ev.StacksCaptured(t=time.time(), attempt=hang.attempt, path=path))
         if action == "restart":
-            self._sync()
+            self.chronicle.sync()
             self.attempt.end()
-
-    def _apply_finding(self, finding: ev.FindingRaised | ev.FindingCleared) -> None:
-        """Journal what is news."""
-        known = next((each for each in self.state.findings if each.id == finding.id), None)
-        if isinstance(finding, ev.FindingCleared):
-            self._clear(finding.id)
-        elif known is None or known.message != finding.message:
-            self._apply(finding)
-
-    def _raise(self, name: str, message: str) -> None:
-        self._apply_finding(raised(name, message, at_s=time.time()))
-
-    def _clear(self, name: str) -> None:
-        if any(finding.id == name for finding in self.state.findings):
-            self._apply(ev.FindingCleared(t=time.time(), id=name))
 
     # -- what is asked
 
@@ -527,60 +502,11 @@ class Supervisor:
         while not self.control.asks.empty():
             ask = self.control.asks.get()
             try:
-                ask.answer.put(self._answer(ask))
+                ask.answer.put(self.asks.answer(ask))
             except HoldfastError as error:
                 ask.answer.put(error)
-
-    def _answer(self, ask: Ask) -> dict[str, Any]:
-        if ask.path == "/resume":
-            return self._resume(ask.body)
-        if self.state.phase in OVER:
-            raise HoldfastError(f"run {self.dir.id!r} is over: {self.state.phase.value}", hint="holdfast resume")
-        if ask.path == "/save":
-            return self._save(str(ask.body.get("reason", ""))[:200])
-        how = "kill" if ask.path == "/kill" else "stop"
-        grace_s = ask.body.get("grace_s", self.plan.stop_grace_s)
-        if not isinstance(grace_s, (int, float)) or not 0 <= grace_s < 1e9:
-            raise UsageError(f"grace_s {grace_s!r} is not a number of seconds")
-        self._apply(ev.StopRequested(t=time.time(), how=how, grace_s=float(grace_s)))
-        return {"state": self.state.phase.value}
-
-    def _save(self, reason: str) -> dict[str, Any]:
-        if any(finding.id == "no-library" for finding in self.state.findings):
-            hint = "add holdfast.Run to the script, or save there by other means"
-            raise HoldfastError(
-                f"the program of run {self.dir.id!r} does not use the library: nothing saves", hint=hint
-            )
-        if self.state.started is None:
-            raise HoldfastError(f"run {self.dir.id!r} is {self.state.phase.value}: there is nothing to save")
-        number = self.state.save_number + 1
-        self._apply(ev.SaveRequested(t=time.time(), number=number, reason=reason))
-        return {"number": number}
-
-    def _resume(self, body: dict[str, Any]) -> dict[str, Any]:
         if self.state.phase not in OVER:
-            raise HoldfastError(f"run {self.dir.id!r} is {self.state.phase.value} already", hint="holdfast attach")
-        try:
-            want = launch.resolve(self.plan, body.get("at"))
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-        self.finish_at_s = None
-        self._clear("restart-budget")
-        for said in lifecycle.YIELDS:  # the mirror is asked anew
-            self._clear(said)
-        self._apply(ev.ResumeRequested(t=time.time(), want=want))
-        return {"attempt": self.state.next_attempt, "want": want}
-
-
-def _until_there_is_room(write: Callable[[], None]) -> None:
-    """To act without the journal's line would be worse than to be late: a full disk is waited for."""
-    while True:
-        try:
-            write()
-        except OSError:  # noqa: PERF203 - tried again on purpose
-            time.sleep(DISK_RETRY_S)
-        else:
-            return
+            self.finish_at_s = None  # it may have been over, and go on
 
 
 def _exit_code(wait_status: int | None) -> int | None:
