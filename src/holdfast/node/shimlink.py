@@ -1,14 +1,18 @@
-"""The supervisor's end of shim.sock: ask, be answered, and collect what the shim says unasked."""
+"""The supervisor's end of shim.sock: ask, be answered, and collect what the shim says unasked.
+
+A `ShimLink` is one connection; the `Contact` is with the run's shim, whichever that is, and goes on when one dies.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import selectors
 import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ from holdfast.runs import RunDir
 ANSWER_S = 20.0  # a spawn waits for exec, which may wait for a slow file system
 RETRY_S = 0.02
 
-
+Message = dict[str, Any]
 Slots = dict[int, list[int]]  # rank → descriptors of its slots, for the next shim: nobody here looks into them
 
 
@@ -95,3 +99,81 @@ def connect(run: RunDir, secrets: Mapping[str, str], slots: Slots, *, within_s: 
             if time.monotonic() > deadline_s:
                 raise
         time.sleep(RETRY_S)
+
+
+class Contact:
+    """The run's shim, whichever that is now. When one dies the next is met, and started where there is none.
+
+    `met` is given each shim's hello, and the pid of the one that it has replaced, else 0; `heard` what a shim says
+    unasked; `lost` is called when one has died, before the next is met.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        selector: selectors.BaseSelector,
+        *,
+        met: Callable[[Message, int], None],
+        heard: Callable[[Message], None],
+        lost: Callable[[], None],
+    ) -> None:
+        self.secrets: dict[str, str] = {}  # as the shim has them, for the next one
+        self.link: ShimLink | None = None
+        self._run, self._selector = run, selector
+        self._met, self._heard, self._lost = met, heard, lost
+        self._slots: Slots = {}
+        self._pid = 0  # of the last one met
+
+    def meet(self) -> None:
+        """Connect, starting a shim if there is none. Raises HoldfastError."""
+        before = self._pid
+        self.link = link = connect(self._run, self.secrets, self._slots)
+        self._pid = link.pid
+        self._selector.register(link.sock, selectors.EVENT_READ, self._readable)
+        self.secrets.update(link.hello.get("secrets", {}))
+        self._met(link.hello, before if before != link.pid else 0)
+
+    def ask(self, message: Message) -> Message:
+        """Ask the shim, the next one if this one dies. Not for what must not be done twice."""
+        answer = self.ask_once(message)
+        while answer is None:
+            answer = self.ask_once(message)
+        return answer
+
+    def ask_once(self, message: Message) -> Message | None:
+        """Ask the shim; None when it died, and the next one has been met since."""
+        try:
+            if self.link is not None:
+                return self.link.ask(message)
+        except (OSError, ValueError):
+            self._lose()
+        return None
+
+    def deliver(self) -> None:
+        """Hand on what was said while an answer was waited for."""
+        while self.link is not None and self.link.pushes:
+            self._hand_on(self.link.pushes.popleft())
+
+    def _readable(self) -> None:
+        try:
+            if self.link is not None:
+                self.link.pump()
+        except (OSError, ValueError):
+            self._lose()
+
+    def _lose(self) -> None:
+        if self.link is not None:
+            self._selector.unregister(self.link.sock)
+            self.link.close()
+            pushes = list(self.link.pushes)
+            self.link = None
+            for push in pushes:
+                self._hand_on(push)
+        self._lost()
+        self.meet()
+
+    def _hand_on(self, push: Message) -> None:
+        if push["event"] == "secrets":
+            self.secrets.update(push["values"])
+        else:
+            self._heard(push)

@@ -29,7 +29,7 @@ from holdfast.node.control import Control
 from holdfast.node.lineup import Lineup
 from holdfast.node.observer import Observer
 from holdfast.node.pages import Pages, newest_copy
-from holdfast.node.shimlink import ShimLink, Slots, connect
+from holdfast.node.shimlink import Contact
 from holdfast.plan import Plan
 from holdfast.runs import RunDir, make_runtime
 from holdfast.state import OVER, Policy, RunState, State
@@ -65,11 +65,8 @@ class Supervisor:
         self.swept_s = 0.0
         self.terminated = False
         self.caller = dict(os.environ)
-        self.secrets: dict[str, str] = {}
-        self.link: ShimLink | None = None
-        self.slots: Slots = {}
-        self.shim_pid = 0  # of the last one met
         self.selector = selectors.DefaultSelector()
+        self.shim = Contact(run, self.selector, met=self._met, heard=self._heard, lost=self._lost)
         self.control = Control(run.runtime / "control.sock", status=self.status, journal=run.journal)
 
     @property
@@ -84,7 +81,7 @@ class Supervisor:
         self._watch_signals()
         self.selector.register(self.control.wakeup, selectors.EVENT_READ, lambda: self.control.wakeup.recv(4096))
         found_over = self.state.phase in OVER
-        self._meet_shim()
+        self.shim.meet()
         lives = self.attempt.trainer is not None
         self.chronicle.apply(ev.SupervisorStarted(t=time.time(), pid=os.getpid(), adopted=lives, boot=self.boot))
         if found_over and self.finish_at_s is not None:
@@ -102,7 +99,7 @@ class Supervisor:
     def _once(self) -> None:
         for key, _ in self.selector.select(self._patience_s()):
             key.data()
-        self._pushes()
+        self.shim.deliver()
         self._asks()
         if self.terminated:
             self.terminated = False
@@ -138,7 +135,7 @@ class Supervisor:
 
     def _leave(self) -> None:
         """Tell the shim that the run is over, and go."""
-        answer = self._ask({"op": "finish"})
+        answer = self.shim.ask({"op": "finish"})
         if not answer["ok"]:
             raise HoldfastError(f"the shim cannot finish: {answer['error']}")
         self.chronicle.sync()
@@ -169,21 +166,15 @@ class Supervisor:
 
     # -- the shim
 
-    def _meet_shim(self) -> None:
-        """Connect, starting a shim if there is none, and learn what lives and what ended meanwhile."""
-        before = self.shim_pid
-        link = connect(self.dir, self.secrets, self.slots)
-        self.link, self.shim_pid = link, link.pid
-        self.selector.register(link.sock, selectors.EVENT_READ, self._shim_readable)
-        self.secrets.update(link.hello.get("secrets", {}))
-        if before not in (0, link.pid):
-            self.chronicle.apply(ev.ProcessRestarted(t=time.time(), role="shim", pid=before, cause="it was gone"))
-        trainer = link.hello["trainer"]
-        for record in link.hello["exits"]:
+    def _met(self, hello: dict[str, Any], replaced: int) -> None:
+        """Learn from a shim what lives and what ended meanwhile."""
+        if replaced:
+            self.chronicle.apply(ev.ProcessRestarted(t=time.time(), role="shim", pid=replaced, cause="it was gone"))
+        for record in hello["exits"]:
             self._exit_record(record)
-        if trainer is not None:
-            self._adopt(trainer)
-        elif self.attempt.trainer is not None and not link.hello["exits"]:
+        if hello["trainer"] is not None:
+            self._adopt(hello["trainer"])
+        elif self.attempt.trainer is not None and not hello["exits"]:
             gone = self.attempt.trainer  # it ended while no shim was there to see it, and left no record
             self._trainer_gone(gone.attempt, None, 0)
 
@@ -201,53 +192,17 @@ class Supervisor:
         if missing:
             environ = process.environment(trainer.pid)
             found = {name: environ[name] for name in missing if name in environ}
-            self.secrets.update(found)
-            self._ask({"op": "secrets", "values": found})
+            self.shim.secrets.update(found)
+            self.shim.ask({"op": "secrets", "values": found})
 
-    def _shim_readable(self) -> None:
-        try:
-            if self.link is not None:
-                self.link.pump()
-        except (OSError, ValueError):
-            self._shim_lost()
-
-    def _shim_lost(self) -> None:
-        if self.link is not None:
-            self.selector.unregister(self.link.sock)
-            self.link.close()
-            pushes = list(self.link.pushes)
-            self.link = None
-            for push in pushes:
-                self._push(push)
+    def _lost(self) -> None:
+        """A shim has died, and another is about to be met."""
         if self._is_deleted():
             raise _Deleted
         self.chronicle.sync()
-        self._meet_shim()
 
-    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Ask the shim, the next one if this one dies. Not for what must not be done twice."""
-        answer = self._ask_once(message)
-        while answer is None:
-            answer = self._ask_once(message)
-        return answer
-
-    def _ask_once(self, message: dict[str, Any]) -> dict[str, Any] | None:
-        """Ask the shim; None when it died, and the next one has been met since."""
-        try:
-            if self.link is not None:
-                return self.link.ask(message)
-        except (OSError, ValueError):
-            self._shim_lost()
-        return None
-
-    def _pushes(self) -> None:
-        while self.link is not None and self.link.pushes:
-            self._push(self.link.pushes.popleft())
-
-    def _push(self, push: dict[str, Any]) -> None:
-        if push["event"] == "secrets":
-            self.secrets.update(push["values"])
-        elif push["event"] == "exit" and push["role"] == "trainer":
+    def _heard(self, push: dict[str, Any]) -> None:
+        if push["event"] == "exit" and push["role"] == "trainer":
             self._exit_record(push)
         elif push["event"] == "exit":
             cause = exits.status_words(_exit_code(push["status"]))
@@ -260,7 +215,7 @@ class Supervisor:
             self._attempt_started(number, who, log_offset=0)
         self._trainer_gone(number, _exit_code(record["status"]), int(record["number"]))
         self.chronicle.sync()
-        self._ask({"op": "ack", "exit": record["number"]})
+        self.shim.ask({"op": "ack", "exit": record["number"]})
 
     def _trainer_gone(self, number: int, exit_status: int | None, record: int) -> None:
         self.attempt.gone(number)
@@ -322,7 +277,7 @@ class Supervisor:
     def _spawn(self, attempt: int, argv: tuple[str, ...]) -> dict[str, Any] | None:
         self.attempt.prepare(attempt)
         env = launch.environment(self.dir, self.plan, self.state, attempt, self.caller)
-        answer = self._ask_once(
+        answer = self.shim.ask_once(
             {"op": "spawn", "attempt": attempt, "argv": list(argv), "env": env, "cwd": self.plan.cwd,
              "output": str(self.dir.output)}
         )  # fmt: skip
@@ -408,7 +363,7 @@ class Supervisor:
         return swept
 
     def _secrets_missing(self) -> list[str]:
-        return [name for name in self.plan.secret_names if name not in self.secrets]
+        return [name for name in self.plan.secret_names if name not in self.shim.secrets]
 
     # -- what is seen
 
@@ -457,10 +412,10 @@ class Supervisor:
     def _is_finished(self) -> bool:
         """Whether the shim agrees that it is over, or has left already."""
         try:
-            answer = self._ask_once({"op": "finish"})
+            answer = self.shim.ask_once({"op": "finish"})
         except _Deleted:
             return True
-        return self.link is None or (answer is not None and bool(answer["ok"]))
+        return self.shim.link is None or (answer is not None and bool(answer["ok"]))
 
     def _apply_once_stopping(self, event: ev.StopRequested) -> None:
         if self.state.stop is None and self.state.phase not in OVER:
