@@ -5,7 +5,6 @@ plan.json is written last of all; a folder without one is not a run (`runs.every
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -137,7 +136,7 @@ def create(order: Order, name: str, record: Callable[[RunDir, Plan], None]) -> t
             error.filename = str(run.root)
         raise
     finally:
-        os.close(lock)
+        lock.close()
     return run, plan
 
 
@@ -148,7 +147,7 @@ def record_created(run: RunDir, plan: Plan) -> None:
     journal.close()
 
 
-def _claim(order: Order, name: str) -> tuple[RunDir, int]:
+def _claim(order: Order, name: str) -> tuple[RunDir, fsio.Lock]:
     """A new folder of this name, and a lock on it to be held while it is filled.
 
     mkdir decides between two that want a name at once. A folder that nobody holds, with nothing in it but what lies
@@ -172,21 +171,16 @@ def _claim(order: Order, name: str) -> tuple[RunDir, int]:
     raise UsageError(f"there is a run {order.id!r} already", hint=f"holdfast status {order.id}")
 
 
-def _lock(run: RunDir) -> int | None:
+def _lock(run: RunDir) -> fsio.Lock | None:
     """A lock on the empty folder of a run to be made; None when somebody else makes it, has made it or removed it."""
     try:
-        lock = os.open(run.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        lock = fsio.DISK.lock(run.root)
     except FileNotFoundError:
         return None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        free = os.path.samestat(os.fstat(lock), run.root.stat()) and all(
-            _is_half_made(run, path) for path in run.root.iterdir()
-        )
-    except (BlockingIOError, FileNotFoundError):
-        free = False
-    if not free:
-        os.close(lock)
+    if lock is None:
+        return None
+    if not all(_is_half_made(run, path) for path in run.root.iterdir()):
+        lock.close()
         return None
     for left in run.root.iterdir():
         if left.is_dir() and not left.is_symlink():

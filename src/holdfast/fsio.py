@@ -3,6 +3,9 @@
 The only module that renames. `replace` and `create` are for anybody with a small file; `Disk` is what the checkpoint
 engine writes through, so that `testing.crashdisk` can stand in and stop at any operation.
 
+Also the only one that locks: `Disk.lock` locks what is there, `lock_file` a file made for that, and `flock` one that
+is open already. All are the kernel's flock, which the end of a process lets go.
+
 Standard library only: the trainer side uses it too.
 """
 
@@ -11,13 +14,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import math
 import mmap
 import os
 import secrets
 import stat
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Protocol, TypeAlias
 
 Bytes: TypeAlias = "bytes | bytearray | memoryview | mmap.mmap"
@@ -27,6 +33,8 @@ _PARTS_PER_CALL = 1024  # IOV_MAX
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
+_POLL_S = 0.02
+_PID_BYTES = 20
 _NO_SUCH_CALL = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -190,14 +198,26 @@ def _after(parts: list[memoryview], done: int) -> list[memoryview]:
     return []
 
 
-class _RealLock:
-    """An flock; it belongs to the descriptor."""
+class Held:
+    """An flock; it belongs to the descriptor, and to every process that has this from a fork."""
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+        self.descriptor = descriptor
+
+    def sign(self) -> None:
+        """Say in the file who has it, in one write: whoever reads it meanwhile finds no half of a number."""
+        os.pwrite(self.descriptor, f"{os.getpid():<{_PID_BYTES}}".encode(), 0)
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        os.close(self.descriptor)
+
+    def __enter__(self) -> Held:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 class RealDisk:
@@ -263,13 +283,13 @@ class RealDisk:
         descriptor = os.open(path, _lockable(path, shared=shared) | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             free = flock(descriptor, shared=shared)
-            if free and not os.path.samestat(os.fstat(descriptor), path.stat()):
+            if free and not _is_at(path, descriptor):
                 raise FileNotFoundError(errno.ENOENT, "it was replaced meanwhile", str(path))
         except BaseException:
             os.close(descriptor)
             raise
         if free:
-            return _RealLock(descriptor)
+            return Held(descriptor)
         os.close(descriptor)
         return None
 
@@ -279,15 +299,57 @@ def _lockable(path: Path, *, shared: bool) -> int:
     return os.O_RDONLY if shared or path.is_dir() else os.O_RDWR
 
 
-def flock(descriptor: int, *, shared: bool = False) -> bool:
-    """Lock an open file, without waiting; False while somebody else's lock stands against it. Raises OSError.
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether the open file is still what `path` names. Raises FileNotFoundError when nothing is."""
+    return os.path.samestat(os.fstat(descriptor), path.stat())
+
+
+def lock_file(path: Path, *, wait_s: float = 0.0) -> Held:
+    """The lock of `path`, a file that is made where there is none; `math.inf` waits for as long as it takes.
+
+    Whoever has it may remove the file before letting it go: who waited for it then takes that of a new one.
+    Raises BlockingIOError while somebody else has it, FileNotFoundError without its folder, OSError.
+    """
+    deadline_s = time.monotonic() + wait_s
+    while True:
+        held = Held(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        try:
+            if not flock(held.descriptor, wait_s=max(0.0, deadline_s - time.monotonic())):
+                raise BlockingIOError(f"{path} has been locked for {wait_s:g} s")
+            is_there = _is_at(path, held.descriptor)
+        except FileNotFoundError:
+            is_there = False
+        except BaseException:
+            held.close()
+            raise
+        if is_there:
+            return held
+        held.close()
+
+
+def signer(path: Path) -> int:
+    """The process that has signed a lock file; 0 before one has. Raises OSError, ValueError."""
+    return int(path.read_bytes()[:_PID_BYTES] or 0)
+
+
+def flock(descriptor: int, *, shared: bool = False, wait_s: float = 0.0) -> bool:
+    """Lock an open file; False when somebody else's lock still stands against it after `wait_s`. Raises OSError.
 
     A file system without locks gives every shared one and no exclusive one: then nothing is collected on it.
     """
+    deadline_s = time.monotonic() + wait_s
+    while not _flock(descriptor, shared=shared, wait=wait_s == math.inf):
+        if time.monotonic() >= deadline_s:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def _flock(descriptor: int, *, shared: bool, wait: bool) -> bool:
     import fcntl
 
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError as error:

@@ -138,28 +138,6 @@ def is_ours(folder: Path) -> bool:
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
-def lock(path: Path, *, wait: bool = False) -> int:
-    """A descriptor that has the lock of `path`, a file made where there is none; closing gives it back.
-
-    Who has it may remove the file first: whoever waited takes the next one. Raises BlockingIOError where one has it.
-    """
-    import fcntl
-
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            is_there = os.path.samestat(os.fstat(descriptor), path.stat())
-        except FileNotFoundError:
-            is_there = False
-        except BaseException:
-            os.close(descriptor)
-            raise
-        if is_there:
-            return descriptor
-        os.close(descriptor)
-
-
 def every() -> Iterator[RunDir]:
     """All runs under `home()`, in order of their names. Raises UsageError when that is no folder."""
     folder = home() / "runs"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import mmap
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from holdfast import fsio
+from tests.waiting import until
 
 
 def test_replace_leaves_only_the_new_contents(tmp_path: Path) -> None:
@@ -102,3 +106,58 @@ def test_two_folders_change_names_at_once(tmp_path: Path) -> None:
     assert (tmp_path / "one" / "file").read_text() == ("other" if done else "one")
     with pytest.raises(FileNotFoundError):
         fsio.exchange(tmp_path / "one", tmp_path / "gone")
+
+
+def test_a_lock_file_is_made_signed_and_held_by_one(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with fsio.lock_file(path) as held:
+        assert fsio.signer(path) == 0
+        held.sign()
+        with pytest.raises(BlockingIOError):
+            fsio.lock_file(path, wait_s=0.05)
+        assert fsio.signer(path) == os.getpid()
+
+    assert path.stat().st_mode & 0o777 == 0o600
+    fsio.lock_file(path).close()
+
+
+@pytest.mark.parametrize("wait_s", [60.0, math.inf])
+def test_who_waited_for_a_lock_file_that_was_removed_has_the_one_that_is_there(tmp_path: Path, wait_s: float) -> None:
+    path = tmp_path / "lock"
+    got: list[fsio.Held] = []
+    with contextlib.closing(fsio.lock_file(path)) as first:
+        waiter = threading.Thread(target=lambda: got.append(fsio.lock_file(path, wait_s=wait_s)))
+        waiter.start()
+        until(lambda: _openings(path) == 2)  # it has the one that goes
+        path.unlink()
+        assert not got
+        assert os.fstat(first.descriptor).st_nlink == 0
+    waiter.join()
+
+    with got[0] as held:
+        assert os.path.samestat(os.fstat(held.descriptor), path.stat())
+        with pytest.raises(BlockingIOError):
+            fsio.lock_file(path)
+
+
+def _openings(path: Path) -> int:
+    """How often this process has a file open."""
+    found = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            found += entry.readlink() == path
+    return found
+
+
+def test_shared_locks_stand_together_and_against_an_exclusive_one(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.touch()
+    one, other = fsio.DISK.lock(path, shared=True), fsio.DISK.lock(path, shared=True)
+    assert one is not None
+    assert other is not None
+
+    assert fsio.DISK.lock(path) is None
+    one.close()
+    other.close()
+    with contextlib.closing(fsio.lock_file(path)), path.open("rb") as file:
+        assert not fsio.flock(file.fileno(), shared=True)

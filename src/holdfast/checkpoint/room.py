@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from holdfast import fsio
 from holdfast.checkpoint import budget
 from holdfast.checkpoint.budget import Limit
 
@@ -35,15 +36,11 @@ class Room:
     @contextlib.contextmanager
     def growth(self, descriptor: int, more_bytes: int) -> Iterator[None]:
         """As `Slot` asks for it. Raises OSError (ENOMEM) with the sentence that says which limit is met."""
-        lock = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with fsio.lock_file(self._lock, wait_s=math.inf):
             refused = budget.refusal(more_bytes, limits(descriptor))
             if refused:
                 raise OSError(errno.ENOMEM, refused)
             yield
-        finally:
-            os.close(lock)
 
 
 def limits(descriptor: int, *, root: Path = Path("/"), pid: int | str = "self") -> list[Limit]:

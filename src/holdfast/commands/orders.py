@@ -7,14 +7,13 @@ token, kept here until the machine has confirmed it; the run there keeps it for 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from holdfast import runs
+from holdfast import fsio, runs
 
 
 @contextlib.contextmanager
@@ -25,33 +24,27 @@ def ordering(*what: str) -> Iterator[str]:
     """
     path = _file(what)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield uuid.uuid4().hex
-            return
-        yield _token(descriptor)
-        os.ftruncate(descriptor, 0)  # first: somebody may have opened it, and wait
+        lock = fsio.lock_file(path)
+    except BlockingIOError:
+        yield uuid.uuid4().hex
+        return
+    with lock:
+        yield _token(lock.descriptor)
         path.unlink(missing_ok=True)
-    finally:
-        os.close(descriptor)
 
 
 def is_open(*what: str) -> bool:
     """Whether exactly this was ordered before and not confirmed, by somebody who does not wait for that any more."""
+    path = _file(what)
     try:
-        descriptor = os.open(_file(what), os.O_RDWR | os.O_CLOEXEC)
+        lock = fsio.DISK.lock(path)
     except FileNotFoundError:
         return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.fstat(descriptor).st_size > 0
-    except BlockingIOError:
+    if lock is None:
         return False
-    finally:
-        os.close(descriptor)
+    with contextlib.closing(lock):
+        return path.stat().st_size > 0
 
 
 def _file(what: tuple[str, ...]) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
+import math
 import shlex
 import threading
 import time
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from holdfast import runs
+from holdfast import fsio
 from holdfast.commands.arguments import say
 from holdfast.commands.progress import bar_once_moving
 from holdfast.errors import HoldfastError, HostUnreachable, UsageError
@@ -95,7 +95,7 @@ def reached(
 
     with contextlib.ExitStack() as held:
         if up.single and not up.by_one:  # one at a time: who has the session for everybody has it for good
-            held.callback(os.close, runs.lock(places.make_folder("hosts") / f"{up.key}.lock", wait=True))
+            held.enter_context(fsio.lock_file(places.make_folder("hosts") / f"{up.key}.lock", wait_s=math.inf))
             up = links.up(up.alias, config=users_config(), run_file=run_file)
         node = bundle.ensure(up, again=again, within_s=within_s, tell=say, progress=progress)
         there = Linked(links, up, node, run_file, within_s)

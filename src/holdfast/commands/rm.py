@@ -6,18 +6,14 @@ folder that a script chose itself (`Run(dir=…)`) loses only what we made there
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
-from holdfast import runs
+from holdfast import fsio, runs
 from holdfast.commands.arguments import RunArgument, say
 from holdfast.errors import HoldfastError, LeaseHeld, UsageError
 from holdfast.node.slotmemory import SlotFiles
@@ -38,20 +34,13 @@ def command(names: tuple[RunDir, ...], force: bool) -> None:
         say(f"{run.id} deleted" + (f"; its checkpoints stay in {elsewhere}" if elsewhere else ""))
 
 
-@contextlib.contextmanager
-def _locked(run: RunDir) -> Iterator[None]:
-    """Hold the run's lock. Raises LeaseHeld while a shim does."""
-    descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _locked(run: RunDir) -> fsio.Held:
+    """The run's lock. Raises LeaseHeld while a shim does."""
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LeaseHeld(
-                str(run.root), _holder(run), hint="" if _alone(run) else f"holdfast stop {run.id}"
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
+        return fsio.lock_file(run.lock)
+    except BlockingIOError:
+        hint = "" if _alone(run) else f"holdfast stop {run.id}"
+        raise LeaseHeld(str(run.root), _holder(run), hint=hint) from None
 
 
 def _holder(run: RunDir) -> int:

@@ -7,7 +7,6 @@ Secrets must come from `{file:}` or `{command:}`; the clock's environment has no
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -18,7 +17,7 @@ from typing import Any
 
 import click
 
-from holdfast import process, runs
+from holdfast import fsio, process, runs
 from holdfast.bundle import places
 from holdfast.commands import clockwork, cronfields
 from holdfast.commands.arguments import json_option, print_json, print_table, say
@@ -102,12 +101,17 @@ def rm(name: str) -> None:
 def fire(name: str) -> int:
     """What the clock calls: start the run and stay with it, unless an earlier one has not ended."""
     told = _recall(name)
-    lock = os.open(_file(name).with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = fsio.lock_file(_file(name).with_suffix(".lock"))
     except BlockingIOError:
         say(f"{name}: the earlier run is still going; skipped")
         return 0
+    with lock:
+        return _fired(name, told)
+
+
+def _fired(name: str, told: dict[str, Any]) -> int:
+    """The exit status of the run that it has started and seen end, or 0 where one is still going."""
     if (earlier := _unended(told)) is not None:
         say(f"{name}: {earlier} has not ended; skipped")
         return 0

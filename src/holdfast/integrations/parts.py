@@ -8,7 +8,7 @@ where the manifest names them; a part whose writer is gone is removed by the nex
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import math
 import os
 import secrets
 import shutil
@@ -24,7 +24,7 @@ from holdfast.checkpoint.known import KnownPacks, read_back
 from holdfast.checkpoint.manifest import PackEntry
 from holdfast.checkpoint.pack import Layout, Record
 from holdfast.checkpoint.packer import Packer, hash_of
-from holdfast.fsio import DISK, get
+from holdfast.fsio import DISK, flock, get
 from holdfast.integrations import catalog
 from holdfast.integrations.places import STAGING
 
@@ -158,7 +158,7 @@ def _claim(root: Path, name: str) -> tuple[Path, int]:
         folder.mkdir(mode=0o700, parents=True)
         with contextlib.suppress(FileNotFoundError):  # removed again before it was held
             descriptor = os.open(folder / _HELD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            flock(descriptor, wait_s=math.inf)
             if _is_same(folder / _HELD, descriptor):
                 return folder, descriptor
             os.close(descriptor)
@@ -215,17 +215,13 @@ def sweep(root: Path, name: str | None = None) -> None:
 
 def _sweep_one(folder: Path) -> None:
     try:
-        descriptor = os.open(folder / _HELD, os.O_RDWR | os.O_CLOEXEC)
+        lock = DISK.lock(folder / _HELD)
     except FileNotFoundError:
         _sweep_remains(folder)
         return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if lock is not None:
         shutil.rmtree(folder, ignore_errors=True)
-    except BlockingIOError:
-        return
-    finally:
-        os.close(descriptor)
+        lock.close()
 
 
 def _sweep_remains(folder: Path) -> None:

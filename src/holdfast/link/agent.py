@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from holdfast import runs
+from holdfast import fsio
 from holdfast.errors import HoldfastError, HostUnreachable, LeaseHeld, UsageError
 from holdfast.link import hosts, leftovers, messages, routes, wire
 from holdfast.link.forwards import Forward
@@ -316,10 +316,10 @@ def main() -> int:
     """Leave an agent behind that listens; returns our exit status. Raises LeaseHeld while another one lives."""
     place = make_folder()
     try:
-        lock = runs.lock(place / "agent.lock")
+        lock = fsio.lock_file(place / "agent.lock")
     except BlockingIOError:
-        raise LeaseHeld(str(place), int((place / "agent.lock").read_text() or 0)) from None
-    _sign(lock)
+        raise LeaseHeld(str(place), fsio.signer(place / "agent.lock")) from None
+    lock.sign()
     path = socket_path()
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
@@ -329,7 +329,7 @@ def main() -> int:
         listener.setblocking(False)
         if os.fork():
             return 0
-        _sign(lock)
+        lock.sign()
         ours = path.stat()
         try:
             asyncio.run(_until_told(listener))
@@ -340,7 +340,7 @@ def main() -> int:
         log = place / "agent.log"  # where something is in it, nobody expected that
         if is_there and not (log.exists() and log.stat().st_size):
             leftovers.remove(place)
-    os.close(lock)
+    lock.close()
     return 0
 
 
@@ -350,11 +350,6 @@ def _ask_for_keys_at(path: str) -> None:
         probe.setblocking(False)
         probe.connect(path)
         os.environ["SSH_AUTH_SOCK"] = path
-
-
-def _sign(lock: int) -> None:
-    """Say who has it, in one write: whoever reads it meanwhile finds no half of a number."""
-    os.pwrite(lock, f"{os.getpid():<20}".encode(), 0)
 
 
 def _is_at(path: Path, ours: os.stat_result) -> bool:

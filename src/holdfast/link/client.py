@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NoReturn
 
-from holdfast import process, runs
+from holdfast import fsio, process
 from holdfast.errors import HoldfastError, HostUnreachable, LeaseHeld, UsageError
 from holdfast.link import asking, clock, hosts, messages
 from holdfast.link.agent import PROTOCOL, socket_path
@@ -191,8 +192,7 @@ def _connected() -> socket.socket:
     with contextlib.suppress(OSError):
         return _connect()
     # one of all who ask at once: an interpreter for each would take many seconds
-    lock = runs.lock(make_folder() / "starting.lock", wait=True)
-    try:
+    with fsio.lock_file(make_folder() / "starting.lock", wait_s=math.inf):
         deadline_s = time.monotonic() + START_S
         while True:
             try:
@@ -201,8 +201,6 @@ def _connected() -> socket.socket:
                 if time.monotonic() > deadline_s:
                     raise HoldfastError(f"the link agent cannot be reached: {error}") from error
             _start()
-    finally:
-        os.close(lock)
 
 
 def _connect() -> socket.socket:
@@ -226,7 +224,7 @@ def _connect() -> socket.socket:
 
 def _pid() -> int:
     """Of the agent that holds the lock."""
-    return int((make_folder() / "agent.lock").read_text() or 0)
+    return fsio.signer(make_folder() / "agent.lock")
 
 
 def _part_with(told: dict[str, Any]) -> NoReturn:

@@ -396,11 +396,8 @@ def forget(name: str) -> bool:
 @contextmanager
 def changing() -> Iterator[Known]:
     """What is known, for one change at a time; written when the block ends well."""
-    import fcntl
-
     runs.home().mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(path().with_suffix(".lock"), "ab") as lock:  # noqa: PTH123 - kept: whoever removes a lock breaks it
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with fsio.lock_file(path().with_suffix(".lock"), wait_s=math.inf):
         held = known()
         yield held
         entries = {name: _entry(host) for name, host in sorted(held.hosts.items())}

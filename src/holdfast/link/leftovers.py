@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import time
 from pathlib import Path
 
-from holdfast import runs
+from holdfast import fsio, runs
 from holdfast.link import target
 from holdfast.link.master import remove_stale
 
@@ -29,15 +28,12 @@ async def sweep() -> None:
             continue
         with contextlib.suppress(FileNotFoundError, BlockingIOError):  # somebody else is faster; it lives
             if time.time() - place.stat().st_mtime > STALE_S:
-                lock = runs.lock(place / "agent.lock")
-                await end_masters(place)
-                remove(place)
-                os.close(lock)
+                with fsio.lock_file(place / "agent.lock"):
+                    await end_masters(place)
+                    remove(place)
 
 
 def remove(place: Path) -> None:
     """The folder of an agent that has ended; not where somebody is just starting the next one."""
-    with contextlib.suppress(BlockingIOError):
-        starting = runs.lock(place / "starting.lock")
+    with contextlib.suppress(BlockingIOError), fsio.lock_file(place / "starting.lock"):
         shutil.rmtree(place, ignore_errors=True)
-        os.close(starting)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import json
 import os
 import platform
@@ -20,7 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from holdfast import process
+from holdfast import fsio, process
 from holdfast.checkpoint.room import Room
 from holdfast.checkpoint.slots import SlotSet
 from holdfast.errors import LeaseHeld
@@ -321,19 +320,17 @@ def main(run_dir: Path) -> int:
         listener.listen(128)
         Archiver(run, plan).serve(listener)
         path.unlink(missing_ok=True)
-    os.close(lock)
+    lock.close()
     return 0
 
 
-def _only_one(run_dir: Path, path: Path) -> int:
+def _only_one(run_dir: Path, path: Path) -> fsio.Held:
     """Hold the lock of this run's archivers until we end. Raises LeaseHeld."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = fsio.lock_file(path)
     except BlockingIOError:
-        raise LeaseHeld(str(run_dir), int(os.pread(lock, 20, 0) or 0)) from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, str(os.getpid()).encode(), 0)
+        raise LeaseHeld(str(run_dir), fsio.signer(path)) from None
+    lock.sign()
     return lock
 
 

@@ -7,9 +7,8 @@ to tidy up after the dead. What is lost with a cleaned /tmp is written again by 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from holdfast.turn import Book, Waiting
 from holdfast.units import BadQuantity, parse_accelerators, write_accelerators
 
 VERSION = 1
-_POLL_S = 0.01
 
 
 def change(edit: Callable[[Book], Book], *, within_s: float = 5.0) -> Book:
@@ -30,7 +28,7 @@ def change(edit: Callable[[Book], Book], *, within_s: float = 5.0) -> Book:
     """
     folder = runs.runtime_home()
     runs.make_private(folder)
-    with _locked(folder / "gpus.lock", within_s):
+    with fsio.lock_file(folder / "gpus.lock", wait_s=within_s):
         before = _read(folder / "gpus.json")
         after = edit(_living(before))
         if after != before:
@@ -41,26 +39,6 @@ def change(edit: Callable[[Book], Book], *, within_s: float = 5.0) -> Book:
 def look() -> Book:
     """The book as it is, the dead struck out. Raises as `change`."""
     return change(lambda book: book)
-
-
-@contextmanager
-def _locked(path: Path, within_s: float) -> Iterator[None]:
-    deadline_s = time.monotonic() + within_s
-    while (lock := _try(path)) is None:
-        if time.monotonic() > deadline_s:
-            raise BlockingIOError(f"{path} has been locked for {within_s:g} s")
-        time.sleep(_POLL_S)
-    try:
-        yield
-    finally:
-        lock.close()
-
-
-def _try(path: Path) -> fsio.Lock | None:
-    path.touch(mode=0o600)
-    with suppress(FileNotFoundError):  # a cleaner of /tmp took it: made again
-        return fsio.DISK.lock(path)
-    return None
 
 
 def _living(book: Book) -> Book:

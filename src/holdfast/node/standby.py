@@ -120,10 +120,10 @@ class Standby:
     def holder(self) -> process.Identity | None:
         """The process that looks after it, if there is one."""
         try:
-            with (self.root / "lock").open("rb") as lock:
-                if fsio.flock(lock.fileno(), shared=True):
-                    return None
-                told = json.loads(lock.read() or b"{}")
+            if (lock := fsio.DISK.lock(self.root / "lock", shared=True)) is not None:
+                lock.close()
+                return None
+            told = json.loads((self.root / "lock").read_bytes() or b"{}")
         except FileNotFoundError:
             return None
         return process.Identity(int(told.get("pid", 0)), int(told.get("start_ticks", 0)))
@@ -189,13 +189,16 @@ class Standby:
     def serve(self, connect: Connect, take: Take, free: Free) -> int:
         """Be that process; 11 where another one is. Secrets are read from standard input."""
         secrets = json.loads(sys.stdin.buffer.read() or b"{}")
-        if (lock := self._lock()) is None:
+        try:
+            lock = fsio.lock_file(self.root / "lock", wait_s=_GLANCE_S)
+        except BlockingIOError:
             return LeaseHeld.exit_code
         if os.fork():
             os._exit(0)  # whoever started us sees that it stands
         me = process.identity(os.getpid())
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, json.dumps({"pid": os.getpid(), "start_ticks": me.start_ticks if me else 0}).encode(), 0)
+        os.ftruncate(lock.descriptor, 0)
+        told = {"pid": os.getpid(), "start_ticks": me.start_ticks if me else 0}
+        os.pwrite(lock.descriptor, json.dumps(told).encode(), 0)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         order = self.order()
         watch = Watch(self, order, lambda: connect(order, secrets), lambda: take(order, secrets), lambda: free(order))
@@ -206,17 +209,6 @@ class Standby:
             if self._word.exists():
                 self._tell(lambda: connect(order, secrets))
         return 0
-
-    def _lock(self) -> int | None:
-        """Held for as long as this process lives; None while another one holds it, and not only looks at it."""
-        lock = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        deadline_s = time.monotonic() + _GLANCE_S
-        while not fsio.flock(lock):
-            if time.monotonic() > deadline_s:
-                os.close(lock)
-                return None
-            time.sleep(0.02)
-        return lock
 
 
 class Watch:

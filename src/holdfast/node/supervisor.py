@@ -8,7 +8,6 @@ folds the journal, asks the shim what lives, and goes on. Nothing here is needed
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import selectors
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast import events as ev
-from holdfast import exits, lifecycle, process
+from holdfast import exits, fsio, lifecycle, process
 from holdfast.errors import BudgetSpent, HoldfastError, LeaseHeld
 from holdfast.node import evidence, launch, logfile, status, sweep
 from holdfast.node.asks import Asks
@@ -479,10 +478,10 @@ def main(run_dir: Path) -> int:
     """Supervise the run in `run_dir`; returns 11 when another supervisor does."""
     run = RunDir(run_dir)
     make_runtime(run)
-    with run.journal.open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return LeaseHeld.exit_code
+    try:
+        lock = fsio.lock_file(run.journal)
+    except BlockingIOError:
+        return LeaseHeld.exit_code
+    with lock:
         plan = Plan.from_json(json.loads(run.plan.read_text()))
         return Supervisor(run, plan).run()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from holdfast import runs
+from holdfast import fsio
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.service import address
 from holdfast.service.answers import Status
@@ -53,7 +53,7 @@ def main(argv: Sequence[str], load: Callable[[], tuple[Verb, Status]]) -> int:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(ours, path.stat()):  # and not that of one that began after somebody tidied /tmp
                     _remove(path)
-    os.close(lock)
+    lock.close()
     return 0
 
 
@@ -68,12 +68,12 @@ def _idle_s(argv: Sequence[str]) -> float:
         raise UsageError(f"--idle {argv[1]!r} is not a number of seconds") from None
 
 
-def _lock(path: Path) -> int | None:
+def _lock(path: Path) -> fsio.Held | None:
     """Ours for as long as this process lives; None once another one that has it listens. Raises HoldfastError."""
     deadline_s = time.monotonic() + START_S
     while True:
         try:
-            return runs.lock(path.with_suffix(".lock"))
+            return fsio.lock_file(path.with_suffix(".lock"))
         except BlockingIOError:
             if _listens(path):
                 return None
@@ -122,10 +122,9 @@ def _sweep(folder: Path) -> None:
     for left in folder.glob("service-*.lock"):
         with contextlib.suppress(FileNotFoundError, BlockingIOError):  # somebody else is faster; it lives
             if time.time() - left.stat().st_mtime > _STALE_S:
-                lock = runs.lock(left)
-                for suffix in (".sock", ".log", ".lock"):
-                    left.with_suffix(suffix).unlink(missing_ok=True)
-                os.close(lock)
+                with fsio.lock_file(left):
+                    for suffix in (".sock", ".log", ".lock"):
+                        left.with_suffix(suffix).unlink(missing_ok=True)
 
 
 async def _until_told(service: Service, listener: socket.socket) -> None:

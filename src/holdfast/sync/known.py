@@ -28,7 +28,6 @@ from holdfast.sync.tree import Tree
 
 RECENT_NS = 2_000_000_000  # two writes this close may leave one time: no status younger than this is believed
 LOCK_S = 75.0  # longer than a sync whose connection was cut goes on
-_AGAIN_S = 0.1
 _READ_BYTES = 1 << 20
 _TRIES = 3
 _VERSION = 1
@@ -64,19 +63,14 @@ def source_of(place: Path) -> str:
 @contextlib.contextmanager
 def locked(place: Path, root: Path) -> Iterator[None]:
     """Nobody else writes to the folder. Raises LeaseHeld when somebody does for too long."""
-    descriptor = os.open(place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline_s = time.monotonic() + LOCK_S
+    path = place / "lock"
     try:
-        while not fsio.flock(descriptor):
-            if time.monotonic() > deadline_s:
-                holder = int(os.pread(descriptor, 20, 0) or 0)
-                raise LeaseHeld(str(root), holder, hint="another sync writes there: let it end")
-            time.sleep(_AGAIN_S)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        lock = fsio.lock_file(path, wait_s=LOCK_S)
+    except BlockingIOError:
+        raise LeaseHeld(str(root), fsio.signer(path), hint="another sync writes there: let it end") from None
+    with lock:
+        lock.sign()
         yield
-    finally:
-        os.close(descriptor)
 
 
 class Hashes:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast import process, runs
+from holdfast import fsio, process
 from holdfast.errors import HoldfastError, HostUnreachable, UsageError
 from holdfast.link import agent, client, hosts, messages, mux, target
 from holdfast.link.channels import Connection
@@ -262,7 +262,7 @@ def test_what_a_killed_agent_has_left_goes_when_another_one_starts_a_day_later(
     for folder in (old, young, live):
         folder.mkdir(mode=0o700)
         (folder / "agent.log").write_text("it was killed\n")
-    lock = runs.lock(live / "agent.lock")
+    lock = fsio.lock_file(live / "agent.lock")
     try:
         for folder in (old, live):
             os.utime(folder, (0, 0))
@@ -276,7 +276,7 @@ def test_what_a_killed_agent_has_left_goes_when_another_one_starts_a_day_later(
         assert young.exists()
         assert live.exists()
     finally:
-        os.close(lock)
+        lock.close()
         for folder in (old, young, live):
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast import __version__, events, process, runs
+from holdfast import __version__, events, fsio, process, runs
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.runs import RunDir, make_runtime
 from holdfast.service import address
@@ -189,11 +189,11 @@ def assert_another_one_sweeps(service: Node) -> None:
                 (folder / f"{name}{suffix}").touch()
         for name in (old, live):
             os.utime(folder / f"{name}.lock", (0, 0))
-        lock = runs.lock(folder / f"{live}.lock")
+        lock = fsio.lock_file(folder / f"{live}.lock")
         with node() as other:
             assert other.who != service.who
             until(lambda: not list(folder.glob(f"{old}.*")))
-        os.close(lock)
+        lock.close()
         assert [len(list(folder.glob(f"{name}.*"))) for name in (young, live)] == [3, 3]
     finally:
         for left in folder.glob(f"service-?{os.getpid():07x}-dev.*"):
