@@ -5,7 +5,6 @@ from __future__ import annotations
 import posixpath
 import shlex
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,12 +16,11 @@ from holdfast.link.client import Up
 from holdfast.units import show_size
 
 if TYPE_CHECKING:
-    from holdfast.bundle.closure import Bundle
+    from holdfast.bundle.making import Tell
     from holdfast.bundle.push import Order, Progress
 
 ANSWER_S = 30.0  # for the shell there, to one question
 SERVICE = ("node", "service")
-Tell = Callable[[str], None]  # a sentence for a person
 
 
 def ensure(
@@ -44,6 +42,7 @@ def ensure(
     if known is not None and _is_ours(known, made_of):
         return known
     from holdfast.bundle.giving import give
+    from holdfast.bundle.making import first_made, made
     from holdfast.bundle.push import push
 
     found = probing.ask(up, within_s=within_s)
@@ -51,7 +50,7 @@ def ensure(
         tell(warning)
     pythons = probing.choose(up.alias, found, sys.version_info[:2])
     if pythons:
-        platform, bundle = first_made(up.alias, list(pythons), tell)
+        platform, bundle = first_made(up.alias, list(pythons), tell, made)
         python = pythons[platform].path
     else:
         platform, bundle, python = give(up, found, tell, progress)
@@ -77,31 +76,6 @@ def _is_ours(known: Node, made_of: str) -> bool:
     if made_of:
         places.remember(replace(known, made_of=made_of))
     return True
-
-
-def first_made(alias: str, platforms: Sequence[Platform], tell: Tell) -> tuple[Platform, Bundle]:
-    """The first of them for which there is every wheel. Raises NoWheel, of the last, where there is none."""
-    from holdfast.bundle.closure import NoWheel
-
-    first, *others = platforms
-    try:
-        return first, made(alias, first, tell)
-    except NoWheel as error:
-        if not others:
-            raise
-        tell(f"{alias}: {error}")
-    return first_made(alias, others, tell)
-
-
-def made(alias: str, platform: Platform, tell: Tell) -> Bundle:
-    """What is pushed to `platform`, from the cache or a registry. Raises NoWheel, HoldfastError, OSError."""
-    from holdfast.bundle import closure
-
-    bundle = closure.cached(platform)
-    if bundle is None:
-        tell(f"{alias}: fetching wheels for {platform}")
-        bundle = closure.bundle(platform)
-    return bundle
 
 
 def _node(up: Up, found: Facts, python: str, platform: Platform, bundle: str) -> Node:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
 from holdfast.bundle import probing, standalone
-from holdfast.bundle.bootstrap import Tell, made
-from holdfast.bundle.closure import Bundle, NoWheel
+from holdfast.bundle.closure import Bundle
+from holdfast.bundle.making import Tell, first_made, made
 from holdfast.bundle.places import Platform
 from holdfast.bundle.probing import Facts
 from holdfast.bundle.push import Progress, push_python
@@ -23,7 +22,7 @@ def give(up: Up, found: Facts, tell: Tell, progress: Progress) -> tuple[Platform
     wanted = [probing.platform(up.alias, found, minor) for minor in minors]
     try:
         probing.check_plain(found)
-        platform, bundle, python = _first_had(up.alias, wanted, tell)
+        platform, (bundle, python) = first_made(up.alias, wanted, tell, _had)
     except HoldfastError as error:
         raise probing.no_python(up.alias, found.pythons, error) from error
     probing.check_space(up.alias, found, python.size_bytes + python.unpacked_bytes)
@@ -33,17 +32,10 @@ def give(up: Up, found: Facts, tell: Tell, progress: Progress) -> tuple[Platform
     return platform, bundle, push_python(up, python, found.bundles_folder, half, progress)
 
 
-def _first_had(alias: str, platforms: Sequence[Platform], tell: Tell) -> tuple[Platform, Bundle, Standalone]:
-    """Of the first of them for which there is every wheel. Raises HoldfastError, OSError."""
-    first, *others = platforms
-    python = standalone.cached(first)
+def _had(alias: str, platform: Platform, tell: Tell) -> tuple[Bundle, Standalone]:
+    """Raises HoldfastError, OSError."""
+    python = standalone.cached(platform)
     if python is None:
-        tell(f"{alias}: fetching CPython {first.python} for {first.machine} with {first.libc}")
-        python = standalone.fetched(first)
-    try:
-        return first, made(alias, first, tell), python
-    except NoWheel as error:
-        if not others:
-            raise
-        tell(f"{alias}: {error}")
-    return _first_had(alias, others, tell)
+        tell(f"{alias}: fetching CPython {platform.python} for {platform.machine} with {platform.libc}")
+        python = standalone.fetched(platform)
+    return made(alias, platform, tell), python

@@ -142,6 +142,13 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
+def print_of(host: str, out: bytes, err: bytes) -> None:
+    """What a command wrote on another machine, each line after the machine's name."""
+    for stream, data in ((sys.stdout, out), (sys.stderr, err)):
+        for line in data.decode(errors="replace").splitlines():
+            click.echo(f"{host}: {line}", file=stream)
+
+
 def say(sentence: str, *, hint: str = "") -> None:
     """Talk: one sentence on stderr, perhaps with a hint."""
     click.echo(plain(sentence), err=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from holdfast.commands.arguments import duration_option, going_on, json_option, keepalive_option, say
+from holdfast.commands.arguments import duration_option, going_on, json_option, keepalive_option, print_of, say
 
 if TYPE_CHECKING:
     from holdfast.link.remote import CommandOutcome
@@ -66,9 +66,7 @@ def _straight(host: str, text: str, config: str, timeout: float) -> int:
 
 
 def _show(outcome: CommandOutcome) -> None:
-    for stream, data in ((sys.stdout, outcome.out), (sys.stderr, outcome.err)):
-        for line in data.decode(errors="replace").splitlines():
-            click.echo(f"{outcome.host}: {line}", file=stream)
+    print_of(outcome.host, outcome.out, outcome.err)
     if outcome.error:
         say(f"{outcome.host}: {outcome.error}", hint=outcome.hint)
     elif outcome.status:

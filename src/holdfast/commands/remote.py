@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from holdfast.commands import afar, reach, remembered
-from holdfast.commands.arguments import going_on, say
+from holdfast.commands.arguments import going_on, print_of, say
 from holdfast.errors import HoldfastError, HostUnreachable
 
 if TYPE_CHECKING:
@@ -201,9 +201,7 @@ def _as_one(outcomes: Sequence[VerbOutcome], together: Together, wants_json: boo
 
 
 def _show(outcome: VerbOutcome) -> None:
-    for stream, data in ((sys.stdout, outcome.out), (sys.stderr, outcome.err)):
-        for line in data.decode(errors="replace").splitlines():
-            click.echo(f"{outcome.host}: {line}", file=stream)
+    print_of(outcome.host, outcome.out, outcome.err)
     if outcome.error is not None:
         said = str(outcome.error)
         say(said if said.startswith(outcome.host) else f"{outcome.host}: {said}", hint=outcome.error.hint)

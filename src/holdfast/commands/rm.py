@@ -6,14 +6,13 @@ folder that a script chose itself (`Run(dir=…)`) loses only what we made there
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
 
 import click
 
-from holdfast import fsio, runs
+from holdfast import fsio, process, runs
 from holdfast.commands.arguments import RunArgument, say
 from holdfast.errors import HoldfastError, LeaseHeld, UsageError
 from holdfast.node.slotmemory import SlotFiles
@@ -40,14 +39,7 @@ def _locked(run: RunDir) -> fsio.Held:
         return fsio.lock_file(run.lock)
     except BlockingIOError:
         hint = "" if _alone(run) else f"holdfast stop {run.id}"
-        raise LeaseHeld(str(run.root), _holder(run), hint=hint) from None
-
-
-def _holder(run: RunDir) -> int:
-    try:
-        return int(json.loads(run.lock.read_text())["pid"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
+        raise LeaseHeld(str(run.root), process.holder(run), hint=hint) from None
 
 
 def _ask(run: RunDir) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.bundle import bootstrap, closure, own
+from holdfast.bundle import closure, making, own
 from holdfast.bundle.places import Platform
 from holdfast.errors import HoldfastError
 
@@ -94,7 +94,7 @@ def test_a_platform_without_wheels_is_named_and_another_one_taken() -> None:
     closure.bundle(HERE)
     said: list[str] = []
 
-    platform, _ = bootstrap.first_made("gpu-a", [bare, HERE], said.append)
+    platform, _ = making.first_made("gpu-a", [bare, HERE], said.append, making.made)
 
     assert platform == HERE
     assert said[0] == f"gpu-a: fetching wheels for {bare}"

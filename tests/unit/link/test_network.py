@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pytest
 
 from holdfast.bundle import probing as node_probing
-from holdfast.bundle.bootstrap import first_made
+from holdfast.bundle.making import first_made, made
 from holdfast.link import agent, hosts, mux, probing, remote, states, target
 from holdfast.link.channels import Connection
 from holdfast.link.client import Links
@@ -198,7 +198,7 @@ def test_a_verb_on_a_link_that_died_in_silence_ends_in_time_and_says_how_the_lin
     (tmp_path / "bundles").symlink_to(fetched)
     (tmp_path / "any").mkdir()
     pythons = node_probing.choose("node", probe(tmp_path / "any"), sys.version_info[:2])
-    first_made("node", list(pythons), lambda _: None)  # no registry is reached from inside
+    first_made("node", list(pythons), lambda _: None, made)  # no registry is reached from inside
     with own_links(tmp_path, monkeypatch), netns.entered(network.client):
         assert holdfast("ps", "--on", "node")[0] == 0
         with network.is_cut():
