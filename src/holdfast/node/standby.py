@@ -193,17 +193,14 @@ class Standby:
             lock = fsio.lock_file(self.root / "lock", wait_s=_GLANCE_S)
         except BlockingIOError:
             return LeaseHeld.exit_code
-        if os.fork():
-            os._exit(0)  # whoever started us sees that it stands
-        me = process.identity(os.getpid())
-        os.ftruncate(lock.descriptor, 0)
-        told = {"pid": os.getpid(), "start_ticks": me.start_ticks if me else 0}
-        os.pwrite(lock.descriptor, json.dumps(told).encode(), 0)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         order = self.order()
         watch = Watch(self, order, lambda: connect(order, secrets), lambda: take(order, secrets), lambda: free(order))
         try:
-            signal.signal(signal.SIGTERM, _leave)
+            signal.signal(signal.SIGTERM, _leave)  # before anybody can read whom to end
+            if child := os.fork():
+                _sign(lock, child)
+                os._exit(0)  # whoever started us sees that it stands
             watch.run()
         finally:
             if self._word.exists():
@@ -322,3 +319,11 @@ def _say(sentence: str) -> None:
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
+
+
+def _sign(lock: fsio.Held, pid: int) -> None:
+    """Say which process has the lock."""
+    who = process.identity(pid)
+    os.ftruncate(lock.descriptor, 0)
+    told = {"pid": pid, "start_ticks": who.start_ticks if who else 0}
+    os.pwrite(lock.descriptor, json.dumps(told).encode(), 0)
