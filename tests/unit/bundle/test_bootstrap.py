@@ -258,6 +258,16 @@ def test_a_home_without_room_is_refused_before_anything_is_sent(
     assert (sent, "HOLDFAST_HOME" in refused.value.hint) == ([], True)
 
 
+@pytest.mark.parametrize("spare_bytes", [-(1 << 20), 1 << 20])
+def test_a_bundle_fits_where_there_is_the_room_that_is_asked_for(up: Up, home: Path, spare_bytes: int) -> None:
+    made = closure.cached(bundle.ensure(up).platform)
+    assert made is not None
+    with mounted(home / "tight", home, f"size={2 * made.unpacked_bytes + spare_bytes}") as there:
+        (home / ".bashrc").write_text(f"{NOISE}export HOLDFAST_HOME={there}\n")
+        with pytest.raises(Unfit, match="are free at") if spare_bytes < 0 else contextlib.nullcontext():
+            assert Path(bundle.ensure(up, again=True).folder).parent.parent == there
+
+
 def test_a_shell_that_never_gives_way_is_told(up: Up, home: Path) -> None:
     (home / ".bashrc").write_text("echo stopped by .bashrc >&2\nexit 4\n")
 

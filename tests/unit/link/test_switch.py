@@ -11,7 +11,7 @@ from typing import TypeVar
 import pytest
 
 from holdfast.link import wire
-from holdfast.link.channels import CLOSE, GLOBAL_REQUEST, OPEN_CONFIRMATION, Channel, Connection
+from holdfast.link.channels import CLOSE, FAILURE, GLOBAL_REQUEST, OPEN_CONFIRMATION, Channel, Connection
 from holdfast.link.mux import MasterGone, Refused
 from holdfast.link.switch import Switch
 from holdfast.link.wire import TRUE, Reader, string, u32
@@ -209,6 +209,7 @@ def test_what_is_about_no_channel_is_for_no_client() -> None:
             await asyncio.get_running_loop().sock_sendall(asking, wire.framed(ask))
             second, other = await opened(lab, Connection(asking))
             await lab.said(ask)
+            await lab.said(b"\0" + bytes([FAILURE + 1]) + u32(77))
             await other.write(b"after")
             got = await second.read()
         await there.write(b"still")

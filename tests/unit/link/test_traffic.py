@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from holdfast.link import traffic
 from holdfast.link.traffic import carried_bytes
 from tests.children import ended
 from tests.waiting import until
@@ -90,3 +92,36 @@ def test_of_a_process_that_is_gone_nothing_is_known() -> None:
     child.wait()
 
     assert carried_bytes(child.pid) is None
+
+
+def _said(kind: int, body: bytes) -> bytes:
+    """A message of netlink(7), and what fills it up to a multiple of four."""
+    raw = struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
+    return raw + bytes(-len(raw) % 4)
+
+
+def test_messages_of_any_length_are_told_apart_until_the_last_one() -> None:
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, its:
+        its.send(_said(20, b"seven 7") + _said(20, b"one"))
+        its.send(_said(20, b"more") + _said(3, bytes(4)))
+
+        assert list(traffic._messages(ours)) == [b"seven 7", b"one", b"more"]
+
+
+def test_a_kernel_that_tells_nothing_is_no_count_of_zero() -> None:
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, its:
+        its.send(_said(2, struct.pack("=i", -2)) + _said(3, bytes(4)))
+
+        with pytest.raises(OSError, match="tells nothing"):
+            list(traffic._messages(ours))
+
+
+def test_an_attribute_ends_where_it_says() -> None:
+    attributes = [(1, b"seven 7"), (2, b"info"), (3, b"more")]
+    told = bytes(72) + b"".join(
+        struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4) for kind, value in attributes
+    )
+
+    assert traffic._attribute(told, 2) == b"info"

@@ -168,6 +168,7 @@ def test_input_that_waits_is_taken_once(own_service: Node, run: RunDir, tmp_path
                     await both
                 finally:
                     both.cancel()
+                assert len(between.down) == 4  # and the node has ended none of them
                 out.seek(0)
                 return out.read().split()[-2]
 
