@@ -22,6 +22,8 @@ async def within(work: Awaitable[T], within_s: float | None) -> T:
         if not task.done():
             task.cancel()
             await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()  # else that of an `asyncio.gather` is told as one that nobody has asked for
     try:
         return task.result()
     except asyncio.CancelledError:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from holdfast import crowd
 from holdfast.bundle.closure import Bundle, cache
 from holdfast.bundle.places import VENV_LAUNCHER
 from holdfast.bundle.probing import Half, Unfit
@@ -46,7 +47,7 @@ def push(up: Up, python: str, bundle: Bundle, order: Order, progress: Progress =
     """Returns when it lies there and loads. Raises Unfit with the node's own reason, HostUnreachable."""
     mark = f"holdfast-{secrets.token_hex(8)}"
     with _pack(bundle, order, mark) as pack, tempfile.TemporaryFile() as said:
-        status = asyncio.run(_ride(up, _words(python), pack, said, progress))
+        status = crowd.run(_ride(up, _words(python), pack, said, progress))
         answer = _answer(said, mark)
     if answer is None:
         raise Unfit(f"{up.alias}: {python} ended with status {status} before it had the bundle")
@@ -76,7 +77,7 @@ def push_python(
         stream.write(text + python.path.read_bytes()[half.size_bytes if half else 0 :])
         stream.flush()
         stream.seek(0)
-        status = asyncio.run(_ride(up, command, stream, said, progress))
+        status = crowd.run(_ride(up, command, stream, said, progress))
         answer = _answer(said, mark)
     if answer == "taken" and half is not None:
         return push_python(up, python, folder, None, progress)

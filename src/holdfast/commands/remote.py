@@ -10,12 +10,12 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from holdfast import crowd
 from holdfast.commands import afar, reach, remembered
 from holdfast.commands.arguments import going_on, print_of, say
 from holdfast.errors import HoldfastError, HostUnreachable
@@ -82,7 +82,7 @@ def ride(line: Line, path: tuple[str, ...], found: Journey) -> int:
 def call(there: Reach, asked: Asked) -> int:
     """Carry it out; the verb's exit status. Raises HostUnreachable, with the state of the link."""
     sys.stdout.flush()
-    return asyncio.run(_call(there, asked))
+    return crowd.run(_call(there, asked))
 
 
 async def _call(there: Reach, asked: Asked) -> int:
@@ -163,8 +163,7 @@ def _straight(line: Line, path: tuple[str, ...], found: Journey) -> int:
 
 def at_each(lines: Mapping[str, Sequence[str]], within_s: float) -> list[VerbOutcome]:
     """What each of several machines says to its words, all at once; in the order of `lines`."""
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return list(pool.map(lambda host: _kept(host, lines[host], within_s), lines))
+    return list(crowd.each(lambda host: _kept(host, lines[host], within_s), lines, _AT_ONCE))
 
 
 def _kept(host: str, words: Sequence[str], within_s: float) -> VerbOutcome:

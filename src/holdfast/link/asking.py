@@ -7,16 +7,17 @@ to a verb that waits for the link at a terminal. Nothing is answered by us, and 
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import re
 import shlex
 import sys
+import termios
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from holdfast import process
+from holdfast import crowd, process
 from holdfast.link import messages
 from holdfast.link.states import PERSON_S
 from holdfast.link.target import folder
@@ -63,18 +64,30 @@ def put(question: dict[str, Any]) -> str | None:
         if kind == NOTICE:
             Path("/dev/tty").write_text(f"{prompt}\n")
             return None
-        if kind == CONFIRM or _SHOWN.search(prompt):
-            return _line(prompt)
-        return getpass.getpass(prompt)
+        return _line(prompt, is_secret=kind != CONFIRM and not _SHOWN.search(prompt))
     return None
 
 
-def _line(prompt: str) -> str:
-    """What is typed, and seen. Raises EOFError."""
-    with open("/dev/tty", "w") as shown, open("/dev/tty") as typed:  # noqa: PTH123 - a device, not a file
-        shown.write(prompt)
-        shown.flush()
-        line = typed.readline()
+def _line(prompt: str, *, is_secret: bool) -> str:
+    """What is typed; nobody sees a secret. Raises EOFError, also where nobody waits for it any more."""
+    with Path("/dev/tty").open("r+b", buffering=0) as terminal, _unseen(terminal.fileno(), is_secret):
+        terminal.write(prompt.encode())
+        line = terminal.readline() if crowd.readable(terminal.fileno()) else b""
     if not line:
         raise EOFError
-    return line.rstrip("\n")
+    return line.decode(errors="surrogateescape").rstrip("\n")
+
+
+@contextlib.contextmanager
+def _unseen(terminal: int, is_secret: bool) -> Iterator[None]:
+    """What is typed there is not shown, as getpass(3) has it, and the line ends all the same."""
+    before = termios.tcgetattr(terminal)
+    during = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    try:
+        if is_secret:
+            termios.tcsetattr(terminal, termios.TCSAFLUSH, during)
+        yield
+    finally:
+        if is_secret:
+            termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+            os.write(terminal, b"\n")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NoReturn
 
-from holdfast import fsio, process
+from holdfast import crowd, fsio, process
 from holdfast.errors import HoldfastError, HostUnreachable, LeaseHeld, UsageError
 from holdfast.link import asking, clock, hosts, messages
 from holdfast.link.agent import PROTOCOL, socket_path
@@ -139,12 +139,8 @@ class Links:
     def _ask(self, message: dict[str, Any], within_s: float) -> dict[str, Any]:
         self._agent.settimeout(within_s)
         try:
-            messages.send(self._agent, message)
-            told = messages.receive(self._agent)
-            while told.get("event") == "question":
-                answer = {"op": "answer", "question": told["question"], "text": asking.put(told)}
-                messages.send(self._agent, answer)
-                told = messages.receive(self._agent)
+            with crowd.ended_by(self.interrupt):
+                told = self._answer(message)
         except ConnectionError as error:
             raise AgentGone("the link agent has ended") from error
         except (OSError, ValueError) as error:
@@ -152,6 +148,15 @@ class Links:
             raise HoldfastError(f"the link agent does not answer: {error}") from error
         if "error" in told:
             raise _KINDS.get(told.get("exit_code", 0), HoldfastError)(told["error"], hint=told.get("hint", ""))
+        return told
+
+    def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
+        """What the agent says to it, once a person has answered what it asks before."""
+        messages.send(self._agent, message)
+        told: dict[str, Any] = messages.receive(self._agent)
+        while told.get("event") == "question":
+            messages.send(self._agent, {"op": "answer", "question": told["question"], "text": asking.put(told)})
+            told = messages.receive(self._agent)
         return told
 
 

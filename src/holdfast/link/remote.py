@@ -8,9 +8,9 @@ import select
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from holdfast import crowd
 from holdfast.deadline import within
 from holdfast.errors import HoldfastError, HostUnreachable
 from holdfast.link import clock, mux
@@ -58,7 +58,7 @@ def run(up: Up, command: str, stdio: Sequence[int], *, within_s: float = mux.HOS
 
     with telling(up):
         try:
-            status = asyncio.run(ride())
+            status = crowd.run(ride())
         except MasterGone:
             if _is_read(stdio[1]):
                 raise
@@ -82,7 +82,7 @@ async def passenger(up: Up, command: str, stdio: Sequence[int], *, within_s: flo
 
 def ask(up: Up, command: str, given: bytes = b"", *, within_s: float) -> CommandOutcome:
     """Run `command` there with `given` as its input, and keep what it says. Raises HostUnreachable."""
-    return asyncio.run(_kept(up, command, given, within_s, time.monotonic()))
+    return crowd.run(_kept(up, command, given, within_s, time.monotonic()))
 
 
 def everywhere(
@@ -96,14 +96,7 @@ def everywhere(
     """Run `command` on every host, so many at once; outcomes in the order of `hosts`, each as soon as it may."""
     began_s = clock.now_s()
     free: dict[str, threading.Semaphore] = {}
-    with ThreadPoolExecutor(max(1, at_once)) as pool:
-        waiting = [pool.submit(_one, host, command, config, within_s, free, began_s) for host in hosts]
-        try:
-            for future in waiting:
-                yield future.result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    return crowd.each(lambda host: _one(host, command, config, within_s, free, began_s), hosts, at_once)
 
 
 def _one(
@@ -121,7 +114,7 @@ def _one(
             slots = free.setdefault(up.key, threading.Semaphore(SESSIONS))  # one step, whatever other threads do
             with telling(up), slots:
                 left_s = within_s - (time.monotonic() - began_s)
-                return asyncio.run(_kept(up, command, b"", left_s, began_s))
+                return crowd.run(_kept(up, command, b"", left_s, began_s))
     except HoldfastError as error:
         return CommandOutcome(host, UNREACHED, error=str(error), hint=error.hint, seconds=time.monotonic() - began_s)
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +88,20 @@ def test_who_does_not_answer_is_not_asked_for_ever(server: lab.Sshd) -> None:
 
     with Links() as links:
         until(lambda: links.every()[0]["state"] == "needs-authentication")
+
+
+@pytest.mark.usefixtures("locked")
+def test_who_leaves_several_hosts_at_a_question_leaves_at_once_and_the_terminal_as_it_was(config: Path) -> None:
+    config.write_text(config.read_text().replace("Host node", "Host node node-b"))
+    seen = Terminal("exec", "--on", "node", "--on", "node-b", "--", "true")
+    before = termios.tcgetattr(seen.screen)
+    seen.await_text(b"Enter passphrase")
+    assert termios.tcgetattr(seen.screen) != before
+    seen.press(b"\x03")
+    until(lambda: termios.tcgetattr(seen.screen) == before)
+
+    assert seen.exit_code() == 130
+    assert b"Traceback" not in seen.shown
 
 
 @pytest.mark.usefixtures("locked")

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from tests.children import ended
 from tests.labs import sshd as lab
 from tests.labs.links import kill_master
 from tests.labs.servers import free_port
+from tests.unit.commands.terminal import Terminal
 from tests.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("shared_agent")]
@@ -74,6 +76,33 @@ def test_a_command_whose_connection_is_cut_is_told_as_that(tmp_path: Path) -> No
     assert re.match(
         r"error: node: the (connection was cut|link is (down|dead|connecting): )", (tmp_path / "err").read_text()
     )
+
+
+def test_ctrl_c_ends_what_waits_for_several_hosts_with_one_line(server: lab.Sshd) -> None:
+    flag = server.allowed.parent.parent / "begun"
+    with socket.create_server(("127.0.0.1", 0)) as nobody_answers, edited(server.config) as config:
+        port = nobody_answers.getsockname()[1]
+        node = config.read_text().partition("\n\n")[0]
+        config.write_text(
+            f"{node}\n{node.replace('Host node', 'Host mute').replace(f'Port {server.port}', f'Port {port}')}"
+        )
+        seen = Terminal("exec", "--on", "node", "--on", "mute", "--timeout", "10m", "--", f"touch {flag}; sleep 60.5")
+        until(flag.exists)
+        seen.press(b"\x03")
+
+        assert seen.exit_code() == 130
+    assert seen.shown.replace(b"^C", b"").split() == b"what has begun on the hosts goes on there".split()
+    until(lambda: holdfast("exec", "--on", "node", "--", "pkill -xf 'sleep 60.5'").returncode == 0)
+
+
+@contextlib.contextmanager
+def edited(path: Path) -> Iterator[Path]:
+    """A file that is as it was after the block."""
+    before = path.read_text()
+    try:
+        yield path
+    finally:
+        path.write_text(before)
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
