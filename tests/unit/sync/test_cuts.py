@@ -87,6 +87,17 @@ def test_a_damaged_half_is_brought_again(tmp_path: Path) -> None:
     assert (target / "large").read_bytes() == content
 
 
+def test_a_half_that_has_become_longer_than_the_file_is_cut_to_it(tmp_path: Path) -> None:
+    source, target = tree(tmp_path / "s", large=os.urandom(LARGE_BYTES)), tmp_path / "t"
+    synced(source, target, cut_there=2 * _MIB)
+    (half,) = (target / STAGING).iterdir()
+    half.write_bytes((source / "large").read_bytes() + b"more")
+
+    synced(source, target).whole()
+
+    assert held(target) == held(source)
+
+
 def test_a_half_that_nobody_wants_any_more_goes(tmp_path: Path) -> None:
     source, target = tree(tmp_path / "s", large=os.urandom(LARGE_BYTES)), tmp_path / "t"
     synced(source, target, cut_there=2 * _MIB)

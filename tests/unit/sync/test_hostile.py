@@ -27,11 +27,12 @@ def entry(
     return [path, kind, mode, size, 0, content]
 
 
-HOSTILE = {
-    "absolute": [entry("/etc/x")],
-    "up": [entry("../x")],
-    "up inside": [entry("a", "d"), entry("a/../../x")],
-    "dot": [entry("./x")],
+HOSTILE = {  # each wrong in one way: what lies in a folder comes behind it
+    "absolute": [entry("/etc", "d"), entry("/etc/x")],
+    "up": [entry("..", "d"), entry("../x")],
+    "up inside": [entry("a", "d"), entry("a/..", "d"), entry("a/../..", "d"), entry("a/../../x")],
+    "dot": [entry(".", "d"), entry("./x")],
+    "nothing between": [entry("a", "d"), entry("a/", "d"), entry("a//x")],
     "empty": [entry("")],
     "slash at the end": [entry("a", "d"), entry("a/")],
     "nul": [entry("a\0b")],
