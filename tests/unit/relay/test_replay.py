@@ -103,6 +103,29 @@ def test_what_was_never_sent_cannot_be_taken() -> None:
         out.acknowledged(4)
 
 
+def test_what_was_taken_before_is_no_step_back() -> None:
+    out = Outgoing()
+    out.add(b"abcdef")
+    out.take()
+    out.acknowledged(4)
+
+    out.acknowledged(2)
+
+    assert (out.taken, out.room) == (4, WINDOW_BYTES - 2)
+    out.rewind(4)
+    assert out.take() == Frame(Kind.DATA, 4, b"ef")
+
+
+def test_what_came_before_is_refused() -> None:
+    into = Incoming()
+    into.arrived(Frame(Kind.DATA, 0, b"abc"))
+
+    with pytest.raises(BadFrame, match="bytes from 1 where 3 is next"):
+        into.arrived(Frame(Kind.DATA, 1, b"bcd"))
+
+    assert (into.take(), into.received) == (b"abc", 3)
+
+
 @pytest.mark.parametrize("frame", [Frame(Kind.DATA, 1, b"x"), Frame(Kind.END, 2)])
 def test_a_gap_is_refused(frame: Frame) -> None:
     with pytest.raises(BadFrame, match="where 0 is next"):

@@ -102,9 +102,9 @@ def test_a_link_of_one_sync_is_not_written_through_by_the_next(tmp_path: Path) -
 
 PACKS = {
     "another file": PART.pack(7, LAST) + b"x",
-    "too much": PART.pack(0, 0) + b"xx",
-    "too many zeros": PART.pack(0, ZEROS) + SIZE.pack(2),
-    "uncounted zeros": PART.pack(0, ZEROS) + b"x",
+    "too much": PART.pack(0, LAST) + b"xx",
+    "too many zeros": PART.pack(0, LAST | ZEROS) + SIZE.pack(2),
+    "uncounted zeros": PART.pack(0, LAST | ZEROS) + b"x",
     "no head": b"x",
 }
 
@@ -187,7 +187,7 @@ def test_a_manifest_without_end_is_cut_off() -> None:
 
 WISHES = {
     "a number there is not": (words.WANT, [[9, 0]]),
-    "a negative number": (words.WANT, [[-1, 0]]),
+    "a negative number": (words.WANT, [[-2, 0]]),  # of a list, that would be the file
     "behind the end": (words.WANT, [[0, 1 << 40]]),
     "before the beginning": (words.WANT, [[0, -1]]),
     "words": (words.WANT, [["a", "b"]]),
