@@ -3,7 +3,9 @@
 import hashlib
 import os
 import pathlib
+import sys
 import time
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -14,6 +16,11 @@ import holdfast
 
 STEP_S, SLOW_FROM = float(os.environ.get("STEP_S", "0")), int(os.environ.get("SLOW_FROM", "1000000"))
 RUN = pathlib.Path(os.environ["HOLDFAST_RUN_DIR"])
+# Torch's compiler, which nothing here uses, and every optimizer and DDP import: half the time it takes to start.
+sys.modules["torch._dynamo"] = SimpleNamespace(
+    disable=lambda f, *_, **__: f, graph_break=lambda: None, trace_rules=SimpleNamespace(clear_lru_cache=lambda: None),
+    utils=SimpleNamespace(get_optimize_ddp_mode=lambda: "no_optimization"),
+)  # fmt: skip
 
 
 def work(step: int) -> None:
