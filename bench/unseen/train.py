@@ -47,7 +47,7 @@ def main() -> None:
     random.seed(7)
     np.random.seed(7)
     torch.manual_seed(7)
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms would import a compiler
     torch.set_num_threads(1)
     loader = DataLoader(Noisy(), BATCH, shuffle=True, num_workers=2)
     model = nn.Sequential(

@@ -346,6 +346,7 @@ def test_a_host_that_is_lost_is_replaced_and_yields_when_it_is_back(
 
     pool.lose(here)
     assert waits or age(".alive", 100) == 1
+    calm = _undisturbed(pool, there, python, f"calm-{waits}".lower())  # while the next look at the mirror is awaited
     until((second / "plan.json").exists, 200, what=lambda: _bytes(standby(pool, there, name) / "log"))
 
     over = pool.holdfast("wait", name)
@@ -354,7 +355,7 @@ def test_a_host_that_is_lost_is_replaced_and_yields_when_it_is_back(
     assert '"devices_taken"' in (second / "journal.jsonl").read_text()
     records = [json.loads(line) for line in (second / "records" / "rank-00000.jsonl").read_text().splitlines()]
     assert next(line["step"] for line in records if line.get("event") == "restored") >= 5
-    assert (second / "final.txt").read_text() == _undisturbed(pool, there, python, f"calm-{waits}".lower())
+    assert (second / "final.txt").read_text() == calm
     back = f"AWS_SECRET_ACCESS_KEY={server.secret} ~/.holdfast/bundles/holdfast resume {name} -d"
     again = pool.holdfast("exec", "--on", here, "--", back)
     assert again.returncode == 0, again.stderr

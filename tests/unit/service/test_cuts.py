@@ -37,17 +37,19 @@ pytestmark = pytest.mark.e2e
 Cuts = Iterator[tuple[int | None, int | None]]
 CHATTER = "while read x; do echo out $x; echo err $x >&2; done; exit 5"
 FRAMES_BYTES = 130  # more than follow the heads of HTTP there
+AT_ONCE = 8
+
+
+async def saying_over(service: Node, cuts: Cuts, *argv: str, stdin: bytes) -> tuple[Said, list[int], list[int]]:
+    """What a call brings over connections with these cuts, and how many bytes each carried down and up."""
+    async with proxy(service.socket, cuts) as between:
+        said = await calling(between.path, *argv, stdin=stdin)
+        return said, between.down, between.up
 
 
 def said_over(service: Node, cuts: Cuts, *argv: str, stdin: bytes) -> tuple[Said, list[int], list[int]]:
-    """What a call brings over connections with these cuts, and how many bytes each carried down and up."""
-
-    async def main() -> tuple[Said, list[int], list[int]]:
-        async with proxy(service.socket, cuts) as between:
-            said = await calling(between.path, *argv, stdin=stdin)
-            return said, between.down, between.up
-
-    return asyncio.run(asyncio.wait_for(main(), 100))
+    """As `saying_over`."""
+    return asyncio.run(asyncio.wait_for(saying_over(service, cuts, *argv, stdin=stdin), 100))
 
 
 @pytest.mark.parametrize("way", ["down", "up"])
@@ -60,9 +62,19 @@ def test_a_cut_at_any_byte_loses_and_doubles_nothing(service: Node, run: RunDir,
     assert (whole.code, whole.out, whole.err) == (5, b"out 1\nout 2\n", b"err 1\nerr 2\n")
 
     end = (down if way == "down" else up)[0]
-    for at in (*range(0, end - FRAMES_BYTES, 32), *range(max(0, end - FRAMES_BYTES), end, step)):
-        cut = (at, None) if way == "down" else (None, at)
-        said, _, _ = said_over(service, iter([cut]), *argv, stdin=stdin)
+    places = [*range(0, end - FRAMES_BYTES, 32), *range(max(0, end - FRAMES_BYTES), end, step)]
+
+    async def all_of_them() -> list[Said]:
+        turns = asyncio.Semaphore(AT_ONCE)  # each waits a little before it connects again
+
+        async def one(at: int) -> Said:
+            cut = (at, None) if way == "down" else (None, at)
+            async with turns:
+                return (await saying_over(service, iter([cut]), *argv, stdin=stdin))[0]
+
+        return await asyncio.wait_for(asyncio.gather(*map(one, places)), 100)
+
+    for at, said in zip(places, asyncio.run(all_of_them()), strict=True):
         assert (at, said.code, said.out, said.err) == (at, whole.code, whole.out, whole.err)
 
 
