@@ -75,6 +75,16 @@ def test_a_token_of_the_environment(monkeypatch: pytest.MonkeyPatch, value: str,
         read_token(None)
 
 
+def test_a_token_is_one_whose_every_byte_is_right() -> None:
+    digest = digest_of("shown")
+    nearly = [bytes(byte ^ (at == wrong) for at, byte in enumerate(digest)) for wrong in range(len(digest))]
+    others = [Token(f"other-{number}", each, frozenset()) for number, each in enumerate(nearly)]
+    right = Token("right", digest, frozenset())
+
+    assert matching(others, "shown") is None
+    assert matching([*others[:9], right, *others[9:]], "shown") == right
+
+
 def test_a_limit_fills_again() -> None:
     limits = Limits(most=3, per_s=0.5)
     for _ in range(3):
