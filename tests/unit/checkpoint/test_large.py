@@ -15,7 +15,9 @@ from holdfast.checkpoint.folder import Folder
 from holdfast.checkpoint.manifest import MAX_MANIFEST_BYTES
 from holdfast.checkpoint.slots import align
 from holdfast.checkpoint.snapshot import Layout, Spec, plan
-from tests.slotparts import contents, new_slot, table_of
+from tests.slotparts import new_slot, table_of
+
+PIECE_BYTES = 1 << 20
 
 
 def name(number: int) -> str:
@@ -38,7 +40,13 @@ def assert_comes_back(root: Path, part: Part) -> None:
     (info,) = load.checkpoints(root)
     slot = new_slot()
     load.fill(root, info, 0, slot, whole=True)
-    assert contents(slot.view, slot.read_table()) == contents(part.slot, part.table)
+    for there, here in zip(slot.read_table()["chunks"], part.table["chunks"], strict=True):
+        assert there["bytes"] == here["bytes"]
+        for at in range(0, here["bytes"], PIECE_BYTES):  # in memory there is no room for another copy of it
+            end = min(at + PIECE_BYTES, here["bytes"])
+            found = bytes(slot.view[there["offset"] + at : there["offset"] + end])
+            is_same = found == part.slot[here["offset"] + at : here["offset"] + end]
+            assert is_same, (here["offset"], at)
 
 
 @pytest.mark.parametrize("count", [5_000, pytest.param(100_000, marks=pytest.mark.soak)])
@@ -52,6 +60,7 @@ def test_a_hundred_thousand_tensors_fit_into_a_manifest(tmp_path: Path, count: i
     assert_comes_back(tmp_path, part)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("gigabytes", [0.125, pytest.param(8, marks=pytest.mark.soak)])
 def test_one_big_tensor_is_spread_over_packs(tmp_path: Path, gigabytes: float) -> None:
     columns = 4096
