@@ -27,13 +27,14 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import linkplot, machine, network
-from bench.linkways import WAYS, Node, Tasks, Way
+from bench.linkways import WAYS, Node, Prepared, Task, Tasks, Way
 from tests.labs import sshd as lab
 from tests.labs.links import own_links
 
 OURS, COLD, SHARED = "holdfast", "ssh, cold", "ssh, ControlMaster"
 FIELD_S = 0.832, 0.045  # of a command, cold and over ControlMaster, as users tell
 MORE_S, FASTER, SHARE = 0.001, 100, 0.95  # targets: a call beyond its round trip, against cold ssh, of ssh's upload
+FIRST_S = 2.0  # target: from a host that is up and bare to its first answer
 REST_S = 0.05  # as long as an answer from afar takes
 RESTED = {"ping": "ping after rest", "call": "call after rest"}
 Facts: TypeAlias = dict[str, Any]
@@ -93,19 +94,19 @@ def measure(amount: Amount, *, say: Callable[[str], object], bundles: Path | Non
     with contextlib.ExitStack() as stack:
         nodes = stack.enter_context(_nodes(amount, bundles))
         works = {
-            (trip_s, title, task): _timed(work)
+            (trip_s, title, task): work
             for trip_s, node in nodes.items()
             for way in ways
             for title, task, work in _works(way, stack.enter_context(way.connect(node)))
         }
         works |= {
-            (trip_s, title, RESTED[task]): _rested(work)
+            (trip_s, title, RESTED[task]): Prepared(lambda: time.sleep(REST_S), work)
             for (trip_s, title, task), work in works.items()
             if title == OURS and task in RESTED and not trip_s
         }
         for number in range(amount.rounds):
             for key, work in works.items():
-                times.setdefault(key, []).extend(work() for _ in range(amount.times(key[2])))
+                times.setdefault(key, []).extend(_timed(work) for _ in range(amount.times(key[2])))
             say(f"round {number + 1} of {amount.rounds}")
     rows = [_row(*key, taken, amount.size_bytes(key[2])) for key, taken in times.items()]
     return {
@@ -124,11 +125,14 @@ def measure(amount: Amount, *, say: Callable[[str], object], bundles: Path | Non
 
 @contextlib.contextmanager
 def _nodes(amount: Amount, bundles: Path | None) -> Iterator[dict[float, Node]]:
-    """One server of our own, as far away as is asked, and what is brought there."""
+    """Two servers of our own, as far away as is asked, and what is brought there."""
     with tempfile.TemporaryDirectory(prefix="link-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         user, home = stack.enter_context(lab.person())
         server = stack.enter_context(lab.sshd(folder / "ssh", user, home, options={"Subsystem": "sftp internal-sftp"}))
+        nobody, empty = stack.enter_context(lab.person())
+        apart = {"SetEnv": f"HOLDFAST_HOME={empty}/holdfast"}
+        bare = stack.enter_context(lab.sshd(folder / "bare", nobody, empty, options=apart))
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("HOLDFAST_SSH_CONFIG", str(server.config))
         # a holdfast that was installed is not compiled at each start
@@ -138,11 +142,13 @@ def _nodes(amount: Amount, bundles: Path | None) -> Iterator[dict[float, Node]]:
         payload, tree = _written(folder, amount)
         nodes = {}
         for trip_s in amount.trips_s:
-            port = stack.enter_context(network.delayed(server.port, trip_s))
+            port, other = (stack.enter_context(network.delayed(each.port, trip_s)) for each in (server, bare))
             nodes[trip_s] = Node(
-                alias=_named(server, f"node-{trip_s * 1000:g}ms", port), config=server.config, port=port, user=user,
-                key=server.folder / "key", known_hosts=server.folder / "known_hosts", inbox=home, payload=payload,
-                tree=tree, stream_bytes=amount.stream_bytes,
+                alias=_named(server.config, f"node-{trip_s * 1000:g}ms", server, port),
+                bare=_named(server.config, f"bare-{trip_s * 1000:g}ms", bare, other),
+                config=server.config, port=port, user=user, key=server.folder / "key",
+                known_hosts=server.folder / "known_hosts", inbox=home, payload=payload, tree=tree,
+                stream_bytes=amount.stream_bytes,
             )  # fmt: skip
         yield nodes
 
@@ -161,9 +167,9 @@ def _written(folder: Path, amount: Amount) -> tuple[Path, Path]:
     return payload, tree
 
 
-def _named(server: lab.Sshd, alias: str, port: int) -> str:
-    """Make the server known to ssh under another name and port."""
-    with server.config.open("a") as config, (server.folder / "known_hosts").open("a") as known:
+def _named(known_to: Path, alias: str, server: lab.Sshd, port: int) -> str:
+    """Make the server known to ssh, by that configuration, under another name and port."""
+    with known_to.open("a") as config, (server.folder / "known_hosts").open("a") as known:
         block = server.config.read_text().partition("Host node\n")[2].partition("Host ")[0]
         config.write(f"Host {alias}\n{block.replace(f'Port {server.port}', f'Port {port}')}")
         known.write(f"[127.0.0.1]:{port} {(server.folder / 'host.pub').read_text()}")
@@ -175,31 +181,20 @@ def _trip_s(trip_s: float) -> float:
         return network.trip_s(far)
 
 
-def _works(way: Way, tasks: Tasks) -> Iterator[tuple[str, str, Callable[[], object]]]:
+def _works(way: Way, tasks: Tasks) -> Iterator[tuple[str, str, Task]]:
     for name, work in tasks.items():
         task, _, title = name.partition("/")
         yield title or way.title, task, work
 
 
-def _timed(work: Callable[[], object]) -> Callable[[], float]:
-    """Does it and returns the seconds."""
-
-    def timed() -> float:
-        began_s = time.perf_counter()
-        work()
-        return time.perf_counter() - began_s
-
-    return timed
-
-
-def _rested(timed: Callable[[], float]) -> Callable[[], float]:
-    """The same behind a rest that does not count."""
-
-    def rested() -> float:
-        time.sleep(REST_S)
-        return timed()
-
-    return rested
+def _timed(task: Task) -> float:
+    """Do it; the seconds."""
+    if isinstance(task, Prepared):
+        task.before()
+        return _timed(task.work)
+    began_s = time.perf_counter()
+    task()
+    return time.perf_counter() - began_s
 
 
 def _row(trip_s: float, title: str, task: str, times_s: Sequence[float], size_bytes: int | None) -> Facts:
@@ -229,11 +224,14 @@ def targets(rows: Sequence[Facts], trip: Facts) -> list[str]:
 def _against_cold(at: Mapping[tuple[str, str], float]) -> list[str]:
     cold_s, call_s, command_s = at[COLD, "command"], at[OURS, "call"], at[OURS, "command"]
     faster, (field_cold_s, field_s) = cold_s / call_s, FIELD_S
+    first_s = at[OURS, "first call"]
+    first = f"a host that has nothing of ours answers after {first_s:.2f} s"
     ours = f"a command {cold_s:.3f} s to {command_s:.4f} s ({cold_s / command_s:.0f} x)"
     rested = f"a call takes {at[OURS, RESTED['call']] * 1000:.2f} ms, a ping {at[OURS, RESTED['ping']] * 1000:.2f}"
     field = f"{field_cold_s} s to {field_s} s ({field_cold_s / field_s:.0f} x)"
     return [
         f"{_met(faster >= FASTER)}: a call is {faster:.0f} x faster than a cold ssh, target {FASTER}",
+        f"{_met(first_s <= FIRST_S)}: {first}, target {FIRST_S:g}",
         f"beside: {ours}; the field tells {field}",
         f"beside: after {REST_S * 1000:g} ms of rest {rested}",
     ]

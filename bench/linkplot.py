@@ -13,13 +13,25 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
-TASKS = ("ping", "ping after rest", "call", "call after rest", "command", "stream", "upload", "sync", "unchanged")
+TASKS = (
+    "ping",
+    "ping after rest",
+    "call",
+    "call after rest",
+    "command",
+    "stream",
+    "upload",
+    "sync",
+    "unchanged",
+    "first call",
+)
 OURS, OTHER = "tab:blue", "tab:gray"
 # of each panel: its tasks, and what a bar is long for
 _PANELS = (
     (("ping", "ping after rest", "call", "call after rest", "command"), "ms of a call or a command"),
     (("stream", "upload"), "MB/s of a stream or an upload"),
     (("sync", "unchanged"), "ms of a folder of {files} files"),
+    (("first call",), "ms from a bare host to its first answer"),
 )
 
 

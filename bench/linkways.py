@@ -3,7 +3,8 @@
 A way is a context manager that connects and yields its tasks, each a function to be timed: `command` runs `true`;
 `call` asks the node's service whether it is there; `ping` the same to the server itself; `stream` reads what a command
 writes; `upload` sends the payload to one that forgets it; `sync` brings the tree to a new folder, `unchanged` brings it
-once more to where it is already. `upload/sftp` is an upload whose row is called sftp.
+once more to where it is already; `first call` is one to a host that has nothing of ours. `upload/sftp` is an upload
+whose row is called sftp.
 """
 
 from __future__ import annotations
@@ -22,24 +23,43 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, TypeAlias, TypeVar
 
+from holdfast.bundle import places
 from holdfast.commands.reach import linked
 from holdfast.link import mux, remote
 from holdfast.link.channels import Connection
+from holdfast.link.client import Links
+from holdfast.link.target import users_config
 from holdfast.service.client import Calls
 from tests.labs.servers import process
 from tests.waiting import until
 
-Tasks: TypeAlias = Mapping[str, Callable[[], object]]
+Work: TypeAlias = Callable[[], object]
 T = TypeVar("T")
 FORGET = "cat >/dev/null"
 REACHED_S = 60.0  # most of bringing holdfast to a node, and starting its service
 
 
 @dataclass(frozen=True, slots=True)
+class Prepared:
+    """A task before which something is done that does not count."""
+
+    before: Work
+    work: Work
+
+
+Task: TypeAlias = "Work | Prepared"
+Tasks: TypeAlias = Mapping[str, Task]
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
-    """A host under `alias` of an ssh configuration: how to reach it, and what is brought there."""
+    """A host under `alias` of an ssh configuration: how to reach it, and what is brought there.
+
+    bare: another one, as far away, whose HOLDFAST_HOME may be removed.
+    """
 
     alias: str
+    bare: str
     config: Path
     port: int
     user: str
@@ -220,7 +240,9 @@ def kept_paramiko(node: Node) -> Iterator[Tasks]:
 @contextlib.contextmanager
 def holdfast(node: Node) -> Iterator[Tasks]:
     """The agent's master, and through it the service on the node."""
-    with linked(node.alias, REACHED_S) as there, _loop() as run, Path(os.devnull).open("r+b") as null:
+    with contextlib.ExitStack() as stack:
+        there, run = stack.enter_context(linked(node.alias, REACHED_S)), stack.enter_context(_loop())
+        null = stack.enter_context(Path(os.devnull).open("r+b"))
         up, calls = there.up, Calls(there.connect)
         connection = run(_connected(up.path))
         run(calls.get("/ping"))  # from now on the service is there
@@ -238,11 +260,31 @@ def holdfast(node: Node) -> Iterator[Tasks]:
                 "command/holdfast exec, the verb": lambda: _run(_verb("exec", "--on", node.alias, "--", "true")),
                 "stream": lambda: run(_stream(connection, node)),
                 "upload": upload,
+                "first call": stack.enter_context(_bringing(node)),
                 **_sync_tasks(node),
             }
         finally:
             run(calls.close())
             run(connection.close())
+
+
+@contextlib.contextmanager
+def _bringing(node: Node) -> Iterator[Prepared]:
+    """Over a connection that is up: what is ours is sent and unpacked, the service started and asked."""
+
+    def clear() -> None:
+        _well(remote.run(up, 'pkill -KILL -f "$HOLDFAST_HOME/bundles/"; rm -rf "$HOLDFAST_HOME"', nothing))
+        places.forget(up.key)
+
+    def call() -> None:
+        with linked(node.bare, REACHED_S) as there, _loop() as run:
+            calls = Calls(there.connect)
+            run(calls.get("/ping"))
+            run(calls.close())
+
+    with Links() as links, Path(os.devnull).open("r+b") as null:
+        up, nothing = links.up(node.bare, config=users_config(), within_s=REACHED_S), [null.fileno()] * 3
+        yield Prepared(clear, call)
 
 
 def _verb(*words: str) -> list[str]:

@@ -210,6 +210,7 @@ def test_a_host_that_is_away_is_told_and_the_next_one_taken(pool: Pool) -> None:
 
 
 def test_the_end_of_a_run_that_nobody_could_go_on_with_asks_no_other_host(pool: Pool) -> None:
+    (pool.root / "project" / "wait.py").write_text(WAITS)
     (pool.root / "project" / "run.yaml").write_text(
         "resources: {infra: [ssh/nowhere, ssh/node-b]}\nname: unmirrored\nrun: python3 wait.py\n"
     )

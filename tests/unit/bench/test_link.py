@@ -23,14 +23,14 @@ def test_every_way_does_every_task_and_the_distance_costs_what_it_should(tmp_pat
 
     for trip_s in TINY.trips_s:
         done = {task for _, way, task in at if (trip_s, way, task) in at and way == OURS}
-        assert {"ping", "call", "command", "stream", "upload"} <= done
+        assert {"ping", "call", "command", "stream", "upload", "first call"} <= done
         assert len(at[trip_s, OURS, "call"]["times_s"]) == TINY.rounds * TINY.calls
         assert at[trip_s, SHARED, "upload"]["bytes_per_s"] > 0
         assert at[trip_s, "holdfast sync", "unchanged"]["median_s"] > trip_s
         assert at[trip_s, "tar over ssh", "sync"]["median_s"] > trip_s
     assert at[0.0, OURS, link.RESTED["call"]]["low_s"] < link.REST_S
     assert at[0.01, OURS, "call"]["low_s"] > 0.01 > at[0.0, OURS, "call"]["low_s"]
-    assert len(facts["targets"]) == 9
+    assert len(facts["targets"]) == 10
     json.dumps(facts)
     linkplot.plot(tmp_path / "link.png", facts)
     assert (tmp_path / "link.png").read_bytes().startswith(b"\x89PNG")
@@ -41,7 +41,7 @@ def test_every_way_does_every_task_and_the_distance_costs_what_it_should(tmp_pat
 def rows(**median_s: float) -> list[dict[str, Any]]:
     names = {"call": (OURS, "call"), "command": (OURS, "command"), "cold": (COLD, "command")}
     names |= {"ping": (OURS, "ping"), "rested": (OURS, link.RESTED["call"]), "rested_ping": (OURS, link.RESTED["ping"])}
-    names |= {"ours": (OURS, "upload"), "theirs": (SHARED, "upload")}
+    names |= {"first": (OURS, "first call"), "ours": (OURS, "upload"), "theirs": (SHARED, "upload")}
     return [
         {"trip_s": 0.0, "way": names[name][0], "task": names[name][1], "median_s": seconds}
         for name, seconds in median_s.items()
@@ -51,11 +51,15 @@ def rows(**median_s: float) -> list[dict[str, Any]]:
 def test_targets_say_met_or_not() -> None:
     trip = {"wanted_s": 0.0, "measured_s": 0.0001}
     rested = {"rested": 0.002, "rested_ping": 0.0015}
-    good = link.targets(rows(call=0.001, ping=0.0005, command=0.002, cold=0.2, ours=1.0, theirs=1.0, **rested), trip)
-    poor = link.targets(rows(call=0.0012, ping=0.0001, command=0.002, cold=0.1, ours=1.0, theirs=0.94, **rested), trip)
+    good = link.targets(
+        rows(call=0.001, ping=0.0005, first=2.0, command=0.002, cold=0.2, ours=1.0, theirs=1.0, **rested), trip
+    )
+    poor = link.targets(
+        rows(call=0.0012, ping=0.0001, first=2.1, command=0.002, cold=0.1, ours=1.0, theirs=0.94, **rested), trip
+    )
 
-    assert [sentence.partition(":")[0] for sentence in good] == ["met"] * 4 + ["beside"] * 2
-    assert [sentence.partition(":")[0] for sentence in poor] == ["NOT met"] * 4 + ["beside"] * 2
+    assert [sentence.partition(":")[0] for sentence in good] == ["met"] * 5 + ["beside"] * 2
+    assert [sentence.partition(":")[0] for sentence in poor] == ["NOT met"] * 5 + ["beside"] * 2
     assert "0.50 ms more than a ping, target 1.00" in good[1]
     assert "0.832 s to 0.045 s (18 x)" in good[-2]
     assert "a call takes 2.00 ms, a ping 1.50" in good[-1]
