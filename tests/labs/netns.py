@@ -80,7 +80,7 @@ class Network:
 
     def add_route(self, to: str) -> None:
         """The client learns another way."""
-        _ip("-n", self.client, "route", "add", to, "via", "10.77.1.2")
+        _inside(self.client, "route", "add", to, "via", "10.77.1.2")
 
     def forget_after(self, seconds: int) -> None:
         """A connection that is silent for so long is forgotten: its packets are dropped from then on."""
