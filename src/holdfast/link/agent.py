@@ -93,6 +93,7 @@ class Agent:
         self._clients: dict[int, asyncio.Task[None]] = {}
         self._numbers = itertools.count()  # of clients, of questions and of sockets
         self._used_s = time.monotonic()
+        self._has_moved = False
         self._ops: dict[str, Callable[[Mapping[str, Any], Client], Awaitable[Message]]] = {
             "want": self._want,
             "links": self._list,
@@ -113,12 +114,15 @@ class Agent:
         accepting = loop.create_task(self._accept(listener))
         moves = routes.listen()
         if moves is not None:
-            loop.add_reader(moves, self._moved, moves)
+            loop.add_reader(moves, self._move, moves)
         try:
             await leftovers.sweep()
             while not self._is_idle() and _is_at(path, ours):
                 await asyncio.sleep(_TICK_S)
+                has_moved, self._has_moved = self._has_moved, False
                 for place in list(self._places.values()):
+                    if has_moved:
+                        place.uproot()
                     place.tick(time.monotonic())
                 await self._drop_spent()
         finally:
@@ -131,11 +135,10 @@ class Agent:
             await asyncio.wait(leaving)  # each ends what it alone has used
             await asyncio.gather(*[self._end_place(key) for key in list(self._places)])
 
-    def _moved(self, moves: socket.socket) -> None:
-        """This machine may be in another network."""
+    def _move(self, moves: socket.socket) -> None:
+        """This machine may be in another network. That is told in many parts, and by some machines all day."""
         routes.heard(moves)
-        for place in self._places.values():
-            place.uproot()
+        self._has_moved = True
 
     def _is_idle(self) -> bool:
         if self._clients or self._places:
