@@ -31,6 +31,7 @@ from holdfast.bundle.places import Platform, make_folder
 from holdfast.errors import HoldfastError
 
 EXTRAS = ("s3",)  # go along where they are installed here
+_LEFT_OUT = {"markdown-it-py", "mdurl", "pygments"}  # rich asks for them, and we ask nothing of it that needs them
 _OLDEST_MINOR = {"glibc": 5, "musl": 0}  # of glibc 2 and musl 1 that any wheel names
 _LEGACY = {
     17: "manylinux2014",
@@ -121,7 +122,7 @@ def needed(platform: Platform) -> list[str]:
     while waiting:
         requirement = waiting.pop()
         name = canonicalize_name(requirement.name)
-        if name in found:
+        if name in found or name in _LEFT_OUT:
             continue
         try:
             distribution = importlib.metadata.distribution(name)

@@ -99,9 +99,12 @@ def receive(stream: BinaryIO, order: "dict[str, Any]") -> None:
             else:
                 take(stream, part / ".wheel", name, size, digest).replace(wheel)
             unpack(wheel, part)
-        load(part)
         (part / CONTENTS).write_text(json.dumps({"hash": order["hash"], "wheels": order["wheels"]}))
-        make_durable(part)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:  # one waits for a processor, the other for the disk
+            sent = everything(part)  # bytecode comes meanwhile: it may be lost, and is made again
+            loading = pool.submit(load, part)
+            make_durable(sent)
+            loading.result()
         publish(part, folder / order["hash"], CONTENTS)
         launch(folder, order["hash"])
         sync(folder)
@@ -194,10 +197,15 @@ def load(part: Path) -> None:
         )
 
 
-def make_durable(part: Path) -> None:
-    """Every file and folder, several at once: one after the other each would wait for the disk by itself."""
+def everything(part: Path) -> "list[Path]":
+    """Its files and folders, itself among them."""
+    return [part, *part.rglob("*")]
+
+
+def make_durable(paths: "list[Path]") -> None:
+    """Several at once: one after the other each would wait for the disk by itself."""
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(sync, [part, *part.rglob("*")]))
+        list(pool.map(sync, paths))
 
 
 def sync(path: Path) -> None:
@@ -212,7 +220,7 @@ def sync(path: Path) -> None:
 def settle(part: Path, place: Path) -> int:
     """This very Python, unpacked at `part`, gets its name; the exit status."""
     (part / PYTHON).write_text(sys.version)
-    make_durable(part)
+    make_durable(everything(part))
     publish(part, place, PYTHON)
     sync(place.parent)
     return 0
