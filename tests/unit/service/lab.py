@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -53,6 +54,11 @@ class Node:
     def kill(self, number: int) -> None:
         process.send_signal(self.who, number)
         until(lambda: not process.alive(self.who), what="the end of the service")
+
+    def end_next(self) -> None:
+        """Of the service that began when this one was killed."""
+        os.kill(ask(self.socket, lambda calls: calls.get("/ping"))["pid"], signal.SIGTERM)
+        until(lambda: not self.socket.exists())
 
 
 def start(*more: str) -> int:

@@ -349,8 +349,7 @@ def test_a_new_service_does_not_take_the_call_of_one_that_was_killed(own_service
         with pytest.raises(CallLost):
             asyncio.run(main())
     finally:
-        os.kill(ask(own_service.socket, lambda calls: calls.get("/ping"))["pid"], signal.SIGTERM)
-        until(lambda: not own_service.socket.exists())
+        own_service.end_next()
 
 
 def test_nobody_there_is_told(own_home: Path) -> None:

@@ -29,7 +29,7 @@ from holdfast.service.frames import WINDOW_BYTES, Decoder, Frame, Kind
 from holdfast.service.riding import Riding
 from holdfast.service.streams import unix
 from holdfast.service.tasks import stop
-from tests.unit.service.lab import Node, Said, ask, calling, node, proxy, start
+from tests.unit.service.lab import Node, Said, calling, node, proxy, start
 from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
@@ -132,8 +132,7 @@ def test_a_verb_that_a_killed_service_may_have_begun_is_not_begun_by_the_next(ow
         with pytest.raises(CallLost):
             asyncio.run(main())
     finally:
-        os.kill(ask(own_service.socket, lambda calls: calls.get("/ping"))["pid"], signal.SIGTERM)
-        until(lambda: not own_service.socket.exists())
+        own_service.end_next()
 
 
 @pytest.mark.parametrize("first", [40_000, 1 << 16], ids=["the next is begun", "the next is not begun"])
